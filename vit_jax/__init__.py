@@ -1,0 +1,1 @@
+"""Vision Transformers in JAX/Flax Linen: train, fine-tune, compare and explain them."""

@@ -1,0 +1,67 @@
+"""What every command shares: the user's errors, exit codes, and the flags --config, --workdir and --data_dir."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+DONE, FAULT, USER_MISTAKE = 0, 1, 2
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class UserError(ValueError):
+    """A mistake of the user's: says in one line what was given, what was expected and what to do."""
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a command and exits with its code; a `UserError` becomes one line on stderr and exit code 2."""
+    try:
+        code = main(sys.argv[1:])
+    except UserError as mistake:
+        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+        code = USER_MISTAKE
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader went away: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that gathers `--config.<field>=<value>` overrides and raises `UserError` for the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+    def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The flags, and the overrides as `<field>=<value>` strings in the order given."""
+        overrides, rest = [], []
+        words = iter(argv)
+        for word in words:
+            if not word.startswith("--config."):
+                rest.append(word)
+                continue
+            if "=" not in word:  # `--config.train.epochs 3`
+                value = next(words, None)
+                if value is None:
+                    raise UserError(f"{word} has no value; write {word}=VALUE")
+                word = f"{word}={value}"
+            overrides.append(word.removeprefix("--config."))
+        return self.parse_args(rest), overrides
+
+    def add_data_dir(self) -> None:
+        self.add_argument(
+            "--data_dir",
+            default="",
+            help="folder of prepared data sets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+        )
+
+
+def data_dir(given: str = "") -> Path:
+    """The folder of prepared data sets: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
