@@ -1,0 +1,116 @@
+"""Multi-head attention with separate query, key and value parameters, applied as one matrix product.
+
+Shapes: `n` images, `l` query tokens, `m` key tokens, `d` width, `a` heads, `e` size per head.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+
+def dropout(x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: bool) -> Float[Array, "..."]:
+    """Zeroes entries with probability `rate` and scales the others by 1 / (1 - rate); the identity outside training.
+
+    The key is an argument, not a Linen RNG, so that a scanned and a looped stack of layers draw the same.
+    """
+    if not train or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0)
+
+
+class HeadProjection(nn.Module):
+    """The parameters of a projection from width d to heads: kernel [d a e] and bias [a e] (zeros without one)."""
+
+    heads: int
+    head_width: int
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, d: int) -> tuple[Float[Array, "d a e"], Float[Array, "a e"]]:
+        a, e = self.heads, self.head_width
+
+        def flat_init(key, shape, dtype=jnp.float32):  # fan-in and fan-out of the matrix [d, a e]
+            return nn.initializers.xavier_uniform()(key, (d, a * e), dtype).reshape(shape)
+
+        kernel = self.param("kernel", flat_init, (d, a, e))
+        return kernel, self.param("bias", nn.initializers.zeros, (a, e)) if self.bias else jnp.zeros((a, e))
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, s. 3.2); softmax in float32.
+
+    `head_width` is free: heads x head_width need not be the width. `positions` adds to the logits:
+    `relative`: q_i . r_(i-j), one learned vector for each 1-D offset, shared by the heads (Shaw et al. 2018,
+    arXiv:1803.02155, eq. 3); `relative_bias`: a learned scalar for each head and 2-D offset in the grid (as Swin,
+    Liu et al. 2021, arXiv:2103.14030, eq. 4), none where a token outside the grid (class token, register) takes part.
+    `qk_norm` normalises queries and keys per head (Dehghani et al. 2023, arXiv:2302.05442, s. 2).
+
+    Sows the probabilities [n a l m] as `attention`, and lets gradients be taken with respect to them (`perturb`).
+    """
+
+    heads: int
+    head_width: int
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    norm_epsilon: float = 1e-6
+    dropout: float = 0.0
+    positions: str = "none"
+    grid: tuple[int, int] = (0, 0)
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, queries: Float[Array, "n l d"], tokens: Float[Array, "n m d"], rng: Key[Array, ""], *, train: bool
+    ) -> Float[Array, "n l d"]:
+        d = queries.shape[-1]
+        q, k, v = self._project(queries, tokens)
+        if self.qk_norm:
+            q = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="query_norm")(q)
+            k = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="key_norm")(k)
+
+        logits = jnp.einsum("nlae,nmae->nalm", q, k).astype(jnp.float32)
+        if self.positions == "relative":
+            logits += self._relative_logits(q)
+        logits = logits / jnp.sqrt(jnp.float32(self.head_width))
+        if self.positions == "relative_bias":
+            logits += self._bias(queries.shape[1])
+        attention = nn.softmax(logits)
+        self.sow("intermediates", "attention", attention)
+        attention = self.perturb("attention", attention)
+        attention = dropout(attention, self.dropout, rng, train=train).astype(self.dtype)
+
+        x = jnp.einsum("nalm,nmae->nlae", attention, v)
+        return nn.DenseGeneral(
+            d, axis=(-2, -1), kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out"
+        )(x)
+
+    def _project(self, queries, tokens):
+        """Queries [n l a e], keys and values [n m a e]; self-attention projects all three in one product."""
+        projections = [
+            HeadProjection(self.heads, self.head_width, self.qkv_bias, name=name)(queries.shape[-1])
+            for name in ("query", "key", "value")
+        ]
+        kernels, biases = zip(*projections, strict=True)
+        kernel, bias = jnp.stack(kernels, 1).astype(self.dtype), jnp.stack(biases).astype(self.dtype)
+        if queries is tokens:
+            qkv = jnp.einsum("nld,dsae->nlsae", tokens, kernel) + bias
+            return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q = jnp.einsum("nld,dae->nlae", queries, kernel[:, 0]) + bias[0]
+        kv = jnp.einsum("nmd,dsae->nmsae", tokens, kernel[:, 1:]) + bias[1:]
+        return q, kv[:, :, 0], kv[:, :, 1]
+
+    def _relative_logits(self, q: Float[Array, "n l a e"]) -> Float[Array, "n a l l"]:
+        l, e = q.shape[1], q.shape[-1]
+        table = self.param("relative_embedding", nn.initializers.normal(stddev=0.02), (2 * l - 1, e))
+        offset = jnp.arange(l)[:, None] - jnp.arange(l)[None, :] + l - 1
+        return jnp.einsum("nlae,lme->nalm", q, table[offset].astype(q.dtype)).astype(jnp.float32)
+
+    def _bias(self, l: int) -> Float[Array, "a l l"]:
+        h, w = self.grid
+        table = self.param("relative_bias", nn.initializers.normal(stddev=0.02), (2 * h - 1, 2 * w - 1, self.heads))
+        y, x = jnp.divmod(jnp.arange(h * w), w)
+        bias = table[y[:, None] - y[None, :] + h - 1, x[:, None] - x[None, :] + w - 1]  # [h*w h*w a]
+        outside = l - h * w
+        return jnp.pad(jnp.moveaxis(bias, -1, 0), ((0, 0), (outside, 0), (outside, 0)))

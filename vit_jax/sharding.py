@@ -1,0 +1,102 @@
+"""How arrays lie on devices: the mesh, and rules from a parameter's path to its PartitionSpec.
+
+Models know nothing of this. Axes: `data` splits the batch, `fsdp` splits the batch and the parameters (ZeRO-3,
+Rajbhandari et al. 2020, arXiv:1910.02054), `tensor` splits heads and MLP width (Megatron, arXiv:1909.08053).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vit_jax import trees
+from vit_jax.command import UserError
+from vit_jax.trees import PyTree
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+P = PartitionSpec
+Rule = tuple[str, PartitionSpec]
+
+# The first rule that is found in the path, and whose rank is the leaf's, decides; no rule: replicated.
+RULES: tuple[Rule, ...] = (
+    (r"(query|key|value)/kernel$", P("fsdp", "tensor", None)),
+    (r"(query|key|value)/bias$", P("tensor", None)),
+    (r"out/kernel$", P("tensor", None, "fsdp")),
+    (r"MlpBlock_\d+/(Dense_0|gate)/kernel$", P("fsdp", "tensor")),
+    (r"MlpBlock_\d+/(Dense_0|gate)/bias$", P("tensor")),
+    (r"MlpBlock_\d+/Dense_1/kernel$", P("tensor", "fsdp")),
+    (r"pos_embedding$", P(None, None, "fsdp")),
+    (r"kernel$", P("fsdp", None)),
+    (r"kernel$", P(None, None, None, "fsdp")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The mesh; the product of the three axes is the number of devices used."""
+
+    data: int = 0  # devices along the data axis; 0: all that the other axes leave
+    fsdp: int = 1
+    tensor: int = 1
+    devices: int = 0  # how many devices the run must find; 0: any number
+
+
+def check(settings: Settings) -> None:
+    """Raises `UserError` for axis sizes that no machine could have."""
+    if settings.data < 0 or settings.devices < 0 or settings.fsdp < 1 or settings.tensor < 1:
+        raise UserError(f"mesh={settings} has a size below 1; sizes are positive, and data=0 means all that remain")
+
+
+def make_mesh(settings: Settings, devices: Sequence[jax.Device] = ()) -> Mesh:
+    """The mesh over the given devices (default: all of every process)."""
+    check(settings)
+    devices = tuple(devices) or tuple(jax.devices())
+    if settings.devices and settings.devices != len(devices):
+        raise UserError(
+            f"found {len(devices)} devices, expected mesh.devices={settings.devices}; "
+            "start the run on that many, or set mesh.devices to what there is"
+        )
+    model = settings.fsdp * settings.tensor
+    data = settings.data or len(devices) // model
+    if data * model != len(devices):
+        raise UserError(
+            f"mesh data={data} x fsdp={settings.fsdp} x tensor={settings.tensor} needs {data * model} devices, "
+            f"found {len(devices)}; make the product {len(devices)}"
+        )
+    # Auto: Linen does not work on Explicit axes, the default of `jax.make_mesh`.
+    shape = (data, settings.fsdp, settings.tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices, for everything with one entry an image."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
+    """The PartitionSpec of one leaf; an axis that does not divide its dimension is left out."""
+    layer_axes = 1 if trees.is_stacked(name) else 0
+    for pattern, spec in rules:
+        if len(spec) + layer_axes == len(shape) and re.search(pattern, name):
+            wanted = (None,) * layer_axes + tuple(spec)
+            return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(wanted, shape)))
+    return P()
+
+
+def tree_shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> PyTree:
+    """The sharding of each leaf of a tree of arrays or shapes, by its path."""
+    return trees.map_with_name(lambda name, leaf: NamedSharding(mesh, spec_for(name, leaf.shape, mesh, rules)), tree)
