@@ -1,0 +1,182 @@
+"""Learning-rate schedules, weight-decay masks and optimizers: settings in, an optax transformation out."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import trees
+from vit_jax.command import UserError
+from vit_jax.trees import PyTree
+
+Optimizer = Literal["adamw", "sgd", "rmsprop", "lion", "lamb", "adafactor"]
+Schedule = Literal["cosine", "linear", "rsqrt", "step", "exponential", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The config group `optim`."""
+
+    name: Optimizer = "adamw"
+    lr: float = 1e-3  # peak learning rate
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 0
+    warmup_epochs: float = 0.0  # instead of warmup_steps
+    warmup_start_lr: float = 0.0
+    final_lr: float = 0.0  # cosine and linear end here
+    step_epochs: tuple[float, ...] = ()  # step: multiplies by `factor` at each of these epochs
+    factor: float = 0.1  # step: at each boundary; exponential: per epoch
+    timescale_steps: int = 10_000  # rsqrt: lr falls as sqrt(timescale / (timescale + step))
+    weight_decay: float = 0.0
+    decay: str = r"kernel$"  # regular expression of the parameters that decay; ".*" decays all
+    b1: float = 0.9  # adamw, lion, lamb
+    b2: float = 0.999  # adamw, lion (which wants 0.99), lamb
+    epsilon: float = 1e-8
+    momentum: float = 0.9  # sgd, rmsprop
+    nesterov: bool = False  # sgd
+    rms_decay: float = 0.9  # rmsprop
+    clip_norm: float = 0.0  # global gradient norm; 0: off
+    ema_decay: float = 0.0  # exponential moving average of the parameters, which evaluation then uses; 0: off
+
+
+def check(settings: Settings) -> None:
+    """Raises `UserError` for values outside their range."""
+    positive = {"lr": settings.lr, "epsilon": settings.epsilon, "timescale_steps": settings.timescale_steps}
+    for field, value in positive.items():
+        if value <= 0:
+            raise UserError(f"optim.{field}={value} is not positive")
+    for field in ("weight_decay", "clip_norm", "warmup_steps", "warmup_epochs", "warmup_start_lr", "final_lr"):
+        if getattr(settings, field) < 0:
+            raise UserError(f"optim.{field}={getattr(settings, field)} is negative; 0 means off")
+    for field in ("b1", "b2", "momentum", "rms_decay", "ema_decay"):
+        if not 0 <= getattr(settings, field) < 1:
+            raise UserError(f"optim.{field}={getattr(settings, field)} is not in [0, 1)")
+    if settings.warmup_steps and settings.warmup_epochs:
+        raise UserError("optim.warmup_steps and optim.warmup_epochs are both given; set one of them to 0")
+    if settings.schedule == "step" and not settings.step_epochs:
+        raise UserError("optim.schedule='step' needs optim.step_epochs, e.g. (30, 60, 80)")
+    try:
+        re.compile(settings.decay)
+    except re.error as error:
+        raise UserError(f"optim.decay={settings.decay!r} is not a regular expression: {error}") from error
+
+
+def schedule(settings: Settings, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate of a step (from 0), float32: linear warm-up, then the decay over what remains.
+
+    Warm-up reaches `lr` at step `warmup_steps`. `rsqrt` is Zhai et al. 2022 (arXiv:2106.04560, s. 3.5) without
+    cool-down; `exponential` decays once an epoch, as Wu et al. 2020 (arXiv:2006.03677, s. 4.2).
+    """
+    warmup = settings.warmup_steps or round(settings.warmup_epochs * steps_per_epoch)
+    if warmup >= total_steps and warmup > 0:
+        raise UserError(
+            f"the warm-up of {warmup} steps leaves nothing of the run's {total_steps}; "
+            "shorten optim.warmup_steps or optim.warmup_epochs, or raise train.epochs"
+        )
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        rising = settings.warmup_start_lr + (settings.lr - settings.warmup_start_lr) * step / max(warmup, 1)
+        return jnp.where(step < warmup, rising, _decayed(settings, step, warmup, total_steps, steps_per_epoch))
+
+    return rate
+
+
+def _decayed(settings: Settings, step: jax.Array, warmup: int, total_steps: int, steps_per_epoch: int) -> jax.Array:
+    lr, final = settings.lr, settings.final_lr
+    progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+    epoch = step / steps_per_epoch
+    match settings.schedule:
+        case "cosine":
+            return final + (lr - final) * 0.5 * (1 + jnp.cos(math.pi * progress))
+        case "linear":
+            return lr + (final - lr) * progress
+        case "rsqrt":
+            timescale = settings.timescale_steps
+            return lr * jnp.sqrt(timescale / (timescale + jnp.maximum(step - warmup, 0)))
+        case "step":
+            passed = jnp.sum(epoch >= jnp.asarray(settings.step_epochs))
+            return lr * settings.factor**passed
+        case "exponential":
+            return lr * settings.factor ** jnp.floor(jnp.maximum(step - warmup, 0) / steps_per_epoch)
+    return jnp.full_like(step, lr)
+
+
+def create(settings: Settings, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, the optimizer's direction, weight decay, learning rate.
+
+    Decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101) for adamw, lion and adafactor; LAMB's is inside its
+    trust ratio (You et al. 2020, arXiv:1904.00962, alg. 2); sgd and rmsprop add it to the gradient as the papers that
+    train ResNets with them do (L2 regularisation).
+    """
+    decay = optax.add_decayed_weights(settings.weight_decay, mask=lambda params: trees.mask(params, settings.decay))
+    b1, b2, eps, momentum = settings.b1, settings.b2, settings.epsilon, settings.momentum
+    match settings.name:
+        case "adamw":
+            parts = [optax.scale_by_adam(b1, b2, eps), decay]
+        case "lion":
+            parts = [optax.scale_by_lion(b1, b2), decay]
+        case "lamb":
+            parts = [optax.scale_by_adam(b1, b2, eps), decay, per_layer(optax.scale_by_trust_ratio())]
+        case "adafactor":
+            parts = [per_layer(_adafactor_direction()), decay]
+        case "sgd":
+            parts = [decay, optax.trace(momentum, nesterov=settings.nesterov)]
+        case "rmsprop":
+            parts = [decay, optax.scale_by_rms(settings.rms_decay, eps), optax.trace(momentum)]
+    if settings.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def _adafactor_direction() -> optax.GradientTransformation:
+    """Adafactor without momentum (Shazeer & Stern 2018, arXiv:1804.04235, alg. 4), for big_vision's learning rates.
+
+    Update clipping at 1; no scaling by the parameters' norm, so that `lr` means what it means for adamw.
+    """
+    return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`transformation` applied to each layer of a stacked parameter by itself.
+
+    For transformations that look at a whole leaf (trust ratios, factored moments): a scanned model, whose leaves hold
+    all layers, then gets the updates of a looped one.
+    """
+
+    def axes(tree: PyTree) -> PyTree:
+        return trees.map_with_name(lambda name, _: 0 if trees.is_stacked(name) else None, tree)
+
+    def layers(tree: PyTree) -> int:
+        names = zip(trees.names(tree), jax.tree.leaves(tree), strict=True)
+        return next((leaf.shape[0] for name, leaf in names if trees.is_stacked(name)), 0)
+
+    def one_layer(tree: PyTree) -> PyTree:
+        return trees.map_with_name(
+            lambda name, leaf: jax.ShapeDtypeStruct(leaf.shape[1:] if trees.is_stacked(name) else leaf.shape, leaf.dtype),
+            tree,
+        )
+
+    def vmap(fn: Callable[..., Any], in_axes: Any, out_axes: Any, size: int) -> Callable[..., Any]:
+        return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes, axis_size=size)
+
+    def init(params: PyTree) -> PyTree:
+        size = layers(params)
+        if not size:
+            return transformation.init(params)
+        state_axes = axes(jax.eval_shape(transformation.init, one_layer(params)))
+        return vmap(transformation.init, (axes(params),), state_axes, size)(params)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        size = layers(updates)
+        if not size:
+            return transformation.update(updates, state, params)
+        in_axes = (axes(updates), axes(state), axes(params))
+        return vmap(transformation.update, in_axes, (axes(updates), axes(state)), size)(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
