@@ -1,0 +1,124 @@
+"""Decodes and resizes images on the host, with NumPy and Pillow: from a file's bytes to uint8 [h w c]."""
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import ExifTags, Image, ImageOps
+
+# Pillow's modes that hold no colour. 16-bit grey comes as "I;16" (any byte order), or as "I" from PGM and TIFF files.
+_GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_GREY = ("1", "L", "LA", "La", *_GREY_16_BIT)
+_LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601 in 1/65536, as in Pillow's convert("L")
+
+
+class BrokenImage(ValueError):
+    """The bytes are no image, an incomplete one, or one of a kind that has no 8-bit form."""
+
+
+def decode(encoded: bytes | UInt8[np.ndarray, "h w _"], channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """The image upright, its transparent parts on white, 16-bit grey scaled to 8; of an animation the first frame.
+
+    `channels`: 1 grey, 3 RGB (grey repeated), 0 as stored (1 for grey images, else 3). An array is taken as decoded
+    and returned without a copy where its channels fit. Raises `BrokenImage`, never returns half an image.
+    """
+    if channels not in (0, 1, 3):
+        raise ValueError(f"{channels=}; expected 0 (as stored), 1 (grey) or 3 (RGB)")
+    image = encoded if isinstance(encoded, np.ndarray) else _decode_file(encoded)
+    return _with_channels(image, channels)
+
+
+def header_shape(file: Path) -> tuple[int, int, int]:
+    """The (h, w, c) that `decode` will return as stored, from the file's header alone; raises `BrokenImage`."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            # A PNG may carry its EXIF block behind the pixels; getexif would decode the image to reach it.
+            known = image.format != "PNG" or "exif" in image.info
+            turned = known and image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            shape = (width, height) if turned else (height, width)
+            return *shape, 1 if image.mode in _GREY else 3
+    except Exception as fault:
+        raise BrokenImage(f"{file}: {_reason(fault)}") from fault
+
+
+def resize(
+    image: UInt8[np.ndarray, "h w c"], size: tuple[int, int], how: Literal["stretch", "crop"]
+) -> UInt8[np.ndarray, "_ _ c"]:
+    """The image at `size` (h, w): bilinear, with antialiasing; the same array where it fits already.
+
+    "stretch" ignores the aspect; "crop" keeps it: scales until the image just covers `size`, then takes the centre.
+    """
+    if image.shape[:2] == size:
+        return image
+    height, width = size
+    box = _crop_box(image.shape[:2], size) if how == "crop" else None
+    flat = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    resized = flat.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized).reshape(height, width, -1)
+
+
+def _crop_box(given: tuple[int, ...], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box (left, top, right, bottom) that resizes to what scaling the whole image and cutting the centre gives."""
+    scale = max(wanted / side for wanted, side in zip(size, given, strict=True))
+    scaled = [max(wanted, round(side * scale)) for wanted, side in zip(size, given, strict=True)]
+    starts = [(long - wanted) // 2 for long, wanted in zip(scaled, size, strict=True)]
+    top, left = (start * side / long for start, side, long in zip(starts, given, scaled, strict=True))
+    bottom, right = (
+        (start + wanted) * side / long for start, wanted, side, long in zip(starts, size, given, scaled, strict=True)
+    )
+    return left, top, right, bottom
+
+
+def _decode_file(encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+            return _pixels(ImageOps.exif_transpose(image))
+    except BrokenImage:
+        raise
+    except Exception as fault:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        raise BrokenImage(_reason(fault) if encoded else "the file is empty") from fault
+
+
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of a loaded image of any mode, grey modes with one channel, all others with three."""
+    if image.mode in _GREY_16_BIT:
+        return _from_16_bit(np.asarray(image))[..., None]
+    if image.mode == "F":
+        raise BrokenImage("floating-point pixels have no defined range; store the image with 8 or 16 bits")
+    grey = image.mode in _GREY
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colour).convert("RGB")
+        return np.asarray(flat)[..., :1] if grey else np.asarray(flat)
+    wanted = "L" if grey else "RGB"
+    pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
+    return pixels[..., None] if grey else pixels
+
+
+def _from_16_bit(values: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Grey values 0..65535 scaled to 0..255 and rounded."""
+    if values.min() < 0 or values.max() > 65535:
+        raise BrokenImage(f"grey values {values.min()}..{values.max()} exceed 16 bits")
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _with_channels(image: UInt8[np.ndarray, "h w _"], channels: int) -> UInt8[np.ndarray, "h w c"]:
+    given = image.shape[-1]
+    if given not in (1, 3):
+        raise ValueError(f"an image array has 1 or 3 channels, not {given}: shape {image.shape}")
+    if channels in (0, given):
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=-1)
+    luma = image.astype(np.uint32) @ _LUMA
+    return ((luma + 32768) >> 16).astype(np.uint8)[..., None]
+
+
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, Image.UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    return str(fault) or type(fault).__name__

@@ -1,0 +1,121 @@
+"""A data set of labelled images: named splits, and TFDS's split syntax over them."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from types import SimpleNamespace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vit_jax.command import UserError
+
+
+class MissingDataset(UserError):
+    """No data set of that name is built in, prepared, or a folder; says how to get it."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to labelled images in a fixed order; may be read from several threads and pickled."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"] | bytes, int]:
+        """The image, decoded or as its file's bytes, and the label."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Where the image comes from, for error messages: a path, or "cifar10 train record 17"."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known before any image is read."""
+
+    name: str
+    class_names: tuple[str, ...]  # by label
+    image_shape: tuple[int, int, int]  # h, w, c; (0, 0, c) where sizes differ between images
+    splits: Mapping[str, int]  # images in each named split
+    open_split: Callable[[str], Source]  # opens one of `splits`, whole
+
+    def source(self, spec: str) -> Source:
+        """The images of `spec`: "train", "train[:90%]", "train[100:]", "train[:50%]+test"; raises `UserError`."""
+        slices = self._slices(spec)
+        opened = {split: self.open_split(split) for split in dict(slices)}
+        if len(slices) == 1 and len(slices[0][1]) == self.splits[slices[0][0]]:
+            return opened[slices[0][0]]
+        return _Joined([(opened[split], rows) for split, rows in slices])
+
+    def size(self, spec: str) -> int:
+        """The number of images in `spec`, without opening it; raises `UserError`."""
+        return sum(len(rows) for _, rows in self._slices(spec))
+
+    def overlap(self, spec: str, other: str) -> int:
+        """The number of images that are in both; raises `UserError`."""
+        pairs = [
+            (rows, others)
+            for split, rows in self._slices(spec)
+            for name, others in self._slices(other)
+            if name == split
+        ]
+        return sum(len(range(max(a.start, b.start), min(a.stop, b.stop))) for a, b in pairs)
+
+    def _slices(self, spec: str) -> list[tuple[str, range]]:
+        """The summands of `spec`, in order: split and rows."""
+        slices = [(spec, range(self.splits[spec]))] if spec in self.splits else self._parse(spec)
+        if not all(rows for _, rows in slices):
+            raise UserError(f"split {spec!r} of {self.name} selects no image: {self._sizes()}")
+        return slices
+
+    def _parse(self, spec: str) -> list[tuple[str, range]]:
+        from tensorflow_datasets.core import ReadInstruction  # 0.5 s, for slices and sums only
+
+        infos = {split: SimpleNamespace(num_examples=size) for split, size in self.splits.items()}
+        slices = []
+        try:
+            for part in spec.split("+"):
+                asked = ReadInstruction.from_spec(part.strip())
+                for found in asked.to_absolute(infos):
+                    stop = infos[found.splitname].num_examples if found.to is None else found.to
+                    # "[-1%:]" of 40 images rounds to "[0:]", which is all of them; it asked for the last 0.
+                    rounded_to_0 = found.from_ is None and (getattr(asked, "from_", None) or 0) < 0
+                    slices.append((found.splitname, range(stop if rounded_to_0 else found.from_ or 0, stop)))
+        except (ValueError, NotImplementedError, AttributeError) as fault:  # AttributeError: "train[3shard]"
+            raise UserError(
+                f"split {spec!r} of {self.name}: expected a split, a slice or a sum, such as train, train[:90%] or "
+                f"train[100:]+test[:50], within {self._sizes()}"
+            ) from fault
+        return slices
+
+    def _sizes(self) -> str:
+        return ", ".join(f"{split} ({size:,} images)" for split, size in self.splits.items())
+
+
+class _Joined:
+    """Rows of other sources, one after another."""
+
+    def __init__(self, parts: Sequence[tuple[Source, range]]):
+        self._parts = tuple(parts)
+        self._ends = list(accumulate(len(rows) for _, rows in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"] | bytes, int]:
+        source, row = self._locate(index)
+        return source.read(row)
+
+    def describe(self, index: int) -> str:
+        source, row = self._locate(index)
+        return source.describe(row)
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        part = bisect_right(self._ends, index)
+        source, rows = self._parts[part]
+        return source, rows[index - self._ends[part]]  # negative: counted from the part's end

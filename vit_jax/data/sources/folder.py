@@ -1,0 +1,201 @@
+"""A folder of images as a data set: train/CLASS/*.jpg with test/ or val/, or CLASS/*.jpg split automatically."""
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from vit_jax.command import UserError
+from vit_jax.data import ops
+from vit_jax.data.sources.dataset import Dataset
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow names these files, but needs help to read them
+_HEADERS_READ = 1000
+
+Files = dict[str, list[str]]  # class -> its images' paths, relative to the root
+Split = tuple[list[str], Int[np.ndarray, " n"]]  # paths and labels, in the order in which they are read
+
+
+def open_folder(name: str) -> Dataset:
+    """The images below the folder `name`, one class per folder, at any depth; class names in sorted order.
+
+    Without train/ and test/ folders a fifth of each class becomes the test split. Which fifth depends on the files'
+    names alone, so it is the same on any machine. Within a split the classes are interleaved: every slice of it keeps
+    their proportions. Hidden files and files that are no image (by extension) are passed over. `image_shape` is what
+    the headers say, of up to 1,000 files evenly spaced. Raises `UserError` where the layout is neither of the two.
+    """
+    root = Path(os.path.expanduser(name))
+    if not root.is_dir():
+        raise UserError(f"{name} is {'not a folder' if root.exists() else 'not there'}; expected a folder of images")
+    try:
+        folders = _split_folders(root)
+        found = {split: _classes(root, path) for split, path in folders.items()} if folders else _divided(root)
+    except OSError as fault:
+        raise UserError(f"cannot read the folder {name}: {fault}") from fault
+    _check_same_classes(name, found)
+    classes = tuple(sorted(next(iter(found.values()))))
+    splits = {split: _ordered(files, classes) for split, files in found.items()}
+    sizes = {split: len(paths) for split, (paths, _) in splits.items()}
+    return Dataset(name, classes, _image_shape(root, splits), sizes, partial(_FolderSource, str(root), splits))
+
+
+class _FolderSource:
+    def __init__(self, root: str, splits: Mapping[str, Split], split: str):
+        self._root = root
+        self._paths, self._labels = splits[split]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        with open(self.describe(index), "rb") as file:
+            return file.read(), int(self._labels[index])
+
+    def describe(self, index: int) -> str:
+        return os.path.join(self._root, self._paths[index])
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """train, validation and test, where the root is laid out so; empty where its folders are classes."""
+    folders: dict[str, Path] = {}
+    for path in _visible_folders(root):
+        split = _SPLITS.get(path.name.lower())
+        if split in folders:
+            raise UserError(f"{root} holds both {folders[split].name}/ and {path.name}/; leave one of them")
+        if split:
+            folders[split] = path
+    if folders and "train" not in folders:
+        raise UserError(f"{root} holds {_listed(folders.values())} but no train/; expected train/CLASS/IMAGE")
+    if set(folders) == {"train"}:
+        raise UserError(
+            f"{root} holds {folders['train'].name}/ but neither test/ nor val/; add one, or give "
+            f"{folders['train']}, of which a fifth becomes the test split"
+        )
+    return {split: folders[split] for split in ("train", "validation", "test") if split in folders}
+
+
+def _classes(root: Path, folder: Path) -> Files:
+    """The images of each class folder in `folder`; raises `UserError` unless there are two or more, none empty."""
+    folders = _visible_folders(folder)
+    files = {_normal(path.name): list(_images(root, path)) for path in folders}
+    if len(files) < 2:
+        found = f"one class folder only, {folders[0].name}/," if files else "no class folder"
+        loose = sum(1 for path in folder.iterdir() if _is_image(path.name))
+        raise UserError(
+            f"{folder} holds {found} and {loose:,} images beside it; expected a folder per class: "
+            f"{folder}/CLASS/IMAGE.jpg, two classes or more"
+        )
+    if empty := [path for path in folders if not files[_normal(path.name)]]:
+        raise UserError(
+            f"{folder} holds class folders without an image: {_listed(empty)}; remove them, or add images "
+            "(.jpg, .png and what else Pillow reads)"
+        )
+    return files
+
+
+def _divided(root: Path) -> dict[str, Files]:
+    """Train and test: of each class the fifth with the lowest SHA-1 is test; of a single image none."""
+    files = _classes(root, root)
+    train, test = Files(), Files()
+    for label, paths in files.items():
+        count = max(1, (len(paths) + 2) // 5) if len(paths) > 1 else 0
+        by_hash = sorted(paths, key=_hash)
+        train[label], test[label] = by_hash[count:], by_hash[:count]
+    return {"train": train, "test": test}
+
+
+def _check_same_classes(name: str, found: Mapping[str, Files]) -> None:
+    for split, files in found.items():
+        extra, lacking = set(files) - set(found["train"]), set(found["train"]) - set(files)
+        if extra or lacking:
+            raise UserError(
+                f"{name}: the classes of {split} differ from those of train: only in {split}: "
+                f"{sorted(extra)[:5]}, only in train: {sorted(lacking)[:5]}; give both the same class folders"
+            )
+
+
+def _ordered(files: Files, classes: tuple[str, ...]) -> Split:
+    """Paths and labels: each class in the order of its hashes, the classes interleaved in proportion."""
+    keyed = []
+    for label, name in enumerate(classes):
+        hashes = sorted((_hash(path), path) for path in files[name])
+        keyed += [((rank + 0.5) / len(hashes), key, path, label) for rank, (key, path) in enumerate(hashes)]
+    keyed.sort()
+    return [path for *_, path, _ in keyed], np.array([label for *_, label in keyed], np.int32)
+
+
+def _image_shape(root: Path, splits: Mapping[str, Split]) -> tuple[int, int, int]:
+    paths = [path for names, _ in splits.values() for path in names]
+    sample = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _HEADERS_READ)).astype(int))
+    shapes: set[tuple[int, int, int]] = set()
+    broken = None
+    for row in sample:
+        try:
+            shapes.add(ops.header_shape(root / paths[row]))
+        except ops.BrokenImage as fault:  # reported when the image is read
+            broken = fault
+    if not shapes:
+        raise UserError(f"none of {len(sample):,} files opened in {root} is an image that can be read: {broken}")
+    sizes = {shape[:2] for shape in shapes}
+    height, width = sizes.pop() if len(sizes) == 1 else (0, 0)
+    return height, width, max(channels for *_, channels in shapes)
+
+
+def _images(root: Path, folder: Path) -> Iterator[str]:
+    """The images below `folder`, as paths relative to `root`; symbolic links to folders are not followed."""
+
+    def fail(fault: OSError) -> None:
+        raise fault
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if _is_visible(name)]
+        place = os.path.relpath(parent, root)
+        yield from (os.path.join(place, name) for name in names if _is_image(name))
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _is_visible(path.name) and path.is_dir())
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _is_image(name: str) -> bool:
+    return _is_visible(name) and os.path.splitext(name)[1].lower() in _extensions()
+
+
+@cache
+def _extensions() -> frozenset[str]:
+    known = Image.registered_extensions()
+    return frozenset(end for end, kind in known.items() if kind in Image.OPEN and kind not in _NO_PIXELS)
+
+
+def _normal(name: str) -> str:
+    """The name in one Unicode form: macOS stores accents apart from their letters, Linux as they were given."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _hash(path: str) -> bytes:
+    name = _normal(path.replace(os.sep, "/"))
+    return hashlib.sha1(name.encode("utf-8", "surrogateescape"), usedforsecurity=False).digest()
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    names = [f"{path.name}/" for path in paths]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,160 @@
+"""Prepared TFDS data sets in ArrayRecord files, read without TensorFlow and without the network."""
+
+import difflib
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vit_jax.command import UserError
+from vit_jax.data.sources.dataset import Dataset, MissingDataset
+
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_FORMAT = "array_record"
+
+
+def open_prepared(name: str, data_dir: Path) -> Dataset:
+    """The data set `NAME[/CONFIG][:VERSION]` in `data_dir`, by default its newest version; images stay encoded.
+
+    Raises `MissingDataset`, or `UserError` where what is prepared is damaged, in another format, or has no images
+    with labels.
+    """
+    folder = _find(name, data_dir)
+    if folder is None:
+        raise MissingDataset(_missing(name, data_dir))
+    builder = _builder(name, folder, data_dir)
+    image_key, label_key = _keys(name, builder.info)
+    height, width, channels = (side or 0 for side in builder.info.features[image_key].shape)
+    if not (height and width):
+        height = width = 0
+    return Dataset(
+        name,
+        tuple(builder.info.features[label_key].names),
+        (height, width, 1 if channels == 1 else 3),
+        {split: info.num_examples for split, info in builder.info.splits.items()},
+        partial(_RecordSource, name, builder, image_key, label_key),
+    )
+
+
+class _RecordSource:
+    """One split's records, each with the image's bytes as TFDS stored them."""
+
+    def __init__(self, name: str, builder: Any, image_key: str, label_key: str, split: str):
+        import tensorflow_datasets as tfds
+
+        self._name, self._split = name, split
+        self._image_key, self._label_key = image_key, label_key
+        features = builder.info.features
+        self._classes = features[label_key].num_classes
+        absent = [path.name for path in builder.info.splits[split].filepaths if not path.exists()]
+        if absent:
+            raise UserError(f"{name} {split}: {absent[0]} is not in {builder.data_path}; prepare the data set again")
+        images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+        self._records = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in images})
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        try:
+            record = self._records[index]
+        except Exception as fault:  # checksums: RuntimeError and others, by the kind of damage
+            raise UserError(f"the record cannot be read ({fault}); prepare the data set again") from fault
+        label = int(record[self._label_key])
+        if not 0 <= label < self._classes:
+            raise UserError(f"label {label} is outside 0..{self._classes - 1}; is the split {self._split} labelled?")
+        return record[self._image_key], label
+
+    def describe(self, index: int) -> str:
+        return f"{self._name} {self._split} record {index}"
+
+
+def _find(name: str, data_dir: Path) -> Path | None:
+    """The folder of the version asked for, else of the newest; None where there is none."""
+    place, _, version = name.partition(":")
+    folders = [path for path in _versions(data_dir / place) if version in ("", path.name)]
+    return max(folders, key=_version, default=None)
+
+
+def _versions(folder: Path) -> list[Path]:
+    names = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in names if _VERSION.fullmatch(path.name) and (path / "dataset_info.json").exists()]
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in folder.name.split("."))
+
+
+def _prepared(data_dir: Path) -> list[str]:
+    """Every NAME[/CONFIG]:VERSION in `data_dir`."""
+    if not data_dir.is_dir():
+        return []
+    places = [place for depth in ("*", "*/*") for place in data_dir.glob(depth)]
+    found = [(place, version) for place in places for version in _versions(place)]
+    return sorted(f"{place.relative_to(data_dir).as_posix()}:{version.name}" for place, version in found)
+
+
+def _builder(name: str, folder: Path, data_dir: Path) -> Any:
+    """TFDS's reader of the folder's metadata."""
+    from tensorflow_datasets import builder_from_directory
+
+    try:
+        builder = builder_from_directory(folder)
+        info = builder.info
+        formats = [known.value for known in (info.file_format, *info.alternative_file_formats)]
+        if _FORMAT in formats:
+            info.set_file_format(_FORMAT, override=True, override_if_initialized=True)
+            return builder
+    except Exception as fault:
+        raise UserError(f"{name}: the metadata in {folder} cannot be read ({fault}); prepare it again") from fault
+    raise UserError(
+        f"{name} in {folder} is prepared as {formats[0]}, which cannot be read at random; "
+        f"prepare it as {_FORMAT}: {_how_to_prepare(name, data_dir)}"
+    )
+
+
+def _keys(name: str, info: Any) -> tuple[str, str]:
+    """The features that hold the image and the class: TFDS's supervised pair, else the first of each kind."""
+    import tensorflow_datasets as tfds
+
+    features = info.features
+    supervised = [key for key in info.supervised_keys or () if isinstance(key, str)]
+    keys = [key for key in dict.fromkeys([*supervised, *features]) if key in features]
+    # A LabeledImage is a segmentation map; float pixels are not stored as an image that others can decode.
+    images = [
+        key
+        for key in keys
+        if isinstance(features[key], tfds.features.Image)
+        and not isinstance(features[key], tfds.features.LabeledImage)
+        and features[key].np_dtype.kind == "u"
+    ]
+    labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
+    if not (images and labels):
+        raise UserError(
+            f"{name} has no {'class label' if images else '8- or 16-bit image'} among its features "
+            f"{', '.join(features)}; expected a data set for image classification"
+        )
+    return images[0], labels[0]
+
+
+def _missing(name: str, data_dir: Path) -> str:
+    from vit_jax.data.prepare import PREPARABLE
+
+    prepared = _prepared(data_dir)
+    known = {place.partition(":")[0] for place in ("digits", "synthetic", *PREPARABLE, *prepared)} - {name}
+    similar = ", ".join(difflib.get_close_matches(name.partition(":")[0].lower(), sorted(known)))
+    return (
+        f"data set {name!r} is not in {data_dir} (prepared there: {', '.join(prepared) or 'nothing'}) and no folder of "
+        f"images; {f'similar names: {similar}; ' if similar else ''}to prepare it: {_how_to_prepare(name, data_dir)}"
+    )
+
+
+def _how_to_prepare(name: str, data_dir: Path) -> str:
+    from vit_jax.data.prepare import PREPARABLE, tf_command
+
+    if name in PREPARABLE:
+        return f"python -m vit_jax.data.prepare {name} --data_dir {shlex.quote(str(data_dir))}"
+    return tf_command(name, data_dir)
