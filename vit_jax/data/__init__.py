@@ -1,0 +1,133 @@
+"""Data sets: opened by name, split, decoded on the host, and batched for the devices.
+
+`open_data(settings)` touches neither a device nor, but for their headers, the images.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vit_jax.command import UserError, data_dir
+from vit_jax.data.feed import Batch, Feed
+from vit_jax.data.sources import Dataset, MissingDataset, open_dataset
+from vit_jax.data.split import Split, View
+
+__all__ = ["Batch", "Data", "Feed", "MissingDataset", "Settings", "Split", "View", "check", "open_data"]
+
+DEVICE_CACHE_BYTES = 2**30
+HOST_CACHE_BYTES = 8 * 2**30
+HELD_OUT = 10  # percent of the training split that validates where a data set has no validation split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The config group `data`. Splits are written as TFDS does: "train[:90%]", "train+test"."""
+
+    name: str = "digits"  # digits, synthetic/HxWxC/CLASSES/IMAGES, a folder of images, or a TFDS name
+    data_dir: str = ""  # of prepared TFDS data sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    train: str = ""  # "": the train split, less what validation takes of it
+    validation: str = ""  # "": the data set's own, else the last 10 % of train; "none": no validation
+    test: str = ""  # "": the test split; without one, the validation split, and validation is taken from train
+    image_size: tuple[int, ...] = ()  # pixels, on the host; (): as stored
+    resize: Literal["crop", "stretch"] = "crop"  # crop: shorter side to the size, then the centre
+    channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
+    cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed
+    threads: int = 4  # that decode
+    max_bad_fraction: float = 0.0  # of a split's images that may be broken, and are then skipped
+
+
+def check(settings: Settings) -> None:
+    """Raises `UserError` for values outside their range."""
+    if len(settings.image_size) > 2 or any(size < 1 for size in settings.image_size):
+        raise UserError(f"data.image_size={settings.image_size} is not one or two positive numbers, e.g. (224,)")
+    if settings.channels not in (0, 1, 3):
+        raise UserError(f"data.channels={settings.channels} is not 0 (as stored), 1 (grey) or 3 (colour)")
+    if settings.threads < 1:
+        raise UserError(f"data.threads={settings.threads} is not positive")
+    if not 0 <= settings.max_bad_fraction < 1:
+        raise UserError(f"data.max_bad_fraction={settings.max_bad_fraction} is not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Data:
+    """An opened data set: its classes, the shape in which images leave the host, and its splits by purpose."""
+
+    settings: Settings
+    dataset: Dataset
+    view: View
+    specs: dict[str, str]  # train, validation (missing without one), test -> TFDS split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    def size(self, purpose: str) -> int:
+        """The number of images of `train`, `validation`, `test` (0 without it), or of a TFDS split."""
+        if purpose == "validation" and purpose not in self.specs:
+            return 0
+        return self.dataset.size(self.specs.get(purpose, purpose))
+
+    def split(self, purpose: str) -> Split:
+        """The images of `train`, `validation`, `test`, or of any split in TFDS syntax."""
+        if purpose == "validation" and purpose not in self.specs:
+            raise UserError("data.validation='none': there is no validation split to evaluate; choose another split")
+        spec, settings = self.specs.get(purpose, purpose), self.settings
+        return Split(spec, self.dataset.source(spec), self.view, settings.max_bad_fraction, settings.threads)
+
+    def cache(self, split: Split) -> str:
+        """Where this split is kept: `device`, `host` or `none`."""
+        if self.settings.cache != "auto":
+            return self.settings.cache
+        if split.num_bytes <= DEVICE_CACHE_BYTES:
+            return "device"
+        return "host" if split.num_bytes <= HOST_CACHE_BYTES else "none"
+
+    def feed(self, split: Split, mesh) -> Feed:
+        """The split's way to the devices, cached as the settings say."""
+        cache = self.cache(split)
+        if cache == "host":
+            split.load()
+        return Feed(split, mesh, on_device=cache == "device", threads=self.settings.threads)
+
+
+def open_data(settings: Settings) -> Data:
+    """The data set that the settings describe; raises `MissingDataset` or `UserError` where it cannot be read."""
+    check(settings)
+    dataset = open_dataset(settings.name, data_dir(settings.data_dir))
+    specs = _specs(settings, dataset)
+    for spec in specs.values():
+        dataset.size(spec)  # raises for a split that does not exist
+    return Data(settings, dataset, _view(settings, dataset), specs)
+
+
+def _view(settings: Settings, dataset: Dataset) -> View:
+    *stored, stored_channels = dataset.image_shape
+    size = settings.image_size or tuple(stored)
+    if 0 in size:
+        raise UserError(
+            f"the images of {dataset.name!r} differ in size: set the size to bring them to, e.g. data.image_size=(224,)"
+        )
+    return View((size[0], size[-1]), settings.resize, settings.channels or stored_channels)
+
+
+def _specs(settings: Settings, dataset: Dataset) -> dict[str, str]:
+    """The splits by purpose; test images never train or validate, and validation images never train."""
+    splits = dataset.splits
+    test = settings.test or ("test" if "test" in splits else "validation")
+    validation, train = settings.validation, settings.train
+    if not validation:
+        own = "validation" in splits and "validation" not in test
+        validation = "validation" if own else f"train[{100 - HELD_OUT}%:]"
+        train = train or ("train" if own else f"train[:{100 - HELD_OUT}%]")
+    specs = {"train": train or "train", "validation": validation, "test": test}
+    if validation == "none":
+        del specs["validation"]
+    purposes = list(specs)
+    for i, first in enumerate(purposes):
+        for second in purposes[i + 1 :]:
+            shared = dataset.overlap(specs[first], specs[second])
+            if shared:
+                raise UserError(
+                    f"{shared} images are both in data.{first}={specs[first]!r} and data.{second}={specs[second]!r}; "
+                    f"set data.{first} to a split without them"
+                )
+    return specs

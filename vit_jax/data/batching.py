@@ -1,0 +1,59 @@
+"""Which images make which batch: a pure function of (seed, step), the same for any number of processes.
+
+Nothing else decides the order, so resuming a run at a step needs no saved state.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vit_jax.command import UserError
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " size"]:
+    """The order of the images in one epoch: a permutation of 0 .. size - 1."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
+
+
+def steps_per_epoch(batch_size: int, size: int) -> int:
+    """Full batches in an epoch; the remainder is dropped, another one in each epoch."""
+    if batch_size > size:
+        raise UserError(
+            f"train.batch_size={batch_size} is larger than the training split of {size} images; "
+            f"choose at most {size}, or more data"
+        )
+    return size // batch_size
+
+
+def train_indices(seed: int, step: int, batch_size: int, size: int) -> Int[np.ndarray, " batch_size"]:
+    """The images of a training step, counted from 0."""
+    epoch, position = divmod(step, steps_per_epoch(batch_size, size))
+    return epoch_order(seed, epoch, size)[position * batch_size : (position + 1) * batch_size]
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Images to evaluate; those with weight 0 only fill the last batch."""
+
+    indices: Int[np.ndarray, " n"]
+    weights: Float[np.ndarray, " n"]
+
+
+def evaluation_batches(batch_size: int, size: int) -> Iterator[EvaluationBatch]:
+    """Every image once, in order, in batches of one size; the last is padded with image 0 at weight 0."""
+    for start in range(0, size, batch_size):
+        indices = np.arange(start, start + batch_size)
+        real: Bool[np.ndarray, " n"] = indices < size
+        yield EvaluationBatch(np.where(real, indices, 0), real.astype(np.float32))
+
+
+def local_rows(batch_size: int, process: int, processes: int) -> slice:
+    """The rows of a global batch that one process loads."""
+    if batch_size % processes:
+        raise UserError(f"the batch of {batch_size} images cannot be divided by {processes} processes; use a multiple")
+    share = batch_size // processes
+    return slice(process * share, (process + 1) * share)

@@ -1,0 +1,72 @@
+"""Batches on their way to the devices: indices into a split that lies on them whole, or uint8 images by Grain."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vit_jax import sharding
+from vit_jax.data import batching
+from vit_jax.data.split import Split
+
+Batch = dict[str, jax.Array]
+
+
+class Feed:
+    """One split as seen by the steps: `frozen`, which every step reads, and a batch for each step.
+
+    With `on_device` the whole split is `frozen` ({"image", "label"}) and a batch holds {"index"}: a step gathers its
+    images itself. Otherwise `frozen` is empty and a batch holds {"image" uint8 [n h w c], "label" int32 [n]}.
+    Evaluation batches have a "weight" too: 0 for padding and for broken images.
+    """
+
+    def __init__(self, split: Split, mesh: Mesh, *, on_device: bool, threads: int = 4) -> None:
+        self.split, self.mesh, self.on_device, self.threads = split, mesh, on_device, threads
+        self.frozen: Batch = {}
+        if on_device:
+            split.load()
+            whole = {"image": split.images, "label": split.labels}
+            place = sharding.replicated(mesh)
+            self.frozen = {k: jax.make_array_from_process_local_data(place, v) for k, v in whole.items()}
+
+    def train(self, seed: int, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of the steps start .. stop - 1."""
+        rows = batching.local_rows(batch_size, jax.process_index(), jax.process_count())
+
+        def load(step: int) -> dict[str, np.ndarray]:
+            indices = batching.train_indices(seed, step, batch_size, len(self.split))[rows]
+            if self.on_device:
+                return {"index": indices.astype(np.int32)}
+            images, labels = self.split.read(indices)
+            return {"image": images, "label": labels}
+
+        return self._stream(load, range(start, stop))
+
+    def evaluation(self, batch_size: int) -> Iterator[Batch]:
+        """Every image of the split once, in order, the last batch padded."""
+        rows = batching.local_rows(batch_size, jax.process_index(), jax.process_count())
+        batches = list(batching.evaluation_batches(batch_size, len(self.split)))
+
+        def load(i: int) -> dict[str, np.ndarray]:
+            indices, weights = batches[i].indices[rows], batches[i].weights[rows]
+            if self.on_device:
+                return {"index": indices.astype(np.int32), "weight": weights}
+            images, labels, good = self.split.read_marked(indices)
+            return {"image": images, "label": labels, "weight": weights * good}
+
+        return self._stream(load, range(len(batches)))
+
+    def _stream(self, load: Callable[[int], dict[str, np.ndarray]], steps: range) -> Iterator[Batch]:
+        place = sharding.batch_sharding(self.mesh)
+        with contextlib.ExitStack() as stack:
+            loaded: Iterator[Any] = map(load, steps)
+            if not self.on_device and steps:
+                options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
+                dataset = grain.MapDataset.range(steps.start, steps.stop).map(load)
+                loaded = stack.enter_context(contextlib.closing(iter(dataset.to_iter_dataset(options))))
+            for batch in loaded:
+                yield {k: jax.make_array_from_process_local_data(place, v) for k, v in batch.items()}

@@ -1,0 +1,130 @@
+"""The decoded images of one split: kept in memory, or read from disk when asked for; broken ones counted."""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from vit_jax.command import UserError
+from vit_jax.data import ops
+from vit_jax.data.sources import Source
+
+STATISTICS_IMAGES = 10_000  # mean and deviation of a streamed split are taken over so many, evenly spaced
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image leaves the host: its size, how it is brought to that size, its channels."""
+
+    size: tuple[int, int]
+    resize: str
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (*self.size, self.channels)
+
+    def __call__(self, encoded: bytes | np.ndarray) -> UInt8[np.ndarray, "h w c"]:
+        return ops.resize(ops.decode(encoded, self.channels), self.size, self.resize)
+
+
+@dataclass
+class Split:
+    """Random access to the images of a split as uint8 [n h w c] with labels; safe to use from several threads.
+
+    `load` keeps all images in memory and leaves out the broken ones; without it they are read again each time.
+    A broken image raises `UserError` unless at most `max_bad_fraction` of the split is broken.
+    """
+
+    name: str
+    source: Source
+    view: View
+    max_bad_fraction: float = 0.0
+    threads: int = 4
+    images: UInt8[np.ndarray, "n h w c"] | None = None
+    labels: Int[np.ndarray, " n"] | None = None
+    bad: dict[int, str] = field(default_factory=dict)  # position in the source -> what is wrong
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.source) if self.labels is None else len(self.labels)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.source) * int(np.prod(self.view.shape))
+
+    def load(self) -> "Split":
+        """Decodes all images into memory; afterwards the split is as long as it has good images."""
+        if self.images is None:
+            images, labels, good = self._decode(np.arange(len(self.source)))
+            self.images, self.labels = (images, labels) if good.all() else (images[good], labels[good])
+        return self
+
+    def read(self, indices: Int[np.ndarray, " n"]) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+        """Images and labels for training: each broken image of a streamed split is replaced by the next good one."""
+        images, labels, good = self.read_marked(indices)
+        for row in np.flatnonzero(~good):
+            for ahead in range(1, len(self.source)):
+                image, label, found = self.read_marked(np.asarray([(indices[row] + ahead) % len(self.source)]))
+                if found[0]:
+                    images[row], labels[row] = image[0], label[0]
+                    break
+        return images, labels
+
+    def read_marked(
+        self, indices: Int[np.ndarray, " n"]
+    ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """Images, labels, and which of them are good (a broken one is black)."""
+        if self.images is None or self.labels is None:
+            return self._decode(indices, parallel=False)
+        return self.images[indices], self.labels[indices], np.ones(len(indices), bool)
+
+    def statistics(self) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+        """Mean and standard deviation of each channel, on the 0..1 scale, exact over the images looked at."""
+        images = self.images
+        if images is None:
+            spaced = np.unique(np.linspace(0, len(self.source) - 1, STATISTICS_IMAGES).astype(int))
+            images, _, good = self._decode(spaced)
+            images = images[good]
+        levels = np.arange(256) / 255
+        mean, std = np.empty(self.view.channels), np.empty(self.view.channels)
+        for c in range(self.view.channels):
+            share = np.bincount(images[..., c].reshape(-1), minlength=256) / images[..., c].size
+            mean[c] = share @ levels
+            std[c] = np.sqrt(share @ (levels - mean[c]) ** 2)
+        return mean, std
+
+    def _decode(self, indices, parallel: bool = True):
+        images = np.zeros((len(indices), *self.view.shape), np.uint8)
+        labels, good = np.zeros(len(indices), np.int32), np.ones(len(indices), bool)
+
+        def decode(row: int) -> None:
+            try:
+                encoded, labels[row] = self.source.read(int(indices[row]))
+                images[row] = self.view(encoded)
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                good[row] = False
+                self._count_bad(int(indices[row]), error)
+
+        if parallel:
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(decode, range(len(indices)), chunksize=64))
+        else:
+            for row in range(len(indices)):
+                decode(row)
+        return images, labels, good
+
+    def _count_bad(self, index: int, error: Exception) -> None:
+        with self._lock:
+            if index in self.bad:
+                return
+            self.bad[index] = f"{self.source.describe(index)}: {error}"
+            if len(self.bad) > self.max_bad_fraction * len(self.source):
+                raise UserError(
+                    f"broken image {self.bad[index]} ({len(self.bad)} of {len(self.source)} in {self.name!r} so far); "
+                    "repair or remove it, or allow some with data.max_bad_fraction=0.01"
+                ) from error
+            logging.getLogger(__name__).warning("skipped broken image %s", self.bad[index])
