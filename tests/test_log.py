@@ -1,0 +1,80 @@
+"""The diagnosis of a model that learns nothing, numbers with units, the config group."""
+
+import math
+
+import pytest
+
+from vit_jax import log
+from vit_jax.command import UserError
+
+LEARNS = {
+    "loss": 4.0,
+    "num_classes": 100,
+    "predicted_class_share": 0.02,
+    "predicted_class": "cat",
+    "true_class_share": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "starts"),
+    [
+        ({}, []),
+        ({"loss": 4.51}, []),  # 0.98 ln(100) = 4.513
+        ({"loss": 4.52}, ["the training loss 4.52 is not below ln(100) = 4.61, what guessing gives."]),
+        ({"loss": 9.0}, ["the training loss 9.00 is not below ln(100) = 4.61"]),
+        ({"loss": 0.69, "num_classes": 2}, ["the training loss 0.69 is not below ln(2) = 0.69"]),
+        ({"loss": 0.0, "num_classes": 1}, []),
+        ({"predicted_class_share": 0.95}, ["95.00 % of the validation predictions are 'cat', the class of 1.00 %"]),
+        ({"predicted_class_share": 0.89}, []),
+        ({"predicted_class_share": 0.95, "true_class_share": 0.77}, []),
+        ({"predicted_class_share": 0.95, "true_class_share": 0.75}, ["95.00 % of the validation predictions"]),
+        ({"loss": 4.61, "predicted_class_share": 1.0}, ["the training loss 4.61", "100.00 % of the validation"]),
+        ({"loss": math.nan, "predicted_class_share": 1.0}, ["the training loss is nan"]),
+        ({"loss": math.inf}, ["the training loss is inf"]),
+    ],
+)
+def test_diagnose(change, starts):
+    warnings = log.diagnose(**LEARNS | change)
+    assert len(warnings) == len(starts)
+    for warning, start in zip(warnings, starts, strict=True):
+        assert warning.startswith(start)
+        assert "Likely:" in warning
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.42, "0.4 s"),
+        (9.96, "10 s"),
+        (42, "42 s"),
+        (59.7, "1 min 00 s"),
+        (425, "7 min 05 s"),
+        (3599.6, "1 h 00 min"),
+        (3900, "1 h 05 min"),
+        (86_399, "1 d 00 h"),
+        (3 * 86_400 + 4 * 3600, "3 d 04 h"),
+        (-1, "0 s"),
+        (math.nan, "unknown"),
+    ],
+)
+def test_human_seconds(seconds, text):
+    assert log.human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (2**20 - 1, "1.00 MiB"), (5.89 * 2**30, "5.89 GiB")],
+)
+def test_human_bytes(n, text):
+    assert log.human_bytes(n) == text
+
+
+def test_human_count():
+    assert log.human_count(45_923_300) == "45.92 M"
+
+
+def test_settings_reject_a_log_step_of_zero():
+    with pytest.raises(UserError, match="every_steps=0"):
+        log.Settings(every_steps=0)

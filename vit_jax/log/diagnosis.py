@@ -1,0 +1,36 @@
+"""Warnings about a model that learns nothing, with the likely causes."""
+
+import math
+
+from vit_jax.log.human import human_percent
+
+
+def diagnose(
+    *, loss: float, num_classes: int, predicted_class_share: float, predicted_class: str, true_class_share: float
+) -> list[str]:
+    """Warnings of one or two sentences; none for a model that learns.
+
+    loss: mean training loss (cross-entropy, in nats).
+    predicted_class_share: share in [0, 1] of the validation predictions that fall in `predicted_class`, the class
+      predicted most often; true_class_share: share of the validation images that do belong to it.
+    """
+    if not math.isfinite(loss):  # then the predictions mean nothing either
+        return [
+            f"the training loss is {loss}: the parameters are lost. Likely: the learning rate is too high, the gradient"
+            " is not clipped or the warm-up too short, a low precision overflows, or the images hold NaN."
+        ]
+    warnings = []
+    guessing = math.log(num_classes)
+    if num_classes > 1 and loss >= 0.98 * guessing:
+        warnings.append(
+            f"the training loss {loss:.2f} is not below ln({num_classes}) = {guessing:.2f}, what guessing gives."
+            " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"
+            " the images, or the images are not normalised."
+        )
+    if predicted_class_share > 0.9 and true_class_share < 0.8 * predicted_class_share:
+        warnings.append(
+            f"{human_percent(predicted_class_share)} of the validation predictions are {predicted_class!r}, the class"
+            f" of {human_percent(true_class_share)} of the images. Likely: the model has collapsed (learning rate too"
+            " high, warm-up missing), the training images are not shuffled, or their classes are very unbalanced."
+        )
+    return warnings

@@ -1,0 +1,139 @@
+"""The metrics of a run as files: `metrics.jsonl`, one object per line, and TensorBoard event files."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, SupportsFloat, TextIO
+
+from vit_jax.command import UserError
+
+FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class MetricsWriter:
+    """Appends scalars to `workdir/metrics.jsonl` and `workdir/tensorboard/`; each write reaches the files at once.
+
+    A line is `{"step": 50, "train/loss": 2.5, ...}`: keys in the order given, floats so that they read back exactly.
+    JSON has no non-finite numbers, so they are the strings "nan", "inf" and "-inf"; `read_metrics` turns them back.
+
+    resume_step: the step training continues from, 0 for a new run. What an earlier process wrote about later steps,
+      and a line that it did not finish, is dropped. TensorBoard hides its later steps by itself.
+    active: False, for all processes but the first, writes nothing and creates nothing.
+    """
+
+    def __init__(self, workdir: Path, *, resume_step: int = 0, tensorboard: bool = True, active: bool = True) -> None:
+        self._lines: TextIO | None = None
+        self._events: _EventFile | None = None
+        if not active:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        _forget_after(workdir / FILE, resume_step)
+        self._lines = (workdir / FILE).open("a", encoding="utf-8")
+        if tensorboard:
+            self._events = _EventFile(workdir / TENSORBOARD, first_step=resume_step + 1)
+
+    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        """Appends one line. `step` is not a name for a scalar; values are numbers or arrays without axes."""
+        assert "step" not in scalars
+        if self._lines is None:
+            return
+        values = {name: float(value) for name, value in scalars.items()}
+        encoded = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self._lines.write(json.dumps({"step": int(step)} | encoded, allow_nan=False, ensure_ascii=False) + "\n")
+        self._lines.flush()
+        if self._events is not None:
+            self._events.write(step, values)
+
+    def close(self) -> None:
+        """Closes the files; writing afterwards does nothing."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._events is not None:
+            self._events.close()
+        self._lines = self._events = None
+
+
+def read_metrics(path: Path) -> list[dict[str, int | float]]:
+    """The lines of a `metrics.jsonl` as dicts, non-finite values as floats; an unfinished last line is left out.
+
+    Raises UserError where another line is damaged.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; give the folder of a run that has logged a step") from error
+    records = [_decode(line) for line in lines]
+    if records and records[-1] is None:
+        records.pop()
+    for number, record in enumerate(records, start=1):
+        if record is None:
+            raise UserError(
+                f"{path}, line {number}: expected a JSON object with a step; delete the line to read the rest"
+            )
+    return [record for record in records if record is not None]
+
+
+def _decode(line: bytes) -> dict[str, int | float] | None:
+    """The object in a line, or None where it is not a whole one."""
+    try:
+        record = json.loads(line.decode())
+        return {"step": int(record.pop("step"))} | {name: float(value) for name, value in record.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _forget_after(path: Path, last_step: int) -> None:
+    """Removes the lines of later steps and damaged lines, in one atomic replacement."""
+    old = path.read_bytes() if path.exists() else b""
+    new = b"".join(_kept(old, last_step))
+    if new == old:
+        return
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(new)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _kept(text: bytes, last_step: int) -> Iterator[bytes]:
+    for line in text.splitlines():
+        record = _decode(line)
+        if record is not None and record["step"] <= last_step:
+            yield line + b"\n"
+
+
+class _EventFile:
+    """A TensorBoard event file of scalars.
+
+    tensorboardX's SummaryWriter passes its events through a queue and a thread, and loses what they hold when the
+    process is killed; its EventsWriter below it writes directly.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # 0.3 s, and only the first process writes
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        # The suffix keeps two processes that start within one second from writing to the same file.
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
+        # Makes TensorBoard drop what earlier files say about this step and later ones.
+        self._add(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._add(step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+        self._writer.flush()
