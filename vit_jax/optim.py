@@ -158,7 +158,9 @@ def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTra
 
     def one_layer(tree: PyTree) -> PyTree:
         return trees.map_with_name(
-            lambda name, leaf: jax.ShapeDtypeStruct(leaf.shape[1:] if trees.is_stacked(name) else leaf.shape, leaf.dtype),
+            lambda name, leaf: jax.ShapeDtypeStruct(
+                leaf.shape[1:] if trees.is_stacked(name) else leaf.shape, leaf.dtype
+            ),
             tree,
         )
 

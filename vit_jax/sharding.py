@@ -93,7 +93,12 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule
     for pattern, spec in rules:
         if len(spec) + layer_axes == len(shape) and re.search(pattern, name):
             wanted = (None,) * layer_axes + tuple(spec)
-            return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(wanted, shape)))
+            return P(
+                *(
+                    axis if axis and size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(wanted, shape, strict=True)
+                )
+            )
     return P()
 
 

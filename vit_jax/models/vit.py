@@ -242,7 +242,7 @@ class ViT(nn.Module):
         return image_shape[-3] // p, image_shape[-2] // q
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n *k"]:
+    def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n ..."]:
         grid = self.grid(images.shape)
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         encoder_rng, pool_rng, head_rng = jax.random.split(rng, 3)
@@ -280,7 +280,7 @@ class ViT(nn.Module):
                 return patches.reshape(len(x), -1)
         return patches
 
-    def _head(self, x: Float[Array, "n *d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n *k"]:
+    def _head(self, x: Float[Array, "n ..."], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n ..."]:
         rngs = jax.random.split(rng, len(self.head_widths) + 1)
         if self.pre_logits:
             x = nn.tanh(nn.Dense(self.pre_logits, dtype=self.dtype, name="pre_logits")(x))
@@ -292,6 +292,6 @@ class ViT(nn.Module):
             return x
         kernel_init = nn.initializers.zeros if self.zero_head else nn.initializers.xavier_uniform()
         bias_init = nn.initializers.constant(self.head_bias)
-        return nn.Dense(
-            self.num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype, name="head"
-        )(x).astype(jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype, name="head")(
+            x
+        ).astype(jnp.float32)

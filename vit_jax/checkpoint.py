@@ -1,0 +1,251 @@
+"""Checkpoints by Orbax: asynchronous, the last n and the best k kept, verified when read, independent of `scan`.
+
+A checkpoint holds the state's arrays as one canonical tree (layers by name, not stacked), a small JSON (`about`), and
+once it is complete `checksums.json`: Orbax itself restores flipped bits without a word.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import serialization
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers
+
+from vit_jax import sharding, trees
+from vit_jax.command import UserError
+from vit_jax.trees import PyTree
+
+FORMAT = 1
+CHECKSUMS = "checksums.json"
+SCORE = "score"
+log = logging.getLogger(__name__)
+
+
+class Damaged(Exception):
+    """A checkpoint whose files are not what was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory/<step>`."""
+
+    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 1, read_only: bool = False) -> None:
+        """`keep_best` of those saved with a score stay, and the `keep_last` newest of all."""
+        logging.getLogger("absl").addFilter(_not_routine)
+        self.directory = directory.absolute()
+        policies = checkpoint_managers.preservation_policy
+        keep: list[Any] = [policies.LatestN(keep_last)]
+        if keep_best:
+            best = policies.BestN(get_metric_fn=_score, n=keep_best, keep_checkpoints_without_metrics=False)
+            keep.append(best)
+        self._options = ocp.CheckpointManagerOptions(
+            best_fn=_score,
+            best_mode="max",
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the highest score; None where none has one."""
+        scored = {step: (self._manager.metrics(step) or {}).get(SCORE) for step in self.steps()}
+        return max((s for s in scored if scored[s] is not None), key=lambda s: (scored[s], s), default=None)
+
+    def save(self, state: PyTree, step: int, about: Mapping[str, Any], score: float | None = None) -> None:
+        """Starts writing; returns as soon as the arrays are copied. A step that is there already is left alone."""
+        self._finish_pending()
+        if step in self.steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_without_empty(canonical(state))),
+            about=ocp.args.JsonSave({"format": FORMAT, **about}),
+        )
+        self._manager.save(step, args=items, metrics=None if score is None else {SCORE: score}, force=True)
+
+    def restore_newest(self, abstract: PyTree, mesh: Mesh) -> tuple[PyTree, dict[str, Any]] | None:
+        """The newest undamaged state, placed by the abstract state's rules, and its `about`; None without any.
+
+        Damaged checkpoints are set aside, with a warning.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(step, abstract, mesh)
+            except Damaged as damage:
+                log.warning("checkpoint %s is damaged (%s): going back to an older one", step, damage)
+                self._set_aside(step)
+        return None
+
+    def restore(self, step: int, abstract: PyTree, mesh: Mesh) -> tuple[PyTree, dict[str, Any]]:
+        """The state saved at a step; raises `Damaged`, or `UserError` if it belongs to another model."""
+        _verify(self.directory / str(step))
+        target = _without_empty(jax.eval_shape(lambda: canonical(_zeros(abstract))))
+        try:
+            saved = self._manager.item_metadata(step)["state"]
+            _check_shapes(trees_of(saved), target, self.directory)
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(_placed(target, mesh)), about=ocp.args.JsonRestore()
+            )
+            restored = self._manager.restore(step, args=items)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever a damaged file leads to
+            raise Damaged(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+        if restored["about"]["format"] > FORMAT:
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} has format {restored['about']['format']}, "
+                f"this version reads up to {FORMAT}; install a newer vit_jax"
+            )
+        return from_canonical(restored["state"], abstract, mesh), restored["about"]
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._finish_pending()
+        self._manager.close()
+
+    def _finish_pending(self) -> None:
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            for step in self.steps():
+                _write_checksums(self.directory / str(step))
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self.directory.with_name(f"{self.directory.name}-damaged") / str(step)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            os.replace(self.directory / str(step), aside)
+        self._manager.close()
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+
+
+def restore_variables(directory: Path, step: int, abstract: PyTree, part: str) -> PyTree:
+    """`params` and `batch_stats` of a checkpoint, on this process's first device.
+
+    `part` is "ema" for their averages, else "". Nothing else is read: no optimizer state.
+    """
+    folder = directory.absolute() / str(step)
+    _verify(folder)
+    target = _without_empty(jax.eval_shape(lambda: canonical(_zeros(abstract))))
+    item = {part: target} if part else target
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    args = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype), item)
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            found = reader.restore(
+                folder / "state", args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+            )
+    except Exception as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {str(error).splitlines()[0]}") from error
+    found = found[part] if part else found
+    return from_canonical(found, abstract, None)
+
+
+def canonical(state: PyTree) -> dict[str, Any]:
+    """The state as nested dicts with layers by name."""
+    return trees.unstack_layers(serialization.to_state_dict(state))
+
+
+def from_canonical(tree: Mapping[str, Any], abstract: PyTree, mesh: Mesh | None) -> PyTree:
+    """The inverse of `canonical`, with the layers stacked where the abstract state stacks them."""
+    template = serialization.to_state_dict(abstract)
+    if any(trees.is_stacked(name) for name in trees.names(template)):
+        shardings = None if mesh is None else sharding.tree_shardings(_without_empty(template), mesh)
+        tree = jax.jit(trees.stack_layers, out_shardings=shardings)(tree)
+    return serialization.from_state_dict(abstract, _with_empty(template, tree))
+
+
+def _zeros(abstract: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), abstract)
+
+
+def _placed(abstract: PyTree, mesh: Mesh) -> PyTree:
+    places = sharding.tree_shardings(abstract, mesh)
+    return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
+
+
+def _without_empty(tree: Any) -> Any:
+    """The tree without dicts that hold no array (optax's empty states), which a checkpoint does not keep."""
+    if not isinstance(tree, Mapping):
+        return tree
+    kept = {key: _without_empty(value) for key, value in tree.items()}
+    return {key: value for key, value in kept.items() if not (isinstance(value, dict) and not value)}
+
+
+def _with_empty(template: Any, tree: Any) -> Any:
+    """The tree with the empty dicts of the template."""
+    if not isinstance(template, Mapping):
+        return tree
+    return {key: _with_empty(value, tree.get(key, {})) for key, value in template.items()}
+
+
+def trees_of(metadata: Any) -> PyTree:
+    """Orbax's array metadata as a plain tree."""
+    return getattr(metadata, "tree", metadata)
+
+
+def _check_shapes(saved: PyTree, wanted: PyTree, directory: Path) -> None:
+    """Raises `UserError` unless names, shapes and dtypes agree: Orbax would cast without a word."""
+    have = dict(zip(trees.names(saved), jax.tree.leaves(saved), strict=True))
+    want = dict(zip(trees.names(wanted), jax.tree.leaves(wanted), strict=True))
+    for name in sorted(have.keys() ^ want.keys()):
+        where = "lacks" if name in want else "has, but the model does not,"
+        raise UserError(f"the checkpoint in {directory} {where} {name}; it belongs to another configuration")
+    for name, leaf in want.items():
+        if (tuple(have[name].shape), have[name].dtype) != (tuple(leaf.shape), leaf.dtype):
+            raise UserError(
+                f"the checkpoint in {directory} has {name} {have[name].dtype}{list(have[name].shape)}, "
+                f"expected {leaf.dtype}{list(leaf.shape)}; it belongs to another configuration"
+            )
+
+
+def _write_checksums(folder: Path) -> None:
+    path = folder / CHECKSUMS
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(_checksums(folder), indent=1))
+        os.replace(temporary, path)
+
+
+def _verify(folder: Path) -> None:
+    """Raises `Damaged` if a file is missing or differs. A checkpoint cut off before its checksums passes."""
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return
+    try:
+        written = json.loads(path.read_text())
+    except ValueError as error:
+        raise Damaged(f"{CHECKSUMS} is not JSON") from error
+    found = _checksums(folder)
+    for name in sorted(written.keys() | found.keys()):
+        if written.get(name) != found.get(name):
+            raise Damaged(f"{name} {'is missing' if name not in found else 'has changed since it was written'}")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith(CHECKSUMS.split(".")[0]):
+            with path.open("rb") as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics[SCORE]
+
+
+def _not_routine(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or "orbax" not in record.pathname

@@ -1,0 +1,165 @@
+"""From config files, JSON and overrides to a validated `Config`, and back."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax import models
+from vit_jax.command import UserError
+from vit_jax.config.schema import Config, validate
+from vit_jax.config.values import convert, from_text
+
+# What a resumed run may change: where and how fast it computes, not what.
+MAY_DIFFER = (
+    r"^mesh\.|^log\.|^checkpoint\.|^data\.(data_dir|cache|threads)$|^model\.(scan|remat)$|"
+    r"^evaluate\.(every_steps|batch_size|split)$|^train\.deterministic$"
+)
+
+
+def default() -> ConfigDict:
+    """Every field at its default: locked, so that a misspelt field is an error where it is written."""
+    return ConfigDict(to_dict(Config())).lock()
+
+
+def choose(arg: str, choices: Mapping[str, Any]) -> Any:
+    """The choice that a config file's argument names; "" is the first. Raises `UserError` that lists them."""
+    if arg and arg not in choices:
+        raise UserError(f"config argument {arg!r} is unknown; choose from {', '.join(choices)}")
+    return choices[arg or next(iter(choices))]
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration of `path.py[:arg]` or `path.json`, changed by `field=value` overrides.
+
+    Raises `UserError` for a missing file, an unknown field, a wrong type or a value out of range.
+    """
+    path, _, arg = spec.partition(":")
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), 1)
+        hint = f"did you mean {near[0]}?" if near else "give the path of a config file, e.g. configs/digits.py"
+        raise UserError(f"config file {path!r} does not exist; {hint}")
+    tree = json.loads(Path(path).read_text()) if path.endswith(".json") else _run_file(Path(path), arg)
+    return from_dict(tree, overrides)
+
+
+def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration of a nested dict with all or some of the fields."""
+    tree = _plain(tree)
+    name = tree.get("model", {}).get("name")
+    schema = dict(_schema(name if isinstance(name, str) else Config().model["name"]))
+    flat = dict(_leaves(tree, schema))
+    for override in overrides:
+        key, _, text = override.partition("=")
+        _require_known(key, schema)
+        if key == "model.name":
+            raise UserError("model.name decides the other fields of `model`; choose the model by the config's argument")
+        flat[key] = from_text(text, schema[key], key)
+    values = {key: convert(value, schema[key], key) for key, value in flat.items()}
+    config = _build(values)
+    validate(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested dicts."""
+    return {**dataclasses.asdict(config), "model": dict(config.model)}
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields, of those that decide a run's result, in which two configurations differ: path -> (old, new)."""
+    before, after = dict(_flatten(to_dict(old))), dict(_flatten(to_dict(new)))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in before | after
+        if before.get(key) != after.get(key) and not re.search(MAY_DIFFER, key)
+    }
+
+
+def _run_file(path: Path, arg: str) -> Mapping[str, Any]:
+    """What the file's `get_config(arg)` returns; its mistakes become one line with the place."""
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{path} has no function get_config(arg); see configs/digits.py")
+        return module.get_config(arg)
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError, NameError) as error:
+        places = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f"{path}:{places[-1]}" if places else str(path)
+        raise UserError(f"{place}: {' '.join(str(error).split())}") from error
+
+
+def _schema(model_name: str) -> Iterator[tuple[str, Any]]:
+    """Each field's path and type."""
+    for f in dataclasses.fields(Config):
+        if f.name == "model":
+            yield "model.name", str
+            yield from ((f"model.{name}", part.type) for name, part in models.fields(model_name).items())
+        elif dataclasses.is_dataclass(f.type):
+            yield from ((f"{f.name}.{part.name}", part.type) for part in dataclasses.fields(f.type))
+        else:
+            yield f.name, f.type
+
+
+def _leaves(tree: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in _flatten(tree):
+        _require_known(key, schema)
+        yield key, value
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _require_known(key: str, schema: Mapping[str, Any]) -> None:
+    if key in schema:
+        return
+    by_name = [known for known in schema if known.endswith(f".{key.rsplit('.', 1)[-1]}")]
+    close = difflib.get_close_matches(key, schema, 2, 0.7) or by_name
+    group = [known for known in schema if known.startswith(key.split(".")[0] + ".")]
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(group or schema)}"
+    raise UserError(f"config has no field {key!r}; {hint}")
+
+
+def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(tree, Mapping | ConfigDict):
+        raise UserError(f"get_config returned {type(tree).__name__}, not a ConfigDict; start from config.default()")
+    return {key: _plain(value) if isinstance(value, Mapping | ConfigDict) else value for key, value in tree.items()}
+
+
+def _build(values: Mapping[str, Any]) -> Config:
+    groups: dict[str, Any] = {}
+    for key, value in values.items():
+        group, _, name = key.partition(".")
+        if name:
+            groups.setdefault(group, {})[name] = value
+        else:
+            groups[group] = value
+    given = groups.pop("model", dict(Config().model))
+    built = {
+        f.name: f.type(**groups[f.name]) if dataclasses.is_dataclass(f.type) else groups[f.name]  # type: ignore[operator]
+        for f in dataclasses.fields(Config)
+        if f.name in groups
+    }
+    model = models.settings(given["name"], **{name: value for name, value in given.items() if name != "name"})
+    return Config(model=model, **built)

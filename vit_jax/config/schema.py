@@ -1,0 +1,100 @@
+"""The schema of a run's configuration: every group, field and default, and what values they may have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vit_jax import augment, data, models, optim, sharding
+from vit_jax.command import UserError
+
+# Named for their groups: inside `Config` the field `data` hides the module `data`.
+Data, Augment, Optim, Mesh = data.Settings, augment.Settings, optim.Settings, sharding.Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The config group `train`."""
+
+    batch_size: int = 128  # images per optimizer step, over all devices and processes
+    epochs: float = 10.0
+    steps: int = 0  # instead of epochs
+    accumulate: int = 1  # parts in which a batch is processed, one after another, to save memory
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+    max_bad_steps: int = 10  # updates in a row that may be skipped for a gradient that is not finite
+    deterministic: bool = False  # GPUs: only kernels that give the same bits each time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """The config group `evaluate`."""
+
+    every_steps: int = 0  # on validation; 0: after each epoch
+    batch_size: int = 0  # 0: train.batch_size
+    use: Literal["last", "best"] = "last"  # the checkpoint that meets the test split: last, or best in validation
+    metric: Literal["accuracy", "loss"] = "accuracy"  # what "best" means
+    split: str = "test"  # of the command `vit_jax.evaluate`: train, validation, test or a split in TFDS syntax
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The config group `checkpoint`. A checkpoint is written after each validation, too."""
+
+    every_steps: int = 0  # 0: only after each validation, or each epoch where there is none
+    keep_last: int = 1
+    keep_best: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """The config group `log`."""
+
+    every_steps: int = 50
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. `model` holds the name and the fields of a Linen module: see `models.settings`."""
+
+    seed: int = 0
+    model: Mapping[str, Any] = field(default_factory=lambda: models.settings("vit/Ti16"))
+    data: Data = Data()
+    augment: Augment = Augment()
+    optim: Optim = Optim()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    mesh: Mesh = Mesh()
+    log: Log = Log()
+
+
+def validate(config: Config) -> None:
+    """Raises `UserError` for values out of range; whether model and data fit is known once the data set is open."""
+    data.check(config.data)
+    augment.check(config.augment)
+    optim.check(config.optim)
+    sharding.check(config.mesh)
+    train = config.train
+    if config.seed < 0:
+        raise UserError(f"seed={config.seed} is negative")
+    for name in ("batch_size", "accumulate", "max_bad_steps"):
+        if getattr(train, name) < 1:
+            raise UserError(f"train.{name}={getattr(train, name)} is not positive")
+    if train.batch_size % train.accumulate:
+        raise UserError(f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}")
+    if train.steps < 0 or (not train.steps and train.epochs <= 0):
+        raise UserError(f"train.epochs={train.epochs} and train.steps={train.steps}: one of them must be positive")
+    if not 0 <= train.label_smoothing < 1:
+        raise UserError(f"train.label_smoothing={train.label_smoothing} is not in [0, 1)")
+    counts = {
+        "evaluate.every_steps": config.evaluate.every_steps,
+        "evaluate.batch_size": config.evaluate.batch_size,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
+    }
+    for name, value in counts.items():
+        if value < 0:
+            raise UserError(f"{name}={value} is negative; 0 means the default")
+    if config.checkpoint.keep_last < 1 or config.log.every_steps < 1:
+        raise UserError("checkpoint.keep_last and log.every_steps must be positive")

@@ -1,0 +1,55 @@
+"""Values of config fields: from the text of an override, and checked against the field's annotation.
+
+The annotations that a field may have: bool, int, float, str, Literal of strings, and tuples of these.
+"""
+
+import ast
+from typing import Any, Literal, get_args, get_origin
+
+from vit_jax.command import UserError
+
+
+def from_text(text: str, annotation: Any, key: str) -> Any:
+    """The value that `--config.<key>=<text>` gives a field of this type; still to be checked by `convert`."""
+    if annotation is str or get_origin(annotation) is Literal:
+        return text
+    if annotation is bool:
+        values = {"true": True, "1": True, "false": False, "0": False}
+        if text.lower() not in values:
+            raise UserError(f"{key}={text!r} is not a bool; write true or false")
+        return values[text.lower()]
+    if get_origin(annotation) is tuple:
+        if get_args(annotation)[0] is str:
+            return tuple(part.strip(" '\"") for part in text.strip("()").split(",") if part.strip())
+        text = text if text.strip("() ") else "()"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text  # `convert` says what was expected
+    if get_origin(annotation) is tuple and not isinstance(value, tuple | list):
+        return (value,)
+    return value
+
+
+def convert(value: Any, annotation: Any, key: str) -> Any:
+    """The value, as the annotation has it (lists become tuples, ints floats); raises `UserError` if it does not fit."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise UserError(f"{key}={value!r} is not a tuple; write {key.rsplit('.', 1)[-1]}=({value!r},)")
+        if args[-1] is not Ellipsis and len(args) != len(value):
+            raise UserError(f"{key}={value!r} has {len(value)} elements, expected {len(args)}")
+        return tuple(convert(element, args[0], key) for element in value)
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, annotation) and not (annotation is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"{key}={value!r} is {_a(type(value))}, expected {_a(annotation)}")
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"

@@ -1,0 +1,104 @@
+"""Exact metrics of a model over a whole split; also a command.
+
+    python -m vit_jax.evaluate --workdir runs/digits [--config.evaluate.split=test]
+
+Each image counts once, whatever the batch size and the number of devices: batches are padded, the padding is dropped,
+and the metrics are computed once from all logits.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from vit_jax import command, log, metrics, run, sharding, step
+from vit_jax.data import Feed, open_data
+from vit_jax.trees import PyTree
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The logits of a split: `index` counts its images, those that are broken left out."""
+
+    index: np.ndarray  # [n]
+    label: np.ndarray  # [n]
+    logits: np.ndarray  # [n k] float32
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, index=self.index, label=self.label, logits=self.logits)
+
+
+def predict(eval_step: Callable[..., Any], variables: PyTree, feed: Feed, batch_size: int) -> Predictions:
+    """The logits of every image of the feed, in the split's order."""
+    found = [eval_step(variables, batch, feed.frozen) for batch in feed.evaluation(batch_size)]
+    columns = {k: np.concatenate([np.asarray(part[k]) for part in found]) for k in ("logits", "label", "weight")}
+    index = np.flatnonzero(columns["weight"] > 0)
+    return Predictions(index, columns["label"][index], columns["logits"][index])
+
+
+def summarize(predictions: Predictions) -> dict[str, float]:
+    """Loss, top-1, top-5, macro F1 and ECE."""
+    return metrics.summarize(predictions.logits, predictions.label)
+
+
+def confusion(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
+    """The confusion matrix (rows true, columns predicted) and the accuracy of each class, ready for JSON."""
+    predicted, k = metrics.predict(predictions.logits), len(class_names)
+    per_class = metrics.per_class_accuracy(predicted, predictions.label, k)
+    return {
+        "classes": list(class_names),
+        "matrix": metrics.confusion(predicted, predictions.label, k).tolist(),
+        "per_class_accuracy": {
+            name: None if np.isnan(share) else float(share) for name, share in zip(class_names, per_class, strict=True)
+        },
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = command.Parser(prog="python -m vit_jax.evaluate", description="Exact metrics of a run over a split.")
+    parser.add_argument("--workdir", type=Path, required=True, help="the run")
+    parser.add_data_dir()
+    flags, overrides = parser.parse(argv)
+    if flags.data_dir:
+        overrides.append(f"data.data_dir={flags.data_dir}")
+    given = run.read_config(flags.workdir, overrides)
+    run.prefer_determinism(given)
+    data = open_data(given.data)
+    split = given.evaluate.split
+    trained = run.open_run(flags.workdir, overrides=overrides)
+    run.check_data(given, data)
+    mesh = sharding.make_mesh(given.mesh)
+    shards = sharding.batch_shards(mesh)
+    batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
+    eval_step = jax.jit(
+        step.make_eval_step(trained.model, trained.config.augment),
+        in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh), sharding.replicated(mesh)),
+        out_shardings=sharding.replicated(mesh),
+    )
+    variables = jax.device_put(trained.variables, sharding.replicated(mesh))
+    predictions = predict(eval_step, variables, data.feed(data.split(split), mesh), batch_size)
+    found = {f"{split}/{k}": v for k, v in summarize(predictions).items()}
+    details = confusion(predictions, trained.class_names)
+    report = {"step": trained.step, "images": len(predictions.label), **found, **details}
+    path = flags.workdir / f"evaluation-{_file_name(split)}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    console = Console(highlight=False)
+    log.result_table(console, {**found, "images": len(predictions.label), "workdir": str(flags.workdir)})
+    log.class_table(console, details["per_class_accuracy"])
+    console.print(
+        f"step {trained.step}, {len(predictions.label):,} images; all of it, with the confusion matrix, in {path}"
+    )
+    return command.DONE
+
+
+def _file_name(split: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in split)
+
+
+if __name__ == "__main__":
+    command.run(main)

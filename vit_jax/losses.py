@@ -1,0 +1,35 @@
+"""Losses per example, unreduced, in float32 whatever the logits' dtype: the caller averages, weights or masks."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jaxtyping import Float, Integer
+
+
+def softmax_cross_entropy(logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, " n"]:
+    """-sum_k targets_k log softmax(logits)_k; the targets are probabilities: smoothed, mixed, a teacher's.
+
+    >>> softmax_cross_entropy(jnp.zeros((2, 4)), one_hot(jnp.array([0, 3]), 4))
+    Array([1.3862944, 1.3862944], dtype=float32)
+    """
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets.astype(jnp.float32))
+
+
+def sigmoid_cross_entropy(logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, " n"]:
+    """Binary cross-entropy of each class, targets 0..1, summed over them (Beyer et al. 2020, arXiv:2006.07159, s. 5).
+
+    >>> sigmoid_cross_entropy(jnp.zeros((1, 4)), jnp.array([[0.0, 1.0, 1.0, 0.5]]))
+    Array([2.7725887], dtype=float32)
+    """
+    losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets.astype(jnp.float32))
+    return losses.sum(axis=-1)
+
+
+def one_hot(labels: Integer[Array, " n"], k: int, smoothing: float = 0.0) -> Float[Array, "n k"]:
+    """(1 - smoothing) * one-hot + smoothing / k (label smoothing, Szegedy et al. 2016, arXiv:1512.00567, s. 7).
+
+    >>> one_hot(jnp.array([1]), 4, smoothing=0.2)
+    Array([[0.05, 0.85, 0.05, 0.05]], dtype=float32)
+    """
+    return optax.smooth_labels(jax.nn.one_hot(labels, k), smoothing)

@@ -1,0 +1,40 @@
+"""Trains, or resumes, the run of a configuration.
+
+python -m vit_jax.main --config configs/cifar100.py[:arg] [--workdir D] [--config.train.epochs=3 ...]
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vit_jax import command, config
+from vit_jax.train import train
+
+
+def default_workdir(spec: str) -> Path:
+    """`configs/x.py:arg` -> `runs/x-arg`."""
+    path, _, arg = spec.partition(":")
+    name = "-".join(filter(None, [Path(path).stem, "".join(c if c.isalnum() else "_" for c in arg)]))
+    return Path("runs") / name
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = command.Parser(
+        prog="python -m vit_jax.main",
+        description="Trains, or resumes, the run of a configuration.",
+        epilog="Any field of the configuration: --config.<group>.<field>=<value>, e.g. --config.train.epochs=3",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file of configs/, or a config.json")
+    parser.add_argument("--workdir", type=Path, help="where the run lies (default: runs/<config>[-<arg>])")
+    parser.add_data_dir()
+    flags, overrides = parser.parse(argv)
+    if flags.data_dir:
+        overrides.append(f"data.data_dir={flags.data_dir}")
+    logging.basicConfig(format="%(message)s")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own chatter
+    return train(config.load(flags.config, overrides), flags.workdir or default_workdir(flags.config))
+
+
+if __name__ == "__main__":
+    command.run(main)

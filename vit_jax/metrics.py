@@ -1,0 +1,144 @@
+"""Exact metrics of a whole split, on the host in float64: they depend on no batch size, padding or order.
+
+Sums are correctly rounded (`math.fsum`), so a shuffled split gives the same number to the last bit.
+A row of logits that holds a NaN or an infinity predicts no class, -1: it counts as wrong, and makes loss and ECE NaN.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64, Integer
+
+from vit_jax.command import UserError
+
+NO_CLASS = -1
+ROWS_AT_ONCE = 1024  # bounds the memory: 21,841 classes in float64 are 180 MB
+
+
+class Examples(NamedTuple):
+    """What one pass over the logits leaves of each example."""
+
+    loss: Float64[np.ndarray, " n"]  # -log p(label)
+    confidence: Float64[np.ndarray, " n"]  # the largest probability
+    prediction: Int64[np.ndarray, " n"]
+    rank: Int64[np.ndarray, " n"]  # how many classes stand before the label; k when the logits are not finite
+
+
+def summarize(
+    logits: Float[np.ndarray, "n k"], labels: Integer[np.ndarray, " n"], class_names: Sequence[str] = ()
+) -> dict[str, float]:
+    """`loss` (cross-entropy), `accuracy`, `top5` (top-k if there are fewer classes), `f1_macro` and `ece`.
+
+    With `class_names` also `accuracy/<name>` for each class that occurs among the labels.
+    Equal logits rank by class index, as `predict` does: constant logits are right for class 0 only.
+    Raises `UserError` for an empty split, labels outside 0..k-1, or a wrong number of rows or names.
+    """
+    k = logits.shape[1]
+    _check(logits, labels, class_names)
+    examples = per_example(logits, labels)
+    metrics = {
+        "loss": math.fsum(examples.loss) / len(labels),
+        "accuracy": float(np.mean(examples.rank == 0)),
+        "top5": float(np.mean(examples.rank < min(5, k))),
+        "f1_macro": f1_macro(examples.prediction, labels, k),
+        "ece": expected_calibration_error(examples.confidence, examples.rank == 0),
+    }
+    accuracies = per_class_accuracy(examples.prediction, labels, k)
+    occurring = ((name, share) for name, share in zip(class_names, accuracies, strict=False) if not np.isnan(share))
+    return metrics | {f"accuracy/{name}": float(share) for name, share in occurring}
+
+
+def _check(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    n, k = logits.shape
+    if n == 0:
+        raise UserError("the split has no examples, so it has no metrics; choose another split or a larger share")
+    if labels.shape != (n,):
+        raise UserError(f"{n} rows of logits for labels of shape {labels.shape}; give one label per row")
+    if labels.min() < 0 or labels.max() >= k:
+        raise UserError(
+            f"labels run from {labels.min()} to {labels.max()}, but the logits have {k} classes; "
+            "drop padded examples, or evaluate on the data set the model was trained for"
+        )
+    if class_names and len(class_names) != k:
+        raise UserError(f"{len(class_names)} class names for {k} classes; give one per class, or none")
+
+
+def predict(logits: Float[np.ndarray, "n k"]) -> Int64[np.ndarray, " n"]:
+    """The class with the largest logit, the first of equal ones; -1 where a logit is not finite."""
+    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), NO_CLASS)
+
+
+def per_example(logits: Float[np.ndarray, "n k"], labels: Integer[np.ndarray, " n"]) -> Examples:
+    """The loss, confidence, prediction and rank of every example, a block of rows at a time."""
+    starts = range(0, len(labels), ROWS_AT_ONCE)
+    blocks = [_block(logits[i : i + ROWS_AT_ONCE], labels[i : i + ROWS_AT_ONCE]) for i in starts]
+    return Examples(*map(np.concatenate, zip(*blocks, strict=True)))
+
+
+def _block(logits: np.ndarray, labels: np.ndarray) -> Examples:
+    x = logits.astype(np.float64)
+    k = x.shape[1]
+    prediction = predict(x)
+    x[prediction == NO_CLASS] = np.nan
+    x -= x.max(axis=1, keepdims=True)
+    log_total = np.log(np.exp(x).sum(axis=1))
+    of_label = np.take_along_axis(x, labels[:, None].astype(np.int64), axis=1)
+    before = (x > of_label) | ((x == of_label) & (np.arange(k) < labels[:, None]))
+    rank = np.where(prediction == NO_CLASS, k, before.sum(axis=1))
+    return Examples(log_total - of_label[:, 0], np.exp(-log_total), prediction, rank)
+
+
+def expected_calibration_error(
+    confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], bins: int = 15
+) -> float:
+    """The mean gap between confidence and accuracy over equal-width bins (low, high] of confidence, weighted by size.
+
+    Guo et al. 2017 (arXiv:1706.04599), eq. 3. NaN if a confidence is.
+    """
+    if np.isnan(confidence).any():
+        return math.nan
+    index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    gaps = (math.fsum((correct - confidence)[index == b]) for b in range(bins))
+    return math.fsum(map(abs, gaps)) / len(confidence)
+
+
+def confusion(
+    predictions: Integer[np.ndarray, " n"], labels: Integer[np.ndarray, " n"], k: int
+) -> Int64[np.ndarray, "{k} {k}"]:
+    """Counts of examples, rows the true class, columns the predicted one; a prediction of -1 is in no column."""
+    known = predictions != NO_CLASS
+    cells = labels[known].astype(np.int64) * k + predictions[known]
+    return np.bincount(cells, minlength=k * k).reshape(k, k)
+
+
+def per_class_accuracy(
+    predictions: Integer[np.ndarray, " n"], labels: Integer[np.ndarray, " n"], k: int
+) -> Float64[np.ndarray, " {k}"]:
+    """The share of each class's examples that are predicted right (its recall); NaN for a class without examples."""
+    right = np.diagonal(confusion(predictions, labels, k))
+    total = np.bincount(labels, minlength=k)
+    return np.divide(right, total, out=np.full(k, np.nan), where=total > 0)
+
+
+def f1_macro(predictions: Integer[np.ndarray, " n"], labels: Integer[np.ndarray, " n"], k: int) -> float:
+    """The unweighted mean of 2 TP / (2 TP + FP + FN) over the classes that occur among the labels or predictions.
+
+    scikit-learn's `f1_score(average='macro', zero_division=0)`, without its warning for many classes of few examples.
+    """
+    counts = confusion(predictions, labels, k)
+    occurrences = np.bincount(labels, minlength=k) + counts.sum(axis=0)
+    f1 = 2 * np.diagonal(counts)[occurrences > 0] / occurrences[occurrences > 0]
+    return math.fsum(f1) / len(f1)
+
+
+def collapsed_share(predictions: Integer[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]) -> tuple[int, float]:
+    """The most predicted class, and the share of all OTHER classes' examples that are predicted as it.
+
+    Near 1 for a model stuck on one label, near 0 for a good one, also when one class makes up most of the split; 0 if
+    there are no other classes. A prediction of -1 is no class.
+    """
+    favourite = int(np.bincount(predictions[predictions != NO_CLASS], minlength=1).argmax())
+    others = predictions[labels != favourite]
+    return favourite, float(np.mean(others == favourite)) if len(others) else 0.0
