@@ -1,0 +1,61 @@
+"""CIFAR-10: system D's Vision Transformer and CNN, and a ViT small enough for two CPU cores.
+
+python -m vit_jax.main --config configs/cifar10.py:tiny
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax import config, models
+
+
+def vit() -> ConfigDict:
+    """3,195,146 parameters."""
+    c = config.default()
+    c.model = models.settings(
+        "vit",
+        patch_size=(4,),
+        width=256,
+        depth=6,
+        mlp_width=512,
+        heads=8,
+        dropout=0.2,
+        projection_dropout=0.2,
+        embedding_dropout=0.2,
+        zero_head=False,
+    )
+    return c
+
+
+def cnn() -> ConfigDict:
+    """5,852,234 parameters."""
+    c = config.default()
+    c.model = models.settings("cnn/conv6")
+    return c
+
+
+def tiny() -> ConfigDict:
+    """About 30 minutes on two CPU cores."""
+    c = config.default()
+    c.model = models.settings(
+        "vit", patch_size=(4,), width=96, depth=6, mlp_width=192, heads=3, class_token=False, pooling="gap"
+    )
+    c.augment.crop_padding = 4
+    c.augment.flip = 0.5
+    c.optim.lr = 2e-3
+    c.optim.weight_decay = 0.05
+    c.optim.warmup_epochs = 1.0
+    c.optim.clip_norm = 1.0
+    c.train.label_smoothing = 0.1
+    c.train.epochs = 16.0
+    return c
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = config.choose(arg, {"vit": vit, "cnn": cnn, "tiny": tiny})()
+    c.data.name = "cifar10"
+    if arg != "tiny":  # the report: 180 epochs, batch 128, 45k / 5k / 10k
+        c.optim.name = "adamw"
+        c.optim.lr = 3e-4
+        c.optim.schedule = "constant"
+        c.train.epochs = 180.0
+    return c
