@@ -87,8 +87,8 @@ class Run:
     rate: optax.Schedule
     abstract_state: PyTree
     init_state: Callable[[], PyTree]  # born sharded
-    train_step: Callable[..., Any]  # (state, batch, frozen) -> (state, metrics); the state's memory is reused
-    eval_step: Callable[..., Any]  # (variables, batch, frozen) -> logits, label, weight
+    train_step: Any  # jitted: (state, batch, frozen) -> (state, metrics); the state's memory is reused
+    eval_step: Any  # jitted: (variables, batch, frozen) -> logits, label, weight
 
     @cached_property
     def flops_per_image(self) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vit_jax import augment, losses, trees
 from vit_jax.trees import PyTree
@@ -163,14 +163,21 @@ def evaluation_variables(state: TrainState) -> dict[str, PyTree]:
 def make_eval_step(model: nn.Module, view: augment.Settings) -> Callable[[PyTree, Batch, Batch], dict[str, Array]]:
     """`(variables, batch, frozen) -> {"logits" [n k], "label" [n], "weight" [n]}`; weight 0 is padding."""
 
+    forward = make_forward(model, view)
+
     def eval_step(variables: PyTree, batch: Batch, frozen: Batch) -> dict[str, Array]:
         images, labels = fetch(batch, frozen)
-        logits: Float[Array, "n k"] = model.apply(variables, augment.eval_view(view, images), train=False)
-        return {"logits": logits, "label": labels, "weight": batch["weight"]}
+        return {"logits": forward(variables, images), "label": labels, "weight": batch["weight"]}
 
     return eval_step
 
 
 def make_forward(model: nn.Module, view: augment.Settings) -> Callable[[PyTree, Any], Array]:
     """`(variables, images uint8 [n h w c]) -> logits [n k]`."""
-    return lambda variables, images: model.apply(variables, augment.eval_view(view, images), train=False)
+
+    def forward(variables: PyTree, images: UInt8[Array, "n h w c"]) -> Float[Array, "n k"]:
+        logits = model.apply(variables, augment.eval_view(view, images), train=False)
+        assert isinstance(logits, Array)
+        return logits
+
+    return forward

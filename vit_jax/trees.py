@@ -71,5 +71,5 @@ def unstack_layers(tree: PyTree) -> PyTree:
     if SCANNED in tree:
         leaves, treedef = jax.tree.flatten(tree[SCANNED])
         for i in range(leaves[0].shape[0] if leaves else 0):
-            rest[f"{SCANNED}_{i}"] = treedef.unflatten([leaf[i] for leaf in leaves])
+            rest[f"{SCANNED}_{i}"] = jax.tree.unflatten(treedef, [leaf[i] for leaf in leaves])
     return rest

@@ -31,6 +31,8 @@ def default() -> ConfigDict:
 
 def choose(arg: str, choices: Mapping[str, Any]) -> Any:
     """The choice that a config file's argument names; "" is the first. Raises `UserError` that lists them."""
+    if arg and not any(choices):
+        raise UserError(f"config argument {arg!r}: this file takes none; leave out `:{arg}`")
     if arg and arg not in choices:
         raise UserError(f"config argument {arg!r} is unknown; choose from {', '.join(choices)}")
     return choices[arg or next(iter(choices))]
@@ -156,8 +158,10 @@ def _build(values: Mapping[str, Any]) -> Config:
         else:
             groups[group] = value
     given = groups.pop("model", dict(Config().model))
-    built = {
-        f.name: f.type(**groups[f.name]) if dataclasses.is_dataclass(f.type) else groups[f.name]  # type: ignore[operator]
+    built: dict[str, Any] = {
+        f.name: f.type(**groups[f.name])
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type)
+        else groups[f.name]
         for f in dataclasses.fields(Config)
         if f.name in groups
     }

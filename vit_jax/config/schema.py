@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vit_jax import augment, data, models, optim, sharding
+from vit_jax.augment import Settings as Augment
 from vit_jax.command import UserError
-
-# Named for their groups: inside `Config` the field `data` hides the module `data`.
-Data, Augment, Optim, Mesh = data.Settings, augment.Settings, optim.Settings, sharding.Settings
+from vit_jax.data import Settings as Data
+from vit_jax.optim import Settings as Optim
+from vit_jax.sharding import Settings as Mesh
 
 
 @dataclass(frozen=True, kw_only=True)

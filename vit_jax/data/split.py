@@ -4,6 +4,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -20,7 +21,7 @@ class View:
     """How an image leaves the host: its size, how it is brought to that size, its channels."""
 
     size: tuple[int, int]
-    resize: str
+    resize: Literal["crop", "stretch"]
     channels: int
 
     @property

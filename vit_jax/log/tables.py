@@ -73,6 +73,14 @@ def result_table(console: Console, result: Mapping[str, Any]) -> None:
     console.print(_facts(rows, first="bold green"))
 
 
+def class_table(console: Console, accuracies: Mapping[str, float | None]) -> None:
+    """Prints the accuracy of each class, worst first; None: the class has no image. Long lists keep their worst 20."""
+    known = sorted((share, name) for name, share in accuracies.items() if share is not None)
+    console.print()
+    console.print(Text("Accuracy by class" + (", the worst 20" if len(known) > 20 else ""), style="bold"))
+    console.print(_facts({name: human_percent(share) for share, name in known[:20]}))
+
+
 def parameter_rows(parameters: PyTree) -> list[ParameterRow]:
     """The modules of nested dicts of arrays; equal neighbours (`block_0`, `block_1` ...) are one row, scanned ones too.
 

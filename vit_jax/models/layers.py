@@ -3,6 +3,7 @@
 Shapes: `n` images, `h w` grid, `c` channels, `l` tokens, `d` width, `f` MLP width.
 """
 
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -112,14 +113,19 @@ class MlpBlock(nn.Module):
     def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l d"]:
         d = x.shape[-1]
         inner_rng, outer_rng = jax.random.split(rng)
-        init = {"kernel_init": nn.initializers.xavier_uniform(), "bias_init": nn.initializers.normal(stddev=1e-6)}
-        y = nn.Dense(self.mlp_width, dtype=self.dtype, name="Dense_0", **init)(x)
+        dense = partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(stddev=1e-6),
+        )
+        y = dense(self.mlp_width, name="Dense_0")(x)
         if self.activation == "swiglu":
-            y = y * nn.swish(nn.Dense(self.mlp_width, dtype=self.dtype, name="gate", **init)(x))
+            y = y * nn.swish(dense(self.mlp_width, name="gate")(x))
         else:
             y = activate(y, self.activation)
         y = dropout(y, self.dropout, inner_rng, train=train)
-        y = nn.Dense(d, dtype=self.dtype, name="Dense_1", **init)(y)
+        y = dense(d, name="Dense_1")(y)
         if self.output_activation:
             y = activate(y, self.activation)
         return dropout(y, self.dropout, outer_rng, train=train)

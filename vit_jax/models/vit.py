@@ -144,7 +144,7 @@ class Encoder(nn.Module):
         rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(self.depth))
         drop_rates = jnp.linspace(0.0, self.block["stochastic_depth"], self.depth)
         if self.scan:
-            axes = {"params": 0, "intermediates": 0, "perturbations": 0}
+            axes: dict[Any, int] = {"params": 0, "intermediates": 0, "perturbations": 0}
             stack = nn.scan(layer, variable_axes=axes, split_rngs={"params": True}, length=self.depth)
             x, _ = stack(EncoderBlock(**self.block, name="encoderblock"), x, (rngs, drop_rates))
         else:

@@ -1,0 +1,28 @@
+"""What all tests share: four simulated CPU devices, strict JAX, and a compilation cache between tests and workers."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402 - after the flags that it reads
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+cache = Path(tempfile.gettempdir()) / f"vit_jax-test-cache-{os.getuid()}"
+jax.config.update("jax_compilation_cache_dir", str(cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+REPOSITORY = Path(__file__).parents[1]
+REAL_DATA = REPOSITORY.parent / "shared" / "tfds"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Prepared TFDS data sets of real images, where this machine has them."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real images in {REAL_DATA}")
+    return REAL_DATA
