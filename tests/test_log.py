@@ -1,11 +1,10 @@
-"""The diagnosis of a model that learns nothing, numbers with units, the config group."""
+"""The diagnosis of a model that learns nothing, and numbers with units."""
 
 import math
 
 import pytest
 
 from vit_jax import log
-from vit_jax.command import UserError
 
 LEARNS = {
     "loss": 4.0,
@@ -73,8 +72,3 @@ def test_human_bytes(n, text):
 
 def test_human_count():
     assert log.human_count(45_923_300) == "45.92 M"
-
-
-def test_settings_reject_a_log_step_of_zero():
-    with pytest.raises(UserError, match="every_steps=0"):
-        log.Settings(every_steps=0)

@@ -127,18 +127,9 @@ def test_metrics_stay_in_range_and_agree_with_scikit_learn(k, labels, seed):
     assert summary["f1_macro"] == pytest.approx(expected)
 
 
-def test_collapsed_share_finds_a_model_stuck_on_one_label():
-    labels = np.array([0, 1, 2, 3, 3])
-    assert metrics.collapsed_share(np.full(5, 3), labels) == (3, 1)
-    assert metrics.collapsed_share(np.array([3, 3, 2, 3, 3]), labels) == (3, pytest.approx(2 / 3))
-    assert metrics.collapsed_share(labels, labels) == (3, 0)
-
-
-def test_a_frequent_class_or_a_single_one_is_no_collapse():
-    labels = np.array([1] * 19 + [0])
-    assert metrics.collapsed_share(labels, labels) == (1, 0)
-    assert metrics.collapsed_share(np.ones(5, int), np.ones(5, int)) == (1, 0)
-    assert metrics.collapsed_share(np.full(5, -1), np.ones(5, int)) == (0, 0)
+def test_most_predicted():
+    assert metrics.most_predicted(np.array([3, 3, 2, 3, -1]), 5) == (3, 0.6)
+    assert metrics.most_predicted(np.full(5, -1), 7) == (0, 0)
 
 
 @pytest.mark.parametrize(

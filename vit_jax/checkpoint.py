@@ -54,7 +54,7 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._manager = self._open()
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -66,7 +66,7 @@ class Checkpoints:
 
     def save(self, state: PyTree, step: int, about: Mapping[str, Any], score: float | None = None) -> None:
         """Starts writing; returns as soon as the arrays are copied. A step that is there already is left alone."""
-        self._finish_pending()
+        self.finish()
         if step in self.steps():
             return
         items = ocp.args.Composite(
@@ -112,10 +112,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until all is written."""
-        self._finish_pending()
+        self.finish()
         self._manager.close()
 
-    def _finish_pending(self) -> None:
+    def finish(self) -> None:
+        """Waits until what is being written is complete, and notes its checksums."""
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             for step in self.steps():
@@ -128,7 +129,11 @@ class Checkpoints:
             aside.parent.mkdir(exist_ok=True)
             os.replace(self.directory / str(step), aside)
         self._manager.close()
-        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
 
 
 def restore_variables(directory: Path, step: int, abstract: PyTree, part: str) -> PyTree:

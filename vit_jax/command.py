@@ -6,7 +6,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 DONE, FAULT, USER_MISTAKE = 0, 1, 2
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -60,6 +61,32 @@ class Parser(argparse.ArgumentParser):
             default="",
             help="folder of prepared data sets (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
         )
+
+
+class Interruption:
+    """Notes SIGTERM and Ctrl-C instead of dying, so that the loop can save; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._old: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        return {signal.SIGTERM: TERMINATED, signal.SIGINT: INTERRUPTED}[signal.Signals(self.signal)]
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        for other in self._old:
+            signal.signal(other, signal.SIG_DFL)
 
 
 def data_dir(given: str = "") -> Path:

@@ -133,12 +133,7 @@ def f1_macro(predictions: Integer[np.ndarray, " n"], labels: Integer[np.ndarray,
     return math.fsum(f1) / len(f1)
 
 
-def collapsed_share(predictions: Integer[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]) -> tuple[int, float]:
-    """The most predicted class, and the share of all OTHER classes' examples that are predicted as it.
-
-    Near 1 for a model stuck on one label, near 0 for a good one, also when one class makes up most of the split; 0 if
-    there are no other classes. A prediction of -1 is no class.
-    """
-    favourite = int(np.bincount(predictions[predictions != NO_CLASS], minlength=1).argmax())
-    others = predictions[labels != favourite]
-    return favourite, float(np.mean(others == favourite)) if len(others) else 0.0
+def most_predicted(predictions: Integer[np.ndarray, " n"], k: int) -> tuple[int, float]:
+    """The class predicted most often, and its share of all predictions; of -1, no class, there may be more."""
+    counts = np.bincount(predictions[predictions != NO_CLASS], minlength=k)
+    return int(counts.argmax()), float(counts.max() / len(predictions))

@@ -66,17 +66,22 @@ def check(settings: Settings) -> None:
         raise UserError(f"optim.decay={settings.decay!r} is not a regular expression: {error}") from error
 
 
+def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:
+    """The steps before the learning rate reaches its peak."""
+    return settings.warmup_steps or round(settings.warmup_epochs * steps_per_epoch)
+
+
 def schedule(settings: Settings, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate of a step (from 0), float32: linear warm-up, then the decay over what remains.
 
     Warm-up reaches `lr` at step `warmup_steps`. `rsqrt` is Zhai et al. 2022 (arXiv:2106.04560, s. 3.5) without
     cool-down; `exponential` decays once an epoch, as Wu et al. 2020 (arXiv:2006.03677, s. 4.2).
     """
-    warmup = settings.warmup_steps or round(settings.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(settings, steps_per_epoch)
     if warmup >= total_steps and warmup > 0:
         raise UserError(
             f"the warm-up of {warmup} steps leaves nothing of the run's {total_steps}; "
-            "shorten optim.warmup_steps or optim.warmup_epochs, or raise train.epochs"
+            "shorten optim.warmup_steps or optim.warmup_epochs, or train longer (train.epochs, train.steps)"
         )
 
     def rate(step):

@@ -4,9 +4,12 @@ Models know nothing of this. Axes: `data` splits the batch, `fsdp` splits the ba
 Rajbhandari et al. 2020, arXiv:1910.02054), `tensor` splits heads and MLP width (Megatron, arXiv:1909.08053).
 """
 
+import os
+import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -105,3 +108,14 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule
 def tree_shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> PyTree:
     """The sharding of each leaf of a tree of arrays or shapes, by its path."""
     return trees.map_with_name(lambda name, leaf: NamedSharding(mesh, spec_for(name, leaf.shape, mesh, rules)), tree)
+
+
+def device_name(mesh: Mesh) -> str:
+    """The kind and number of the devices: `8 x NVIDIA H200`, `1 x CPU (Intel Xeon, 2 cores)`."""
+    kind = mesh.devices.flat[0].device_kind
+    if kind == "cpu":
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        kind = f"CPU ({names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
+    return f"{mesh.devices.size} x {kind}"

@@ -48,15 +48,14 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
         near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), 1)
         hint = f"did you mean {near[0]}?" if near else "give the path of a config file, e.g. configs/digits.py"
         raise UserError(f"config file {path!r} does not exist; {hint}")
-    tree = json.loads(Path(path).read_text()) if path.endswith(".json") else _run_file(Path(path), arg)
+    tree = _read_json(Path(path), arg) if path.endswith(".json") else _run_file(Path(path), arg)
     return from_dict(tree, overrides)
 
 
 def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The validated configuration of a nested dict with all or some of the fields."""
     tree = _plain(tree)
-    name = tree.get("model", {}).get("name")
-    schema = dict(_schema(name if isinstance(name, str) else Config().model["name"]))
+    schema = dict(_schema(_model_name(tree)))
     flat = dict(_leaves(tree, schema))
     for override in overrides:
         key, _, text = override.partition("=")
@@ -89,6 +88,18 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def _read_json(path: Path, arg: str) -> Mapping[str, Any]:
+    if arg:
+        raise UserError(f"config argument {arg!r}: {path} takes none; leave out `:{arg}`")
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}; repair it, or give the config file that it came from") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds a JSON {type(tree).__name__}, expected an object of config groups")
+    return tree
+
+
 def _run_file(path: Path, arg: str) -> Mapping[str, Any]:
     """What the file's `get_config(arg)` returns; its mistakes become one line with the place."""
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -101,10 +112,21 @@ def _run_file(path: Path, arg: str) -> Mapping[str, Any]:
         return module.get_config(arg)
     except UserError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError, NameError) as error:
-        places = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        place = f"{path}:{places[-1]}" if places else str(path)
-        raise UserError(f"{place}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever a mistake in the file leads to
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines.append(error.lineno)
+        place = f"{path}:{lines[-1]}" if lines else str(path)
+        raise UserError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _model_name(tree: Mapping[str, Any]) -> str:
+    """The model that decides the fields of the group `model`."""
+    model = tree.get("model", Config().model)
+    name = model.get("name") if isinstance(model, Mapping) else model
+    if not isinstance(name, str):
+        raise UserError("config.model has no name; start from models.settings(NAME), e.g. models.settings('vit/S16')")
+    return name
 
 
 def _schema(model_name: str) -> Iterator[tuple[str, Any]]:

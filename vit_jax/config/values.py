@@ -4,6 +4,7 @@ The annotations that a field may have: bool, int, float, str, Literal of strings
 """
 
 import ast
+import sys
 from typing import Any, Literal, get_args, get_origin
 
 from vit_jax.command import UserError
@@ -24,7 +25,7 @@ def from_text(text: str, annotation: Any, key: str) -> Any:
         text = text if text.strip("() ") else "()"
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text  # `convert` says what was expected
     if get_origin(annotation) is tuple and not isinstance(value, tuple | list):
         return (value,)
@@ -44,7 +45,9 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
         if args[-1] is not Ellipsis and len(args) != len(value):
             raise UserError(f"{key}={value!r} has {len(value)} elements, expected {len(args)}")
         return tuple(convert(element, args[0], key) for element in value)
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+    if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:  # a NaN passes any check of its range
+            raise UserError(f"{key}={value!r} is not a finite number")
         return float(value)
     if isinstance(value, annotation) and not (annotation is int and isinstance(value, bool)):
         return value

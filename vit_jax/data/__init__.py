@@ -6,6 +6,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jax.sharding import Mesh
+
 from vit_jax.command import UserError, data_dir
 from vit_jax.data.feed import Batch, Feed
 from vit_jax.data.sources import Dataset, MissingDataset, open_dataset
@@ -81,12 +83,15 @@ class Data:
             return "device"
         return "host" if split.num_bytes <= HOST_CACHE_BYTES else "none"
 
-    def feed(self, split: Split, mesh) -> Feed:
-        """The split's way to the devices, cached as the settings say."""
+    def feed(self, split: Split, mesh: Mesh, *, on_device: bool = False) -> Feed:
+        """The split's way to the devices, cached as the settings say; on the device itself only if that is allowed.
+
+        Training allows it. Evaluation does not: each split on the device has its own shape, and compiles its own step.
+        """
         cache = self.cache(split)
-        if cache == "host":
+        if cache != "none":
             split.load()
-        return Feed(split, mesh, on_device=cache == "device", threads=self.settings.threads)
+        return Feed(split, mesh, on_device=on_device and cache == "device", threads=self.settings.threads)
 
 
 def open_data(settings: Settings) -> Data:

@@ -18,7 +18,7 @@ from vit_jax.log.human import human_percent, human_seconds
 REDRAWS_PER_SECOND = 2
 SECONDS_BETWEEN_LINES = 10
 LINES_PER_HEADER = 20
-COMPILING = "compiling the first step ..."
+STARTING = "starting ..."
 COLUMNS = {"loss": 7, "acc": 8, "lr": 8, "images/s": 8}  # name and width
 SHOWN_IN_EVALUATION = {"loss": "loss", "accuracy": "acc", "top5": "top-5"}
 
@@ -96,7 +96,7 @@ class Progress:
         if self._live:
             self._live.start()
         else:
-            self.say(COMPILING)
+            self.say(STARTING)
         return self
 
     def __exit__(
@@ -210,7 +210,7 @@ class Progress:
 
     def _draw_values(self) -> Text:
         if not self._pace.started:
-            return Text(COMPILING, style="dim", no_wrap=True)
+            return Text(STARTING, style="dim", no_wrap=True)
         line = Text(no_wrap=True, overflow="ellipsis")
         for name, value in self._values.items():
             line.append(f"{name} ", style="dim")
