@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     run.prefer_determinism(given)
     data = open_data(given.data)
     split = given.evaluate.split
-    trained = run.open_run(flags.workdir, overrides=overrides)
+    trained = run.open(flags.workdir, overrides=overrides)
     run.check_data(given, data)
     mesh = sharding.make_mesh(given.mesh)
     shards = sharding.batch_shards(mesh)

@@ -1,7 +1,7 @@
 """From a configuration to everything that computes, and from a finished run to a model ready to use.
 
 `prepare` fills in what the data decides, `build` makes model, state and steps for a mesh (any mesh: planning passes one
-of a machine that is not there), `open_run` gives a trained model with labels and preprocessing to every later command.
+of a machine that is not there), `open` gives a trained model with labels and preprocessing to every later command.
 """
 
 import dataclasses
@@ -60,18 +60,27 @@ def num_steps(given: Config, per_epoch: int) -> int:
     return given.train.steps or max(1, round(given.train.epochs * per_epoch))
 
 
-def prepare(given: Config, data: Data, train: Split | None = None) -> Config:
+def prepare(given: Config, data: Data, train: Split, workdir: Path) -> Config:
     """The configuration with what the data decides filled in: the number of classes, and mean and deviation.
 
-    `train` is the split whose statistics normalise, where the configuration gives none.
+    Where the configuration gives no mean, the training split's normalises: that of the run in `workdir`, or of `train`.
     """
     model = {**given.model, "num_classes": len(data.class_names)}
     view = given.augment
-    if not view.mean:
-        mean, std = (train or data.split("train")).statistics()
+    if not view.mean and (workdir / CONFIG).exists():
+        view = _read_preprocessing(workdir, view)[1]
+    elif not view.mean:
+        mean, std = train.statistics()
         std = np.maximum(std, 1 / 255)  # a constant channel
         view = dataclasses.replace(view, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     return dataclasses.replace(given, model=model, augment=view)
+
+
+def _read_preprocessing(workdir: Path, view: augment.Settings) -> tuple[View, augment.Settings]:
+    """How a run's images leave the host, and its augmentation settings with the mean and deviation it used."""
+    stored = json.loads((workdir / PREPROCESSING).read_text())
+    on_host = View(tuple(stored["size"]), stored["resize"], stored["channels"])
+    return on_host, dataclasses.replace(view, mean=tuple(stored["mean"]), std=tuple(stored["std"]))
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,10 @@ def prefer_determinism(given: Config) -> None:
 
 def save_description(workdir: Path, given: Config, prepared: Config, data: Data) -> None:
     """Writes what a later command needs beside the checkpoints: configuration, labels, preprocessing."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}; give another one") from error
     preprocessing = {
         **dataclasses.asdict(data.view),
         "mean": prepared.augment.mean,
@@ -221,13 +233,11 @@ def read_config(workdir: Path, overrides: tuple[str, ...] | list[str] = ()) -> C
     return config.load(str(workdir / CONFIG), overrides)
 
 
-def open_run(workdir: Path, *, use: str = "", overrides: tuple[str, ...] | list[str] = ()) -> Trained:
+def open(workdir: Path, *, use: str = "", overrides: tuple[str, ...] | list[str] = ()) -> Trained:
     """The model of a run's last or best checkpoint (`use`; "": as its configuration says)."""
     given = read_config(workdir, overrides)
     class_names = tuple(json.loads((workdir / LABELS).read_text()))
-    preprocessing = json.loads((workdir / PREPROCESSING).read_text())
-    view = View(tuple(preprocessing["size"]), preprocessing["resize"], preprocessing["channels"])
-    filled = dataclasses.replace(given.augment, mean=tuple(preprocessing["mean"]), std=tuple(preprocessing["std"]))
+    view, filled = _read_preprocessing(workdir, given.augment)
     model_fields = {**given.model, "num_classes": len(class_names)}
     prepared = dataclasses.replace(given, model=model_fields, augment=filled)
     model = models.create(model_fields)

@@ -64,7 +64,7 @@ def make_mesh(settings: Settings, devices: Sequence[jax.Device] = ()) -> Mesh:
             "start the run on that many, or set mesh.devices to what there is"
         )
     model = settings.fsdp * settings.tensor
-    data = settings.data or len(devices) // model
+    data = settings.data or max(1, len(devices) // model)
     if data * model != len(devices):
         raise UserError(
             f"mesh data={data} x fsdp={settings.fsdp} x tensor={settings.tensor} needs {data * model} devices, "

@@ -43,7 +43,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
 
     mesh = sharding.make_mesh(given.mesh)
     feed = data.feed(data.split("train"), mesh, on_device=True)
-    prepared = run.prepare(given, data, feed.split)
+    prepared = run.prepare(given, data, feed.split, workdir)
     built = run.build(prepared, mesh, image_shape=data.view.shape, train_images=len(feed.split))
     if jax.process_index() == 0:
         run.save_description(workdir, given, prepared, data)
@@ -75,10 +75,8 @@ def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
             )
         if (workdir / RESULT).exists():
             return json.loads((workdir / RESULT).read_text())
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}; give another one") from error
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; give a folder")
     return None
 
 

@@ -1,0 +1,86 @@
+"""Flags, exit codes and signals that all commands share."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from vit_jax import command
+from vit_jax.command import Interruption, Parser, UserError
+
+
+@pytest.fixture
+def parser():
+    parser = Parser(prog="python -m vit_jax.test")
+    parser.add_argument("--workdir")
+    parser.add_data_dir()
+    return parser
+
+
+def test_overrides_are_gathered_in_order_in_both_spellings(parser):
+    flags, overrides = parser.parse(["--config.a=1", "--workdir", "w", "--config.b.c", "2", "--config.a=x=y"])
+    assert flags.workdir == "w" and flags.data_dir == ""
+    assert overrides == ["a=1", "b.c=2", "a=x=y"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--wrokdir", "w"], "unrecognized arguments: --wrokdir"),
+        (["--config.a"], "--config.a has no value; write --config.a=VALUE"),
+    ],
+)
+def test_a_mistaken_flag_is_the_users_error(parser, argv, message):
+    with pytest.raises(UserError, match=message):
+        parser.parse(argv)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "printed"),
+    [
+        (0, 0, ""),
+        (UserError("two\nlines"), 2, "error: two lines\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (UserError("patch_size=7"), 2, "error: patch_size=7\n"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, outcome, code, printed):
+    def main(argv):
+        assert argv == ["--flag"]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(sys, "argv", ["command", "--flag"])
+    with pytest.raises(SystemExit) as exit_:
+        command.run(main)
+    assert exit_.value.code == code
+    assert capsys.readouterr().err == printed
+
+
+def test_a_fault_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(ZeroDivisionError):
+        command.run(lambda argv: 1 // 0)
+
+
+def test_data_dir_is_the_flag_then_the_environment_then_the_home(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "/from/environment")
+    assert command.data_dir("given") == Path("given")
+    assert command.data_dir() == Path("/from/environment")
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert command.data_dir() == Path.home() / "tensorflow_datasets"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interruption_is_noted_and_the_old_handlers_come_back(number, code):
+    before = signal.getsignal(number)
+    with Interruption() as interruption:
+        assert interruption.signal == 0
+        os.kill(os.getpid(), number)
+        assert interruption.signal == number
+        assert interruption.exit_code == code
+        assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process
+    assert signal.getsignal(number) == before
