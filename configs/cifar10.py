@@ -37,9 +37,16 @@ def tiny() -> ConfigDict:
     """About 30 minutes on two CPU cores."""
     c = config.default()
     c.model = models.settings(
-        "vit", patch_size=(4,), width=96, depth=6, mlp_width=192, heads=3, class_token=False, pooling="gap"
+        "vit",
+        patch_size=(4,),
+        width=96,
+        depth=6,
+        mlp_width=192,
+        heads=3,
+        class_token=False,
+        positions="sincos2d",
+        pooling="gap",
     )
-    c.augment.crop_padding = 4
     c.augment.flip = 0.5
     c.optim.lr = 2e-3
     c.optim.weight_decay = 0.05

@@ -48,9 +48,16 @@ def tiny() -> ConfigDict:
     """About 20 minutes on two CPU cores."""
     c = config.default()
     c.model = models.settings(
-        "vit", patch_size=(4,), width=64, depth=6, mlp_width=128, heads=2, class_token=False, pooling="gap"
+        "vit",
+        patch_size=(4,),
+        width=64,
+        depth=6,
+        mlp_width=128,
+        heads=2,
+        class_token=False,
+        positions="sincos2d",
+        pooling="gap",
     )
-    c.augment.crop_padding = 2
     c.augment.flip = 0.5
     c.optim.lr = 2e-3
     c.optim.weight_decay = 0.05

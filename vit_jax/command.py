@@ -1,6 +1,7 @@
 """What every command shares: the user's errors, exit codes, and the flags --config, --workdir and --data_dir."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ class UserError(ValueError):
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command and exits with its code; a `UserError` becomes one line on stderr and exit code 2."""
+    logging.basicConfig(format="%(message)s", force=True)
     try:
         code = main(sys.argv[1:])
     except UserError as mistake:

@@ -3,8 +3,6 @@
 python -m vit_jax.main --config configs/cifar100.py[:arg] [--workdir D] [--config.train.epochs=3 ...]
 """
 
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +29,6 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser.parse(argv)
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
-    logging.basicConfig(format="%(message)s")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own chatter
     return train(config.load(flags.config, overrides), flags.workdir or default_workdir(flags.config))
 
 
