@@ -32,14 +32,14 @@ class Purpose(IntEnum):
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a step changes."""
+    """All that a step changes; or, in the same places, the shapes or shardings of it."""
 
-    step: Int[Array, ""]  # updates done
+    step: PyTree  # updates done
     params: PyTree
     batch_stats: PyTree  # running statistics of batch norms; {} without any
     opt_state: PyTree
     ema: PyTree  # averages of params and batch_stats, under these names; {} if off
-    guard: dict[str, Int[Array, ""]]  # updates skipped because not finite: `skipped` in all, `in_a_row` just now
+    guard: dict[str, PyTree]  # updates skipped because not finite: `skipped` in all, `in_a_row` just now
 
 
 def rng_for(seed: int, purpose: Purpose, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
@@ -136,15 +136,16 @@ def make_train_step(
         grads, batch_stats, metrics = gradients(state, batch, frozen)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
         if ema_decay:
             new = new.replace(ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay))
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        param_norm = optax.tree.norm(params)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         bad = 1 - finite.astype(jnp.int32)
         guard = {"skipped": state.guard["skipped"] + bad, "in_a_row": (state.guard["in_a_row"] + 1) * bad}
-        metrics |= {"lr": rate(state.step), "grad_norm": grad_norm, "param_norm": optax.global_norm(params)}
+        metrics |= {"lr": rate(state.step), "grad_norm": grad_norm, "param_norm": param_norm}
         metrics |= {"skipped_updates": guard["skipped"], "skipped_in_a_row": guard["in_a_row"]}
         return new.replace(step=state.step + 1, guard=guard), metrics
 

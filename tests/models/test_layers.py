@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from random_params import random_params
 from scipy.special import erf
 
+from tests.models.random_params import random_params
 from vit_jax.command import UserError
 from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
 from vit_jax.models.layers import (
@@ -25,6 +25,10 @@ from vit_jax.models.layers import (
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(2, 7, 5)).astype(np.float32)
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
 
 
 def gelu(x):
@@ -69,7 +73,7 @@ def test_drop_path_at_rate_0_is_the_identity():
 
 @pytest.mark.parametrize(("patch", "image"), [((3, 3), (6, 15)), ((2, 5), (14, 15))], ids=["square", "oblong"])
 def test_patch_embedding_is_a_convolution(patch, image):
-    images = RNG.normal(size=(2, *image, 3)).astype(np.float32)
+    images = normal(2, *image, 3)
     module = PatchEmbedding(patch, 7)
     params = random_params(module, images)
     conv = nn.Conv(7, patch, strides=patch, padding="VALID")
@@ -94,7 +98,7 @@ def test_sincos2d_treats_x_and_y_alike():
     np.testing.assert_array_equal(table[:, :, :6], np.broadcast_to(table[:1, :, :6], (3, 5, 6)))
 
 
-def positions(kind: str, sequence: np.ndarray) -> tuple[np.ndarray, dict]:
+def positions(kind: str, sequence: jax.Array) -> tuple[np.ndarray, dict]:
     module = AddPositions(kind, (2, 3))
     params = random_params(module, sequence) if kind != "sincos2d" else {}
     return np.asarray(module.apply({"params": params}, sequence)) - sequence, params
@@ -102,7 +106,7 @@ def positions(kind: str, sequence: np.ndarray) -> tuple[np.ndarray, dict]:
 
 @pytest.mark.parametrize("class_tokens", [0, 1])
 def test_absolute_positions_by_hand(class_tokens):
-    sequence = RNG.normal(size=(2, class_tokens + 6, 8)).astype(np.float32)
+    sequence = normal(2, class_tokens + 6, 8)
 
     added, params = positions("learned", sequence)
     assert params["pos_embedding"].shape == (1, class_tokens + 6, 8)
@@ -124,39 +128,39 @@ def test_absolute_positions_by_hand(class_tokens):
 @pytest.mark.parametrize("output_activation", [False, True])
 def test_mlp_block_is_the_references(activation, output_activation):
     module = MlpBlock(11, activation, output_activation)
-    params = random_params(module, X, KEY, train=False)
+    params = random_params(module, jnp.asarray(X), KEY, train=False)
     hidden = dense(X, params["Dense_0"])
     hidden = hidden * swish(dense(X, params["gate"])) if activation == "swiglu" else gelu(hidden)
     expected = dense(hidden, params["Dense_1"])
     if output_activation:
         expected = swish(expected) if activation == "swiglu" else gelu(expected)
-    output = module.apply({"params": params}, X, KEY, train=False)
+    output = module.apply({"params": params}, jnp.asarray(X), KEY, train=False)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
     assert ("gate" in params) == (activation == "swiglu")
 
 
 def test_mlp_block_drops_after_both_layers_with_different_draws():
     module = MlpBlock(11, dropout=0.5)
-    params = random_params(module, X, KEY, train=False)
+    params = random_params(module, jnp.asarray(X), KEY, train=False)
     inner, outer = jax.random.split(KEY)
     hidden = dropout(jnp.asarray(gelu(dense(X, params["Dense_0"])), jnp.float32), 0.5, inner, train=True)
-    expected = dropout(dense(hidden, params["Dense_1"]), 0.5, outer, train=True)
-    output = module.apply({"params": params}, X, KEY, train=True)
+    expected = dropout(jnp.asarray(dense(np.asarray(hidden), params["Dense_1"])), 0.5, outer, train=True)
+    output = module.apply({"params": params}, jnp.asarray(X), KEY, train=True)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_layer_scale_starts_at_its_value_and_scales_channels():
-    output, variables = LayerScale(0.25).init_with_output(KEY, X)
+    output, variables = LayerScale(0.25).init_with_output(KEY, jnp.asarray(X))
     np.testing.assert_array_equal(variables["params"]["scale"], np.full(5, 0.25, np.float32))
     np.testing.assert_allclose(output, X * 0.25)
     scale = np.arange(5, dtype=np.float32)
-    np.testing.assert_allclose(LayerScale(0.25).apply({"params": {"scale": scale}}, X), X * scale)
+    np.testing.assert_allclose(LayerScale(0.25).apply({"params": {"scale": scale}}, jnp.asarray(X)), X * scale)
 
 
 def test_map_head_is_attention_by_a_probe_and_an_mlp():
-    x = RNG.normal(size=(2, 7, 6)).astype(np.float32)
+    x = normal(2, 7, 6)
     module = MAPHead(heads=3, mlp_width=11)
-    params = random_params(module, x, KEY, train=False)
+    params = jax.tree.map(jnp.asarray, random_params(module, x, KEY, train=False))
     attention = MultiHeadDotProductAttention(3, 2)
     probe = jnp.broadcast_to(params["probe"], (2, 1, 6))
     attended = attention.apply({"params": params["MultiHeadDotProductAttention_0"]}, probe, x, KEY, train=False)

@@ -4,11 +4,12 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
@@ -22,6 +23,8 @@ MAY_DIFFER = (
     r"^mesh\.|^log\.|^checkpoint\.|^data\.(data_dir|cache|threads)$|^model\.(scan|remat)$|"
     r"^evaluate\.(every_steps|batch_size|split)$|^train\.deterministic$"
 )
+
+Tree: TypeAlias = Mapping[str, Any] | ConfigDict
 
 
 def default() -> ConfigDict:
@@ -45,16 +48,21 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     """
     path, _, arg = spec.partition(":")
     if not Path(path).is_file():
-        near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), 1)
-        hint = f"did you mean {near[0]}?" if near else "give the path of a config file, e.g. configs/digits.py"
+        folder, name = os.path.split(path)
+        near = difflib.get_close_matches(name, [known.name for known in Path(folder).glob("*.py")], 1)
+        hint = (
+            f"did you mean {os.path.join(folder, near[0])}?"
+            if near
+            else "give the path of a config file, e.g. configs/digits.py"
+        )
         raise UserError(f"config file {path!r} does not exist; {hint}")
     tree = _read_json(Path(path), arg) if path.endswith(".json") else _run_file(Path(path), arg)
     return from_dict(tree, overrides)
 
 
-def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def from_dict(tree: Tree, overrides: Sequence[str] = ()) -> Config:
     """The validated configuration of a nested dict with all or some of the fields."""
-    tree = _plain(tree)
+    tree = {"model": dict(Config().model), **_plain(tree)}
     schema = dict(_schema(_model_name(tree)))
     flat = dict(_leaves(tree, schema))
     for override in overrides:
@@ -100,7 +108,7 @@ def _read_json(path: Path, arg: str) -> Mapping[str, Any]:
     return tree
 
 
-def _run_file(path: Path, arg: str) -> Mapping[str, Any]:
+def _run_file(path: Path, arg: str) -> Tree:
     """What the file's `get_config(arg)` returns; its mistakes become one line with the place."""
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
@@ -109,21 +117,24 @@ def _run_file(path: Path, arg: str) -> Mapping[str, Any]:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise UserError(f"{path} has no function get_config(arg); see configs/digits.py")
-        return module.get_config(arg)
+        tree = module.get_config(arg)
     except UserError:
         raise
     except Exception as error:  # whatever a mistake in the file leads to
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        if isinstance(error, SyntaxError) and error.filename == str(path):
+        file = str(path.absolute())
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        if isinstance(error, SyntaxError) and error.filename == file:
             lines.append(error.lineno)
         place = f"{path}:{lines[-1]}" if lines else str(path)
         raise UserError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, Mapping | ConfigDict):
+        raise UserError(f"get_config returned {type(tree).__name__}, not a ConfigDict; start from config.default()")
+    return tree
 
 
 def _model_name(tree: Mapping[str, Any]) -> str:
     """The model that decides the fields of the group `model`."""
-    model = tree.get("model", Config().model)
-    name = model.get("name") if isinstance(model, Mapping) else model
+    name = tree["model"].get("name") if isinstance(tree["model"], Mapping) else tree["model"]
     if not isinstance(name, str):
         raise UserError("config.model has no name; start from models.settings(NAME), e.g. models.settings('vit/S16')")
     return name
@@ -143,13 +154,15 @@ def _schema(model_name: str) -> Iterator[tuple[str, Any]]:
 
 def _leaves(tree: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in _flatten(tree):
+        if value == {} and _fields_of(key, schema):  # a group, all of it at the defaults
+            continue
         _require_known(key, schema)
         yield key, value
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -158,16 +171,20 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _require_known(key: str, schema: Mapping[str, Any]) -> None:
     if key in schema:
         return
+    if fields := _fields_of(key, schema):
+        raise UserError(f"config.{key} is a group; set its fields: {', '.join(fields)}")
     by_name = [known for known in schema if known.endswith(f".{key.rsplit('.', 1)[-1]}")]
     close = difflib.get_close_matches(key, schema, 2, 0.7) or by_name
-    group = [known for known in schema if known.startswith(key.split(".")[0] + ".")]
+    group = _fields_of(key.split(".")[0], schema)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(group or schema)}"
     raise UserError(f"config has no field {key!r}; {hint}")
 
 
-def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(tree, Mapping | ConfigDict):
-        raise UserError(f"get_config returned {type(tree).__name__}, not a ConfigDict; start from config.default()")
+def _fields_of(group: str, schema: Mapping[str, Any]) -> list[str]:
+    return [key for key in schema if key.startswith(f"{group}.")]
+
+
+def _plain(tree: Tree) -> dict[str, Any]:
     return {key: _plain(value) if isinstance(value, Mapping | ConfigDict) else value for key, value in tree.items()}
 
 
@@ -179,7 +196,7 @@ def _build(values: Mapping[str, Any]) -> Config:
             groups.setdefault(group, {})[name] = value
         else:
             groups[group] = value
-    given = groups.pop("model", dict(Config().model))
+    given = groups.pop("model")
     built: dict[str, Any] = {
         f.name: f.type(**groups[f.name])
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type)

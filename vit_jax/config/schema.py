@@ -77,8 +77,8 @@ def validate(config: Config) -> None:
     optim.check(config.optim)
     sharding.check(config.mesh)
     train = config.train
-    if config.seed < 0:
-        raise UserError(f"seed={config.seed} is negative")
+    if not 0 <= config.seed < 2**32:  # JAX would take the remainder: the same run under another seed
+        raise UserError(f"seed={config.seed} is not in [0, 2**32)")
     for name in ("batch_size", "accumulate", "max_bad_steps"):
         if getattr(train, name) < 1:
             raise UserError(f"train.{name}={getattr(train, name)} is not positive")

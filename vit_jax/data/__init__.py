@@ -117,6 +117,11 @@ def _view(settings: Settings, dataset: Dataset) -> View:
 def _specs(settings: Settings, dataset: Dataset) -> dict[str, str]:
     """The splits by purpose; test images never train or validate, and validation images never train."""
     splits = dataset.splits
+    if not (settings.test or "test" in splits or "validation" in splits):
+        raise UserError(
+            f"{dataset.name!r} has no test split; divide train, e.g. data.train='train[:80%]', "
+            "data.validation='train[80%:90%]', data.test='train[90%:]'"
+        )
     test = settings.test or ("test" if "test" in splits else "validation")
     validation, train = settings.validation, settings.train
     if not validation:

@@ -75,7 +75,7 @@ class MultiHeadDotProductAttention(nn.Module):
             logits += self._relative_logits(q)
         logits = logits / jnp.sqrt(jnp.float32(self.head_width))
         if self.positions == "relative_bias":
-            logits += self._bias(queries.shape[1])
+            logits += self._bias(queries.shape[1])[None]
         attention = nn.softmax(logits)
         self.sow("intermediates", "attention", attention)
         attention = self.perturb("attention", attention)
@@ -95,10 +95,10 @@ class MultiHeadDotProductAttention(nn.Module):
         kernels, biases = zip(*projections, strict=True)
         kernel, bias = jnp.stack(kernels, 1).astype(self.dtype), jnp.stack(biases).astype(self.dtype)
         if queries is tokens:
-            qkv = jnp.einsum("nld,dsae->nlsae", tokens, kernel) + bias
+            qkv = jnp.einsum("nld,dsae->nlsae", tokens, kernel) + bias[None, None]
             return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        q = jnp.einsum("nld,dae->nlae", queries, kernel[:, 0]) + bias[0]
-        kv = jnp.einsum("nmd,dsae->nmsae", tokens, kernel[:, 1:]) + bias[1:]
+        q = jnp.einsum("nld,dae->nlae", queries, kernel[:, 0]) + bias[None, None, 0]
+        kv = jnp.einsum("nmd,dsae->nmsae", tokens, kernel[:, 1:]) + bias[None, None, 1:]
         return q, kv[:, :, 0], kv[:, :, 1]
 
     def _relative_logits(self, q: Float[Array, "n l a e"]) -> Float[Array, "n a l l"]:

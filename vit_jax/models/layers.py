@@ -59,13 +59,14 @@ class PatchEmbedding(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), (p, q, c, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         patches = images.reshape(n, height // p, p, width // q, q, c).astype(self.dtype)
-        return jnp.einsum("nhpwqc,pqcd->nhwd", patches, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        x = jnp.einsum("nhpwqc,pqcd->nhwd", patches, kernel.astype(self.dtype))
+        return x + bias.astype(self.dtype)[None, None, None]
 
 
 def sincos2d(grid: tuple[int, int], width: int, temperature: float = 10_000.0) -> Float[Array, "h w d"]:
     """Fixed positions: sine and cosine of x and of y, a quarter of the width each (MoCo v3, arXiv:2104.02057)."""
     h, w = grid
-    frequency = temperature ** -jnp.linspace(0.0, 1.0, width // 4)
+    frequency = temperature ** -jnp.linspace(0.0, 1.0, width // 4)[None, None]
     x = jnp.broadcast_to(jnp.arange(w)[None, :, None] * frequency, (h, w, width // 4))
     y = jnp.broadcast_to(jnp.arange(h)[:, None, None] * frequency, (h, w, width // 4))
     return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=-1)
@@ -138,7 +139,8 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n l d"]) -> Float[Array, "n l d"]:
-        return x * self.param("scale", nn.initializers.constant(self.initial), (x.shape[-1],)).astype(x.dtype)
+        scale = self.param("scale", nn.initializers.constant(self.initial), (x.shape[-1],))
+        return x * scale.astype(x.dtype)[None, None]
 
 
 class MAPHead(nn.Module):

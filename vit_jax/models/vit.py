@@ -128,7 +128,7 @@ class Encoder(nn.Module):
     block: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l d"]:
+    def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l2 d"]:
         positions, dtype = self.block["positions"], self.block["dtype"]
         if positions in ("learned", "learned_2d", "sincos2d"):
             x = AddPositions(positions, self.block["grid"], name="posembed_input")(x)
@@ -275,7 +275,7 @@ class ViT(nn.Module):
             case "map":
                 return MAPHead(
                     self.heads, self.mlp_width, self.activation, self.norm_epsilon, self.dtype, name="MAPHead_0"
-                )(x, rng, train=train)
+                )(patches, rng, train=train)
             case "flatten":
                 return patches.reshape(len(x), -1)
         return patches

@@ -1,0 +1,24 @@
+"""A source of random images, some of which may be broken."""
+
+import numpy as np
+
+SHAPE = (5, 7, 3)
+
+
+class Images:
+    """Random images; reading one of `broken` raises."""
+
+    def __init__(self, count: int, broken=(), shape=SHAPE):
+        self.pixels = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
+        self.broken = set(broken)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        if index in self.broken:
+            raise OSError("no such sector")
+        return self.pixels[index], index % 11
+
+    def describe(self, index: int) -> str:
+        return f"image {index}"

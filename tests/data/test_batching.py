@@ -1,0 +1,88 @@
+"""The order of images: laws that hold for any seed, size, batch and number of processes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit_jax.command import UserError
+from vit_jax.data import batching
+
+SEEDS = st.integers(0, 2**32 - 1)
+EPOCHS = st.integers(0, 10**6)
+
+
+def epoch(seed: int, number: int, batch_size: int, size: int) -> np.ndarray:
+    """The images of one epoch as they are seen, step after step."""
+    steps = batching.steps_per_epoch(batch_size, size)
+    first = number * steps
+    return np.concatenate([batching.train_indices(seed, first + i, batch_size, size) for i in range(steps)])
+
+
+@given(SEEDS, EPOCHS, st.integers(1, 101))
+def test_an_order_is_a_permutation(seed, number, size):
+    assert sorted(batching.epoch_order(seed, number, size)) == list(range(size))
+
+
+@given(SEEDS, st.integers(0, 10**9), st.integers(1, 29), st.integers(29, 97))
+def test_a_batch_is_a_function_of_seed_and_step_alone(seed, step, batch_size, size):
+    before = batching.train_indices(seed, step, batch_size, size).copy()
+    for other in range(3):  # more than are remembered
+        batching.train_indices(other, step + other, batch_size, size)
+    np.testing.assert_array_equal(batching.train_indices(seed, step, batch_size, size), before)
+    assert len(before) == batch_size
+
+
+@given(SEEDS, EPOCHS, st.integers(1, 29), st.integers(29, 97))
+def test_an_epoch_sees_no_image_twice_and_drops_the_remainder(seed, number, batch_size, size):
+    seen = epoch(seed, number, batch_size, size)
+    assert len(seen) == size // batch_size * batch_size
+    assert len(set(seen)) == len(seen) and set(seen) <= set(range(size))
+
+
+def test_epochs_and_seeds_differ():
+    orders = {(seed, e): tuple(batching.epoch_order(seed, e, 97)) for seed in (0, 1, 2) for e in (0, 1, 2)}
+    assert len(set(orders.values())) == 9
+
+
+def test_each_epoch_drops_others():
+    dropped = [set(range(11)) - set(epoch(0, number, 5, 11)) for number in range(40)]
+    assert set().union(*dropped) == set(range(11)) and all(len(images) == 1 for images in dropped)
+
+
+def test_every_place_in_the_order_is_equally_likely():
+    counts = np.zeros((5, 5))
+    for number in range(5000):
+        counts[np.arange(5), batching.epoch_order(3, number, 5)] += 1
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000 * 0.8)  # five standard deviations
+
+
+@given(SEEDS, st.integers(0, 1000), st.sampled_from([1, 2, 4]), st.integers(1, 7))
+def test_the_processes_rows_make_the_global_batch(seed, step, processes, share):
+    batch_size = processes * share
+    batch = batching.train_indices(seed, step, batch_size, 29)
+    parts = [batch[batching.local_rows(batch_size, p, processes)] for p in range(processes)]
+    assert [len(part) for part in parts] == [share] * processes
+    np.testing.assert_array_equal(np.concatenate(parts), batch)
+
+
+def test_processes_that_do_not_divide_the_batch():
+    with pytest.raises(UserError, match="batch of 7 images cannot be divided by 2 processes"):
+        batching.local_rows(7, 0, 2)
+
+
+@given(st.integers(1, 50), st.integers(1, 101))
+def test_evaluation_sees_every_image_once_in_order(batch_size, size):
+    batches = list(batching.evaluation_batches(batch_size, size))
+    assert {len(b.indices) for b in batches} == {len(b.weights) for b in batches} == {batch_size}
+    indices = np.concatenate([b.indices for b in batches])
+    weights = np.concatenate([b.weights for b in batches])
+    assert list(indices[weights == 1]) == list(range(size))
+    assert set(indices[weights != 1]) <= {0} and set(weights) <= {0.0, 1.0} and weights.sum() == size
+    assert len(batches) == -(-size // batch_size)
+
+
+def test_a_batch_larger_than_the_split():
+    assert batching.steps_per_epoch(23, 23) == 1
+    with pytest.raises(UserError, match="batch_size=24 is larger than the training split of 23 images; .* at most 23"):
+        batching.steps_per_epoch(24, 23)

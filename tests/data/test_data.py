@@ -1,0 +1,193 @@
+"""Opening a data set: which split serves what, what must not overlap, sizes and channels, where images are kept."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import data, sharding
+from vit_jax.command import UserError
+from vit_jax.data import Settings, open_data
+from vit_jax.data.sources import Dataset
+from vit_jax.data.sources.arrays import open_synthetic
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Opens a data set that has splits of these sizes."""
+
+    def opened(splits: dict[str, int], **settings):
+        whole = open_synthetic("synthetic/5x7x3/2/23")
+        dataset = Dataset("given", whole.class_names, (5, 7, 3), splits, whole.open_split)
+        monkeypatch.setattr(data, "open_dataset", lambda name, data_dir: dataset)
+        return open_data(Settings(**settings))
+
+    return opened
+
+
+ALL = {"train": 100, "validation": 30, "test": 20}
+TRAIN_TEST = {"train": 100, "test": 20}
+TRAIN_VALIDATION = {"train": 100, "validation": 30}
+
+
+@pytest.mark.parametrize(
+    ("splits", "settings", "expected"),
+    [
+        (ALL, {}, {"train": "train", "validation": "validation", "test": "test"}),
+        (ALL, {"validation": "none"}, {"train": "train", "test": "test"}),
+        (ALL, {"test": "validation"}, {"train": "train[:90%]", "validation": "train[90%:]", "test": "validation"}),
+        (
+            ALL,
+            {"train": "train+validation", "validation": "none"},
+            {"train": "train+validation", "test": "test"},
+        ),
+        (TRAIN_TEST, {}, {"train": "train[:90%]", "validation": "train[90%:]", "test": "test"}),
+        (TRAIN_TEST, {"validation": "none"}, {"train": "train", "test": "test"}),
+        (TRAIN_TEST, {"train": "train[:50%]"}, {"train": "train[:50%]", "validation": "train[90%:]", "test": "test"}),
+        (
+            TRAIN_TEST,
+            {"train": "train[:40]", "validation": "train[40:]"},
+            {"train": "train[:40]", "validation": "train[40:]", "test": "test"},
+        ),
+        (TRAIN_VALIDATION, {}, {"train": "train[:90%]", "validation": "train[90%:]", "test": "validation"}),
+        (
+            {"train": 100},
+            {"train": "train[:60]", "validation": "train[60:80]", "test": "train[80:]"},
+            {"train": "train[:60]", "validation": "train[60:80]", "test": "train[80:]"},
+        ),
+    ],
+)
+def test_which_split_serves_what(opened, splits, settings, expected):
+    found = opened(splits, **settings)
+    assert found.specs == expected
+    sizes = [found.size(purpose) for purpose in expected]
+    assert sizes == [found.dataset.size(spec) for spec in expected.values()] and all(sizes)
+
+
+def test_what_is_held_out_does_not_train(opened):
+    found = opened(TRAIN_TEST)
+    assert [found.size(purpose) for purpose in ("train", "validation", "test")] == [90, 10, 20]
+    assert opened(TRAIN_TEST, validation="none").size("validation") == 0
+    assert found.size("train[:7]+test") == 27
+
+
+@pytest.mark.parametrize(
+    ("splits", "settings", "expected"),
+    [
+        (TRAIN_TEST, {"train": "train"}, r"^10 images are both in data\.train='train' and data\.validation="),
+        (TRAIN_TEST, {"validation": "train[:7]", "train": "train"}, r"^7 images are both in data\.train"),
+        (ALL, {"train": "train+test"}, r"^20 images are both in data\.train='train\+test' and data\.test='test'"),
+        (ALL, {"validation": "test[:3]"}, r"^3 images are both in data\.validation='test\[:3\]' and data\.test"),
+        (ALL, {"test": "train[50:]"}, r"^50 images are both in data\.train='train' and data\.test"),
+    ],
+)
+def test_splits_that_overlap(opened, splits, settings, expected):
+    with pytest.raises(UserError, match=expected):
+        opened(splits, **settings)
+
+
+@pytest.mark.parametrize(
+    ("splits", "settings", "expected"),
+    [
+        ({"train": 100}, {}, "'given' has no test split; divide train"),
+        (ALL, {"test": "tset"}, "tset"),
+        (ALL, {"train": "train[:0]"}, "selects no image"),
+        (ALL, {"validation": "train[90%"}, "train"),
+    ],
+)
+def test_splits_that_do_not_exist(opened, splits, settings, expected):
+    with pytest.raises(UserError, match=expected):
+        opened(splits, **settings)
+
+
+def test_no_validation_split_to_read(opened):
+    with pytest.raises(UserError, match=r"data\.validation='none': there is no validation split"):
+        opened(ALL, validation="none").split("validation")
+
+
+def test_splits_hold_their_images():
+    found = open_data(Settings(name="synthetic/5x7x3/2/23"))
+    parts = [found.split(purpose) for purpose in ("train", "validation")]
+    assert [len(part) for part in parts] == [21, 2]
+    pixels = np.concatenate([part.load().images for part in parts])
+    np.testing.assert_array_equal(pixels, whole("train"))
+    np.testing.assert_array_equal(found.split("test").load().images, whole("test"))
+
+
+def whole(split: str) -> np.ndarray:
+    source = open_synthetic("synthetic/5x7x3/2/23").open_split(split)
+    return np.stack([source.read(i)[0] for i in range(len(source))])
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({}, (5, 7, 3)),
+        ({"channels": 1}, (5, 7, 1)),
+        ({"image_size": (11,)}, (11, 11, 3)),
+        ({"image_size": (3, 2), "channels": 3, "resize": "stretch"}, (3, 2, 3)),
+    ],
+)
+def test_the_shape_in_which_images_leave_the_host(settings, shape):
+    found = open_data(Settings(name="synthetic/5x7x3/2/23", **settings))
+    assert found.view.shape == shape
+    assert found.split("test").load().images.shape == (4, *shape)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_images_as_colour_and_colour_as_grey(channels):
+    stored = 4 - channels
+    found = open_data(Settings(name=f"synthetic/5x7x{stored}/2/23", channels=channels)).split("test").load().images
+    raw = open_data(Settings(name=f"synthetic/5x7x{stored}/2/23")).split("test").load().images
+    if channels == 3:
+        np.testing.assert_array_equal(found, raw.repeat(3, axis=-1))
+    else:
+        expected = [np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in raw]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(5):
+            Image.new("RGB", (5 + i, 7), (i, 0, 0)).save(tmp_path / label / f"{i}.png")
+    with pytest.raises(UserError, match=r"differ in size: .* e\.g\. data\.image_size=\(224,\)"):
+        open_data(Settings(name=str(tmp_path)))
+    found = open_data(Settings(name=str(tmp_path), image_size=(3,), validation="none"))
+    assert found.split("train").load().images.shape == (8, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"image_size": (1, 2, 3)}, r"data\.image_size=\(1, 2, 3\)"),
+        ({"image_size": (0,)}, r"data\.image_size=\(0,\)"),
+        ({"channels": 4}, r"data\.channels=4"),
+        ({"threads": 0}, r"data\.threads=0"),
+        ({"max_bad_fraction": -0.1}, r"data\.max_bad_fraction=-0\.1"),
+    ],
+)
+def test_settings_out_of_range(settings, expected):
+    with pytest.raises(UserError, match=expected):
+        open_data(Settings(**settings))
+
+
+def test_a_missing_data_set_says_how_to_get_it(tmp_path):
+    with pytest.raises(data.MissingDataset, match=r"python -m vit_jax\.data\.prepare cifar100 --data_dir "):
+        open_data(Settings(name="cifar100", data_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("cache", ["device", "host", "none"])
+def test_the_cache_that_is_asked_for(cache):
+    found = open_data(Settings(name="synthetic/5x7x3/2/23", cache=cache, threads=2))
+    feed = found.feed(found.split("train"), sharding.make_mesh(sharding.Settings()), on_device=True)
+    assert feed.on_device == (cache == "device") and (feed.split.images is not None) == (cache != "none")
+    assert feed.threads == 2
+    feed = found.feed(found.split("test"), sharding.make_mesh(sharding.Settings()))
+    assert not feed.on_device and (feed.split.images is not None) == (cache != "none")
+
+
+def test_auto_keeps_small_splits_on_the_device_medium_ones_on_the_host(monkeypatch):
+    monkeypatch.setattr(data, "DEVICE_CACHE_BYTES", 4 * 105)
+    monkeypatch.setattr(data, "HOST_CACHE_BYTES", 21 * 105)
+    found = open_data(Settings(name="synthetic/5x7x3/2/23"))
+    assert [found.cache(found.split(spec)) for spec in ("test", "train", "train+test")] == ["device", "host", "none"]

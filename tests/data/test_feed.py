@@ -1,0 +1,139 @@
+"""Batches on four devices: the same bits from every cache, every image once in evaluation, errors that arrive."""
+
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.data.images import SHAPE, Images
+from vit_jax import sharding
+from vit_jax.command import UserError
+from vit_jax.data import Feed, Split, View, batching
+
+CACHES = ("device", "host", "none")
+SIZE = 23
+
+
+def make(cache: str, broken=(), devices=4, **options) -> Feed:
+    split = Split("train", Images(SIZE, broken), View(SHAPE[:2], "crop", 3), **options)
+    if cache != "none":
+        split.load()
+    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:devices])
+    return Feed(split, mesh, on_device=cache == "device", threads=2)
+
+
+def seen(feed: Feed, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """What a step sees of a batch, wherever its images lie."""
+    rest = {k: np.asarray(v) for k, v in batch.items() if k != "index"}
+    if "index" in batch:
+        rows = np.asarray(batch["index"])
+        return {k: np.asarray(v)[rows] for k, v in feed.frozen.items()} | rest
+    return rest
+
+
+def train(cache: str, start=0, stop=7, **options) -> list[dict[str, np.ndarray]]:
+    feed = make(cache, **options)
+    return [seen(feed, batch) for batch in feed.train(5, 8, start, stop)]
+
+
+def evaluation(cache: str, batch_size=8, **options) -> dict[str, np.ndarray]:
+    feed = make(cache, **options)
+    batches = [seen(feed, batch) for batch in feed.evaluation(batch_size)]
+    assert all(len(batch["image"]) == batch_size for batch in batches)
+    return {k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]}
+
+
+def assert_same(found: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for k in ours:
+            np.testing.assert_array_equal(ours[k], theirs[k])
+            assert ours[k].dtype == theirs[k].dtype
+
+
+def test_a_batch_holds_the_images_of_its_step():
+    pixels = Images(SIZE).pixels
+    for step, batch in enumerate(train("none")):
+        rows = batching.train_indices(5, step, 8, SIZE)
+        np.testing.assert_array_equal(batch["image"], pixels[rows])
+        np.testing.assert_array_equal(batch["label"], rows % 11)
+        assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_every_cache_gives_the_same_bits_from_any_step_on_any_devices(cache):
+    expected = train("none", devices=1)
+    assert_same(train(cache), expected)
+    assert_same(train(cache, start=4), expected[4:])
+    assert train(cache, start=7) == []
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_evaluation_sees_every_image_once(cache):
+    for batch_size in (4, 8, 28):
+        found = evaluation(cache, batch_size)
+        real = found["weight"] == 1
+        np.testing.assert_array_equal(found["image"][real], Images(SIZE).pixels)
+        np.testing.assert_array_equal(found["label"][real], np.arange(SIZE) % 11)
+        assert found["weight"].dtype == np.float32 and found["weight"].sum() == SIZE
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_each_device_holds_its_rows_of_a_batch_and_all_that_is_frozen(cache):
+    feed = make(cache)
+    for array in next(iter(feed.train(5, 8, 0, 1))).values():
+        assert [shard.data.shape[0] for shard in array.addressable_shards] == [2] * 4
+    for array in feed.frozen.values():
+        assert array.is_fully_replicated and len(array) == SIZE
+    assert bool(feed.frozen) == (cache == "device")
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("use", [train, evaluation])
+def test_a_broken_image_arrives_as_the_users_error(cache, use):
+    with pytest.raises(UserError, match=r"broken image image 13: no such sector"):
+        use(cache, broken=[13])
+
+
+def test_a_broken_image_that_is_allowed_is_replaced_in_training_when_streamed():
+    options = {"broken": [13], "max_bad_fraction": 0.1}
+    found, clean = train("none", **options), train("none")
+    assert_same(found, train("none", **options))
+    replaced = 0
+    for step, (ours, theirs) in enumerate(zip(found, clean, strict=True)):
+        hit = batching.train_indices(5, step, 8, SIZE) == 13
+        np.testing.assert_array_equal(ours["image"][~hit], theirs["image"][~hit])
+        np.testing.assert_array_equal(ours["image"][hit], Images(SIZE).pixels[[14]].repeat(hit.sum(), 0))
+        replaced += hit.sum()
+    assert replaced >= 2
+
+
+@pytest.mark.parametrize("cache", ["device", "host"])
+def test_a_broken_image_that_is_allowed_is_left_out_of_what_is_cached(cache):
+    feed = make(cache, broken=[13], max_bad_fraction=0.1)
+    assert list(feed.split.bad) == [13] and len(feed.split) == SIZE - 1
+    batches = [seen(feed, batch) for batch in feed.train(5, 8, 0, 2)]
+    expected = np.delete(Images(SIZE).pixels, 13, axis=0)
+    np.testing.assert_array_equal(batches[1]["image"], expected[batching.train_indices(5, 1, 8, SIZE - 1)])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_broken_image_that_is_allowed_does_not_count_in_evaluation(cache):
+    found = evaluation(cache, broken=[0, 13], max_bad_fraction=0.1)
+    real = found["weight"] == 1
+    np.testing.assert_array_equal(found["image"][real], np.delete(Images(SIZE).pixels, [0, 13], axis=0))
+    assert found["weight"].sum() == SIZE - 2
+
+
+def test_a_feed_that_is_left_early_leaves_no_thread_behind():
+    before = threading.active_count()
+    batches = make("none").train(5, 8, 0, 10**6)
+    next(batches)
+    batches.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before

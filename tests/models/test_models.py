@@ -1,0 +1,167 @@
+"""The table of models: names, fields, golden parameter counts, and the published systems' sizes."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_jax import config, models, trees
+from vit_jax.command import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+# For 224-pixel images and 1000 classes.
+PARAMETERS = {
+    "vit/mu16": 76_712,
+    "vit/mu32": 145_736,
+    "vit/Ti16": 5_717_416,
+    "vit/S8": 22_055_272,
+    "vit/S14": 22_004_584,
+    "vit/S16": 22_050_664,
+    "vit/S32": 22_878_952,
+    "vit/M16": 38_837_736,
+    "vit/M32": 39_942_120,
+    "vit/B8": 86_576_872,
+    "vit/B14": 86_475_496,
+    "vit/B16": 86_567_656,
+    "vit/B32": 88_224_232,
+    "vit/L14": 304_203_752,
+    "vit/L16": 304_326_632,
+    "vit/L32": 306_535_400,
+    "vit/H14": 632_045_800,
+    "vit/H16": 632_199_400,
+    "vit/g14": 1_012_611_432,
+    "vit/g16": 1_012_780_392,
+    "vit/G14": 1_844_440_680,
+    "vit/e14": 3_807_214_312,
+    "cnn/conv3": 12_966_440,
+    "cnn/conv6": 207_686_696,
+}
+
+
+def shapes(model, *image_shape: int):
+    """The shapes of a model's variables; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+
+
+def test_every_model_has_a_golden_count():
+    assert models.names() == list(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_golden_count(name):
+    scan = {"scan": True} if name.startswith("vit/") else {}  # traces one layer instead of 56
+    model = models.create(models.settings(name, num_classes=1000, **scan))
+    model.check((224, 224, 3))
+    assert trees.count(shapes(model, 224, 224, 3)["params"]) == PARAMETERS[name]
+
+
+def test_a_looped_model_has_the_scanned_ones_parameters():
+    model = models.create(models.settings("vit/Ti16", num_classes=1000))
+    looped, scanned = (shapes(m, 224, 224, 3)["params"] for m in (model, model.clone(scan=True)))
+    stacked = jax.eval_shape(trees.stack_layers, looped)
+    assert trees.names(stacked) == trees.names(scanned)
+    assert jax.tree.leaves(stacked) == jax.tree.leaves(scanned)
+
+
+@pytest.mark.parametrize(
+    ("spec", "num_classes", "image_shape", "parameters"),
+    [
+        ("cifar100.py:vit", 100, (72, 72, 3), 45_923_300),  # system B's report
+        ("cifar10.py:vit", 10, (32, 32, 3), 3_195_146),  # system D's report
+        ("cifar10.py:cnn", 10, (32, 32, 3), 5_852_234),  # the same
+        ("fashion_mnist.py:cnn", 10, (28, 28, 1), 257_162),  # system A prints none: ours
+        ("fashion_mnist.py:vit6", 10, (72, 72, 1), 21_662_154),
+        ("fashion_mnist.py:vit8", 10, (72, 72, 1), 13_402_378),
+    ],
+)
+def test_the_configs_build_the_reports_models(spec, num_classes, image_shape, parameters):
+    given = config.load(str(CONFIGS / spec))
+    assert (given.augment.resize * 2 or image_shape[:2]) == image_shape[:2]
+    model = models.create({**given.model, "num_classes": num_classes})
+    model.check(image_shape)
+    assert trees.count(shapes(model, *image_shape)["params"]) == parameters
+
+
+def test_names_match_a_shell_pattern():
+    assert models.names("vit/B*") == ["vit/B8", "vit/B14", "vit/B16", "vit/B32"]
+    assert models.names("*conv?") == ["cnn/conv3", "cnn/conv6"]
+    assert models.names("resnet*") == []
+
+
+def test_settings_are_the_row_the_defaults_and_what_is_given():
+    settings = models.settings("vit/S16", dropout=0.1, depth=3)
+    assert list(settings)[0] == "name" and settings["name"] == "vit/S16"
+    assert set(settings) == {"name", *models.fields("vit/S16")}
+    assert (settings["patch_size"], settings["width"], settings["heads"]) == ((16,), 384, 6)
+    assert (settings["depth"], settings["dropout"], settings["pooling"]) == (3, 0.1, "token")
+
+
+def test_no_field_is_none_a_function_or_linens():
+    for name in ("vit/S16", "cnn/conv6"):
+        fields = models.settings(name)
+        assert "parent" not in fields
+        assert all(isinstance(value, str | int | float | tuple) for value in fields.values())
+
+
+def test_create_keeps_name_and_fields_apart():
+    model = models.create(models.settings("vit/S16", num_classes=7))
+    assert (model.name, model.width, model.num_classes) == (None, 384, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("vit/S17", {}, "'vit/S17' is unknown; did you mean vit/S1"),
+        ("perceptron", {}, "'perceptron' is unknown; known: vit/mu16, .*vit/B16, .*cnn/conv6"),
+        ("vit/S16", {"dropuot": 0.1}, "'vit/S16' has no field 'dropuot'; did you mean 'dropout'?"),
+        ("vit/S16", {"xyzzy": 1}, "has no field 'xyzzy'; known: patch_size, width, .*remat"),
+        ("vit/S16", {"parent": 1}, "has no field 'parent'"),
+        (
+            "vit",
+            {"width": 8, "patch_size": (2,)},
+            "'vit' needs depth, mlp_width, heads; give them, or choose .*vit/S16",
+        ),
+    ],
+)
+def test_a_mistake_names_the_choices(name, fields, message):
+    with pytest.raises(UserError, match=message):
+        models.settings(name, **fields)
+
+
+@pytest.mark.parametrize("positions", ["learned", "learned_2d", "relative_bias", "relative"])
+def test_a_bfloat16_model_keeps_parameters_and_logits_in_float32(positions):
+    model = models.create(
+        models.settings(
+            "vit/mu16",
+            num_classes=7,
+            positions=positions,
+            registers=2,
+            pooling="map",
+            activation="swiglu",
+            qk_norm=True,
+            layer_scale=0.1,
+            pre_logits=5,
+            head_widths=(3,),
+            dtype="bfloat16",
+        )
+    )
+    variables = shapes(model, 32, 48, 3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
+    assert {"cls", "registers"} <= {name.rsplit("/", 1)[-1] for name in trees.names(variables["params"])}
+    images = jax.ShapeDtypeStruct((2, 32, 48, 3), jnp.float32)
+    apply = partial(model.apply, train=False, mutable="intermediates")
+    logits, sown = jax.eval_shape(apply, variables, images)
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    assert sown["intermediates"]["Transformer"]["encoderblock_0"]["tokens"][0].dtype == jnp.bfloat16
+
+
+def test_a_bfloat16_cnn_keeps_parameters_statistics_and_logits_in_float32():
+    model = models.create(models.settings("cnn/conv6", num_classes=7, dtype="bfloat16"))
+    variables = shapes(model, 16, 24, 3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    apply = partial(model.apply, train=False)
+    logits = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((2, 16, 24, 3), jnp.float32))
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)

@@ -1,0 +1,322 @@
+"""The Vision Transformer: its block, tokens, pooling and head, what it refuses, and looking inside it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from tests.models.random_params import random_params
+from vit_jax import trees
+from vit_jax.command import UserError
+from vit_jax.models import attention, layers, vit
+from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.layers import MAPHead, MlpBlock
+from vit_jax.models.vit import EncoderBlock, ViT
+
+KEY = jax.random.key(0)
+SHAPE = (14, 15, 3)  # with 7x5 patches a grid of 2x3
+IMAGES = jnp.asarray(np.random.default_rng(5).normal(size=(5, *SHAPE)), jnp.float32)
+TINY = {"patch_size": (7, 5), "width": 8, "depth": 1, "mlp_width": 11, "heads": 2}
+
+
+def tiny(**fields) -> ViT:
+    return ViT(**{**TINY, **fields})
+
+
+def shapes(model: ViT) -> dict[str, tuple[int, ...]]:
+    """The parameters' shapes by name."""
+    params = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)["params"]
+    return {name: leaf.shape for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)}
+
+
+def run(model: ViT, params: dict):
+    """Output and tokens after the last layer norm."""
+
+    @jax.jit
+    def forward(params, images):
+        def is_norm(module, _):
+            return module.name == "encoder_norm"
+
+        apply = partial(model.apply, train=False, capture_intermediates=is_norm, mutable="intermediates")
+        return apply({"params": params}, images)
+
+    output, seen = forward(params, IMAGES)
+    return np.asarray(output), np.asarray(seen["intermediates"]["Transformer"]["encoder_norm"]["__call__"][0])
+
+
+def test_parameters_have_the_authors_names():
+    block = "Transformer/encoderblock_0"
+    attention_name = f"{block}/MultiHeadDotProductAttention_1"
+    expected = {
+        "Transformer/encoder_norm/bias": (8,),
+        "Transformer/encoder_norm/scale": (8,),
+        **{f"{block}/LayerNorm_{i}/{name}": (8,) for i in (0, 2) for name in ("bias", "scale")},
+        **{f"{attention_name}/{name}/kernel": (8, 2, 4) for name in ("query", "key", "value")},
+        **{f"{attention_name}/{name}/bias": (2, 4) for name in ("query", "key", "value")},
+        f"{attention_name}/out/kernel": (2, 4, 8),
+        f"{attention_name}/out/bias": (8,),
+        f"{block}/MlpBlock_3/Dense_0/kernel": (8, 11),
+        f"{block}/MlpBlock_3/Dense_0/bias": (11,),
+        f"{block}/MlpBlock_3/Dense_1/kernel": (11, 8),
+        f"{block}/MlpBlock_3/Dense_1/bias": (8,),
+        "Transformer/posembed_input/pos_embedding": (1, 7, 8),
+        "cls": (1, 1, 8),
+        "embedding/kernel": (7, 5, 3, 8),
+        "embedding/bias": (8,),
+        "pre_logits/kernel": (8, 5),
+        "pre_logits/bias": (5,),
+        "head/kernel": (5, 13),
+        "head/bias": (13,),
+    }
+    assert shapes(tiny(pre_logits=5, num_classes=13)) == expected
+
+
+def test_block_is_two_pre_norm_residual_branches():
+    fields = {"heads": 2, "mlp_width": 11, "activation": "swiglu", "qk_norm": True, "layer_scale": 0.5}
+    off = {"dropout": 0.0, "projection_dropout": 0.0, "attention_dropout": 0.0, "stochastic_depth": 0.0}
+    rest = {"qkv_bias": True, "mlp_output_activation": False, "norm_epsilon": 1e-3, "dtype": "float32"}
+    block = EncoderBlock(**fields, **off, **rest, head_width=5, grid=(2, 3), positions="relative")
+    x = jnp.asarray(np.random.default_rng(7).normal(size=(2, 7, 8)), jnp.float32)
+    params = jax.tree.map(jnp.asarray, random_params(block, x, KEY, jnp.float32(0), train=False))
+
+    @jax.jit
+    def by_hand(p, x):
+        norm = nn.LayerNorm(epsilon=1e-3)
+        y = norm.apply({"params": p["LayerNorm_0"]}, x)
+        heads = MultiHeadDotProductAttention(2, 5, qk_norm=True, norm_epsilon=1e-3, positions="relative")
+        y = heads.apply({"params": p["MultiHeadDotProductAttention_1"]}, y, y, KEY, train=False)
+        x = x + y * p["LayerScale_0"]["scale"][None, None]
+        y = norm.apply({"params": p["LayerNorm_2"]}, x)
+        y = MlpBlock(11, "swiglu").apply({"params": p["MlpBlock_3"]}, y, KEY, train=False)
+        return x + y * p["LayerScale_1"]["scale"][None, None]
+
+    output = jax.jit(partial(block.apply, train=False))({"params": params}, x, KEY, jnp.float32(0))
+    np.testing.assert_allclose(output, by_hand(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_class_token_registers_patches_and_only_patches_and_class_token_have_positions():
+    model = tiny(registers=2, pooling="none")
+    params = random_params(model, IMAGES, train=False)
+    block = params["Transformer"]["encoderblock_0"]
+    for silent in (block["MultiHeadDotProductAttention_1"]["out"], block["MlpBlock_3"]["Dense_1"]):
+        silent.update(jax.tree.map(np.zeros_like, silent))  # both residual branches add nothing
+    patches = np.asarray(IMAGES).reshape(5, 2, 7, 3, 5, 3).transpose(0, 1, 3, 2, 4, 5).reshape(5, 6, 7 * 5 * 3)
+    patches = patches @ params["embedding"]["kernel"].reshape(-1, 8) + params["embedding"]["bias"]
+    table = params["Transformer"]["posembed_input"]["pos_embedding"]
+    expected = np.concatenate(
+        [
+            np.repeat(params["cls"] + table[:, :1], 5, 0),
+            np.repeat(params["Transformer"]["registers"], 5, 0),
+            patches + table[:, 1:],
+        ],
+        axis=1,
+    )
+    apply = jax.jit(partial(model.apply, train=False, mutable="intermediates"))
+    _, sown = apply({"params": params}, IMAGES)
+    tokens = sown["intermediates"]["Transformer"]["encoderblock_0"]["tokens"][0]
+    np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["token", "gap", "flatten", "none", "map"])
+def test_pooling_reads_its_tokens_only(pooling):
+    model = tiny(registers=2, pooling=pooling)
+    params = random_params(model, IMAGES, train=False)
+    features, tokens = run(model, params)
+    patches = tokens[:, 3:]  # after the class token and two registers
+    assert tokens.shape == (5, 9, 8)
+    expected = {"token": tokens[:, 0], "gap": patches.mean(1), "flatten": patches.reshape(5, 48), "none": patches}
+    if pooling == "map":
+        params = jax.tree.map(jnp.asarray, params["MAPHead_0"])
+        head = jax.jit(partial(MAPHead(2, 11).apply, train=False))
+        expected["map"] = head({"params": params}, patches, KEY)
+    np.testing.assert_allclose(features, expected[pooling], rtol=1e-4, atol=1e-5)
+
+
+def test_head_is_tanh_then_hidden_layers_then_logits():
+    model = tiny(pre_logits=5, head_widths=(7, 3), num_classes=13)
+    params = random_params(model, IMAGES, train=False)
+    logits, tokens = run(model, params)
+    x = np.tanh(tokens[:, 0] @ params["pre_logits"]["kernel"] + params["pre_logits"]["bias"])
+    for name in ("head_hidden_0", "head_hidden_1"):
+        x = x @ params[name]["kernel"] + params[name]["bias"]
+        x = np.asarray(nn.gelu(x, approximate=False))
+    np.testing.assert_allclose(logits, x @ params["head"]["kernel"] + params["head"]["bias"], rtol=1e-4, atol=1e-5)
+    assert x.shape == (5, 3)
+
+
+def test_a_new_models_parameters():
+    model = tiny(num_classes=13, head_bias=-2.5, layer_scale=0.25, registers=2)
+
+    @jax.jit  # of the rest of the initialisation nothing is compiled
+    def some(key):
+        params = model.init(key, IMAGES, train=False)["params"]
+        block, table = params["Transformer"]["encoderblock_0"], params["Transformer"]["posembed_input"]
+        xavier = tiny(num_classes=13, zero_head=False).init(key, IMAGES, train=False)["params"]["head"]["kernel"]
+        return params["cls"], params["head"], block["LayerScale_1"]["scale"], table["pos_embedding"], xavier
+
+    cls, head, scale, table, xavier = some(KEY)
+    np.testing.assert_array_equal(cls, 0)
+    np.testing.assert_array_equal(head["kernel"], 0)
+    np.testing.assert_array_equal(head["bias"], -2.5)
+    np.testing.assert_array_equal(scale, 0.25)
+    assert 0.01 < table.std() < 0.03
+    limit = np.sqrt(6 / (8 + 13))
+    assert 0.9 * limit < np.abs(xavier).max() <= limit
+
+
+@pytest.mark.parametrize(
+    ("positions", "names"),
+    [
+        ("learned", {"Transformer/posembed_input/pos_embedding": (1, 7, 8)}),
+        (
+            "learned_2d",
+            {"Transformer/posembed_input/x_embedding": (3, 4), "Transformer/posembed_input/y_embedding": (2, 4)},
+        ),
+        ("sincos2d", {}),
+        ("none", {}),
+        ("relative", {"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/relative_embedding": (13, 4)}),
+        ("relative_bias", {"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/relative_bias": (3, 5, 2)}),
+    ],
+)
+def test_each_kind_of_positions_has_its_tables_and_no_others(positions, names):
+    bare = shapes(tiny(positions="none"))
+    assert shapes(tiny(positions=positions)) == bare | names
+    assert not bare.keys() & names.keys()
+
+
+def test_each_rate_reaches_its_place(monkeypatch):
+    rates = {"dropout": 0.1, "projection_dropout": 0.2, "attention_dropout": 0.3, "embedding_dropout": 0.4}
+    model = tiny(**rates, head_dropout=0.5, head_widths=(7,), num_classes=13, depth=2)
+    variables = {"params": random_params(model, IMAGES, train=False)}
+    seen = []
+
+    def spy(x, rate, rng, *, train):
+        assert train
+        seen.append((rate, x.shape))
+        return x
+
+    for module in (attention, layers, vit):
+        monkeypatch.setattr(module, "dropout", spy)
+    jax.eval_shape(partial(model.apply, train=True, rngs={"dropout": KEY}), variables, IMAGES)
+    block = [(0.3, (5, 2, 7, 7)), (0.2, (5, 7, 8)), (0.1, (5, 7, 11)), (0.1, (5, 7, 8))]
+    assert seen == [(0.4, (5, 7, 8)), *block, *block, (0.5, (5, 8)), (0.5, (5, 7))]
+
+
+def test_stochastic_depth_grows_linearly_from_0_and_drops_images_independently_in_each_layer():
+    n = 997
+    model = ViT(patch_size=(1,), width=2, depth=3, mlp_width=3, heads=1, stochastic_depth=0.6, pooling="gap")
+    images = jnp.asarray(np.random.default_rng(9).normal(size=(n, 1, 1, 1)), jnp.float32)
+    params = random_params(model, images, train=False)
+    for i in range(3):  # the attention branch adds nothing, so that only the MLP's shows
+        out = params["Transformer"][f"encoderblock_{i}"]["MultiHeadDotProductAttention_1"]["out"]
+        out.update(jax.tree.map(np.zeros_like, out))
+
+    @partial(jax.jit, static_argnames="train")
+    def tokens(params, images, train):
+        apply = partial(model.apply, train=train, rngs={"dropout": KEY}, mutable="intermediates")
+        sown = apply({"params": params}, images)[1]["intermediates"]["Transformer"]
+        return jnp.stack([sown[f"encoderblock_{i}"]["tokens"][0] for i in range(3)])
+
+    evaluated, trained = np.asarray(tokens(params, images, False)), np.asarray(tokens(params, images, True))
+    np.testing.assert_array_equal(trained[0], evaluated[0])  # layer 0 never drops
+    added = trained[1] - trained[0]
+    dropped = (trained[1:] == trained[:-1]).all(axis=(2, 3))
+    assert abs(dropped[0].mean() - 0.3) < 0.07 and abs(dropped[1].mean() - 0.6) < 0.08  # 5 standard deviations
+    assert abs((dropped[0] & dropped[1]).mean() - 0.18) < 0.06
+    expected = (evaluated[1] - evaluated[0]) / 0.7
+    np.testing.assert_allclose(added[~dropped[0]], expected[~dropped[0]], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patch_size": (6,)}, r"patch_size=6 does not divide the image height 14; try 2 or 7"),
+        ({"patch_size": (7, 4)}, "patch_size=4 does not divide the image width 15; try 3 or 5, or set augment.resize"),
+        ({"patch_size": (1, 1, 1)}, "is not one or two positive numbers"),
+        ({"patch_size": (0,)}, "is not one or two positive numbers"),
+        ({"heads": 3}, "heads=3 does not divide model.width=8; choose a divisor or set head_width"),
+        ({"heads": 3, "head_width": 5, "pooling": "map"}, "'map' needs heads=3 to divide width=8"),
+        ({"class_token": False}, "pooling='token' needs model.class_token=True; or choose pooling='gap'"),
+        ({"width": 7, "heads": 1, "positions": "learned_2d"}, "'learned_2d' needs a width divisible by 2, not 7"),
+        ({"width": 6, "positions": "sincos2d"}, "'sincos2d' needs a width divisible by 4, not 6"),
+        ({"depth": 0}, "model.depth=0 is not positive"),
+        ({"head_dropout": 1.0}, "head_dropout=1.0 is not a probability below 1"),
+        ({"attention_dropout": -0.1}, "attention_dropout=-0.1 is not a probability"),
+        ({"stochastic_depth": 1.0}, "stochastic_depth=1.0 is not a probability below 1"),
+    ],
+)
+def test_check_explains(fields, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**fields).check(SHAPE)
+
+
+def test_check_accepts_what_fits():
+    tiny().check(SHAPE)
+    tiny(heads=3, head_width=5).check(SHAPE)
+    tiny(class_token=False, pooling="gap", positions="sincos2d").check(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def looks():
+    """The looped and the scanned model's `look`, and its starting point: perturbations of zero."""
+    looped = tiny(depth=3, num_classes=13, qk_norm=True, head_width=5)
+    params = jax.tree.map(jnp.asarray, random_params(looped, IMAGES, train=False))
+    return [look(looped, params), look(looped.clone(scan=True), trees.stack_layers(params))]
+
+
+def look(model: ViT, params: dict):
+    """`perturbations -> (gradients of the third logits' sum, (logits, what is sown in the encoder))`, compiled."""
+
+    def third_logit(perturbations):
+        variables = {"params": params, "perturbations": perturbations}
+        logits, sown = model.apply(variables, IMAGES, train=False, mutable="intermediates")
+        return logits[:, 2].sum(), (logits, sown["intermediates"]["Transformer"])
+
+    shapes = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)["perturbations"]
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    return jax.jit(jax.grad(third_logit, has_aux=True)), zeros
+
+
+def test_tokens_and_attention_are_sown_per_layer(looks):
+    (looped, zeros), (scanned, stacked_zeros) = looks
+    (_, (_, sown)), (_, (_, stacked)) = looped(zeros), scanned(stacked_zeros)
+    blocks = [sown[f"encoderblock_{i}"] for i in range(3)]
+    tokens = np.stack([block["tokens"][0] for block in blocks])
+    attention = np.stack([block["MultiHeadDotProductAttention_1"]["attention"][0] for block in blocks])
+    assert tokens.shape == (3, 5, 7, 8) and attention.shape == (3, 5, 2, 7, 7)
+    np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
+    assert not np.allclose(attention, 1 / 7, atol=0.05)
+    np.testing.assert_allclose(stacked["encoderblock"]["tokens"][0], tokens, rtol=1e-5, atol=1e-5)
+    found = stacked["encoderblock"]["MultiHeadDotProductAttention_1"]["attention"][0]
+    np.testing.assert_allclose(found, attention, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_by_attention_and_tokens_are_alike_in_loop_and_scan(looks):
+    (looped, zeros), (scanned, stacked_zeros) = looks
+    gradients, stacked = looped(zeros)[0], scanned(stacked_zeros)[0]
+    expected = trees.stack_layers(jax.tree.map(np.asarray, gradients))
+    assert trees.names(expected) == trees.names(stacked)
+    for found, wanted in zip(jax.tree.leaves(stacked), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_gradient_by_attention_is_the_logits_slope(looks):
+    looped, zeros = looks[0]
+    place, h = (1, 0, 0, 3), 1e-2  # an image, a head, the class token's attention to a patch
+
+    def perturbed(by: float) -> dict:
+        perturbations = jax.tree.map(np.copy, zeros)
+        block = perturbations["Transformer"]["encoderblock_2"]
+        block["MultiHeadDotProductAttention_1"]["attention"][place] = by
+        return perturbations
+
+    gradients, (logits, _) = looped(zeros)
+    block = gradients["Transformer"]["encoderblock_2"]
+    gradient = block["MultiHeadDotProductAttention_1"]["attention"][place]
+    above, below = (looped(perturbed(by))[1][0] for by in (h, -h))
+    assert abs(gradient) > 1e-2
+    np.testing.assert_allclose((above - below)[1, 2] / (2 * h), gradient, rtol=1e-2)
+    np.testing.assert_array_equal(np.delete(above, 1, 0), np.delete(logits, 1, 0))  # the other images

@@ -1,0 +1,252 @@
+"""Schedules at points worked by hand, decay masks, and every optimizer against its formula in NumPy."""
+
+import dataclasses
+from functools import partial
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import serialization
+
+from vit_jax import models, optim, trees
+from vit_jax.command import UserError
+from vit_jax.optim import Settings
+
+EVERY = get_args(optim.Optimizer)
+WARM = {"lr": 2.0, "warmup_steps": 20, "warmup_start_lr": 0.5}  # of 100 steps, 10 to an epoch
+
+
+@pytest.mark.parametrize(
+    ("fields", "points"),
+    [
+        ({**WARM, "schedule": "cosine"}, {0: 0.5, 10: 1.25, 20: 2, 40: 1 + 0.5**0.5, 60: 1, 100: 0, 150: 0}),
+        ({**WARM, "schedule": "cosine", "final_lr": 0.4}, {20: 2, 60: 1.2, 100: 0.4}),
+        ({**WARM, "schedule": "linear", "final_lr": 0.4}, {10: 1.25, 20: 2, 40: 1.6, 100: 0.4, 150: 0.4}),
+        ({**WARM, "schedule": "rsqrt", "timescale_steps": 16}, {5: 0.875, 20: 2, 68: 1, 260: 0.5}),
+        (
+            {"lr": 2.0, "schedule": "step", "step_epochs": (3.0, 6.5)},
+            {0: 2, 29: 2, 30: 0.2, 64: 0.2, 65: 0.02, 99: 0.02},
+        ),
+        ({**WARM, "schedule": "step", "step_epochs": (3.0,), "factor": 0.5}, {10: 1.25, 20: 2, 30: 1}),
+        ({**WARM, "schedule": "exponential", "factor": 0.5}, {10: 1.25, 20: 2, 29: 2, 30: 1, 45: 0.5}),
+        ({**WARM, "schedule": "constant"}, {0: 0.5, 19: 1.925, 20: 2, 99: 2}),
+        ({"lr": 2.0, "schedule": "constant", "warmup_epochs": 1.5}, {0: 0, 3: 0.4, 15: 2, 99: 2}),
+        ({"lr": 2.0, "schedule": "cosine"}, {0: 2, 50: 1, 100: 0}),
+    ],
+    ids=lambda value: value.get("schedule", "") if isinstance(value, dict) else "",
+)
+def test_a_schedule_by_hand(fields, points):
+    rate = jax.jit(optim.schedule(Settings(**fields), total_steps=100, steps_per_epoch=10))
+    for step, expected in points.items():
+        value = rate(jnp.int32(step))
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6, err_msg=f"at step {step}")
+
+
+@pytest.mark.parametrize("fields", [{"warmup_steps": 100}, {"warmup_epochs": 10.0}])
+def test_a_warm_up_as_long_as_the_run_explains(fields):
+    with pytest.raises(UserError, match=r"the warm-up of 100 steps leaves nothing of the run's 100; shorten"):
+        optim.schedule(Settings(**fields), total_steps=100, steps_per_epoch=10)
+
+
+@pytest.fixture(scope="module")
+def parameters():
+    """The shapes of a ViT with every kind of parameter."""
+    model = models.create(
+        models.settings(
+            "vit/mu16", depth=2, num_classes=7, registers=2, pooling="map", layer_scale=0.1, qk_norm=True, pre_logits=5
+        )
+    )
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)["params"]
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["looped", "scanned"])
+def test_exactly_the_kernels_decay(parameters, stacked):
+    parameters = jax.eval_shape(trees.stack_layers, parameters) if stacked else parameters
+    mask = trees.mask(parameters, Settings().decay)
+    decays = dict(zip(trees.names(mask), jax.tree.leaves(mask), strict=True))
+    assert {name.rsplit("/", 1)[-1] for name in decays if decays[name]} == {"kernel"}
+    rest = {"bias", "scale", "cls", "registers", "pos_embedding", "probe"}
+    assert {name.rsplit("/", 1)[-1] for name in decays if not decays[name]} == rest
+    assert all(jax.tree.leaves(trees.mask(parameters, ".*")))
+
+
+# Formulas in float64. Each: gradient, parameter, weight decay (0: masked), memory, step from 1 -> direction.
+B1, B2, EPSILON, MOMENTUM, RMS_DECAY = 0.8, 0.95, 1e-3, 0.7, 0.6
+
+
+def adam(g, memory, t):
+    memory["m"] = B1 * memory.get("m", 0) + (1 - B1) * g
+    memory["v"] = B2 * memory.get("v", 0) + (1 - B2) * g**2
+    return memory["m"] / (1 - B1**t) / (np.sqrt(memory["v"] / (1 - B2**t)) + EPSILON)
+
+
+def adamw(g, p, decay, memory, t):
+    return adam(g, memory, t) + decay * p
+
+
+def lamb(g, p, decay, memory, t):
+    u = adam(g, memory, t) + decay * p
+    return u * np.linalg.norm(p) / np.linalg.norm(u)
+
+
+def lion(g, p, decay, memory, t):
+    m = memory.get("m", 0)
+    memory["m"] = B2 * m + (1 - B2) * g
+    return np.sign(B1 * m + (1 - B1) * g) + decay * p
+
+
+def sgd(g, p, decay, memory, t):
+    memory["m"] = (g + decay * p) + MOMENTUM * memory.get("m", 0)
+    return memory["m"]
+
+
+def nesterov(g, p, decay, memory, t):
+    return (g + decay * p) + MOMENTUM * sgd(g, p, decay, memory, t)
+
+
+def rmsprop(g, p, decay, memory, t):
+    g = g + decay * p
+    memory["v"] = RMS_DECAY * memory.get("v", 0) + (1 - RMS_DECAY) * g**2
+    memory["m"] = g / np.sqrt(memory["v"] + EPSILON) + MOMENTUM * memory.get("m", 0)
+    return memory["m"]
+
+
+def adafactor(g, p, decay, memory, t):
+    keep = 1 - t**-0.8
+    if g.ndim == 2 and min(g.shape) >= 128:  # rows and columns only
+        memory["row"] = keep * memory.get("row", 0) + (1 - keep) * (g**2).mean(1)
+        memory["column"] = keep * memory.get("column", 0) + (1 - keep) * (g**2).mean(0)
+        v = np.outer(memory["row"], memory["column"]) / memory["row"].mean()
+    else:
+        v = memory["v"] = keep * memory.get("v", 0) + (1 - keep) * g**2
+    u = g / np.sqrt(v)
+    return u / max(1, np.sqrt((u**2).mean())) + decay * p
+
+
+FORMULAS = [adamw, lamb, lion, sgd, nesterov, rmsprop, adafactor]
+SHAPES = {"head": {"kernel": (131, 137), "bias": (5,)}, "stem": {"kernel": (3, 2, 7)}}
+SETTINGS = Settings(
+    b1=B1, b2=B2, epsilon=EPSILON, momentum=MOMENTUM, rms_decay=RMS_DECAY, weight_decay=0.3, lr=0.1, schedule="linear"
+)
+
+
+def random_tree(shapes: dict, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        return rng.normal(0.1, 1, shape).astype(np.float32)
+
+    return jax.tree.map(draw, shapes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def train(settings: Settings, params: dict, gradients: list[dict]):
+    """Parameters and optimizer state after one update per gradient."""
+    tx = optim.create(settings, optim.schedule(settings, total_steps=7, steps_per_epoch=7))
+    state = tx.init(params)
+
+    @jax.jit
+    def update(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for gradient in gradients:
+        params, state = update(params, state, gradient)
+    return params, state
+
+
+def test_there_is_a_formula_for_every_optimizer():
+    assert {formula.__name__ for formula in FORMULAS} - {"nesterov"} == set(EVERY)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_an_optimizer_follows_its_formula(formula):
+    name = "sgd" if formula is nesterov else formula.__name__
+    settings = dataclasses.replace(SETTINGS, name=name, nesterov=formula is nesterov)
+    params, gradients = random_tree(SHAPES, 0), [random_tree(SHAPES, seed) for seed in (1, 2, 3)]
+    found, _ = train(settings, params, gradients)
+
+    def by_hand(name, p, *gradients):
+        p, memory, decay = p.astype(np.float64), {}, 0.3 if name.endswith("kernel") else 0
+        for t, g in enumerate(gradients, 1):
+            lr = 0.1 * (1 - (t - 1) / 7)
+            p = p - lr * formula(g.astype(np.float64), p, decay, memory, t)
+        return p
+
+    expected = trees.map_with_name(by_hand, params, *gradients)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    settings = Settings(name="sgd", momentum=0.0, lr=1.0, schedule="constant", clip_norm=2.5)
+    zeros = {"a": np.zeros(2, np.float32), "b": np.zeros((1, 1), np.float32)}
+    large = {"a": np.float32([3, 0]), "b": np.float32([[4]])}  # norm 5: halved
+    small = {"a": np.float32([1.5, 0]), "b": np.float32([[2]])}  # norm 2.5: as it is
+    for gradient in (large, small):
+        params, _ = train(settings, zeros, [gradient])
+        np.testing.assert_allclose(params["a"], [-1.5, 0], rtol=1e-6)
+        np.testing.assert_allclose(params["b"], [[-2]], rtol=1e-6)
+    params, _ = train(dataclasses.replace(settings, clip_norm=0.0), zeros, [large])
+    np.testing.assert_allclose(params["b"], [[-4]])
+
+
+LAYER = {"Dense_0": {"kernel": (131, 137), "bias": (5,)}, "query": {"kernel": (7, 2, 3)}}
+MODEL = {
+    "embedding": {"kernel": (5, 5, 3, 7)},
+    "Transformer": {f"encoderblock_{i}": LAYER for i in range(3)},
+    "head": {"kernel": (139, 149)},
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_stacked_layers_get_the_updates_of_separate_ones(name):
+    settings = dataclasses.replace(SETTINGS, name=name, clip_norm=1.0)
+    scale = {f"encoderblock_{i}": 10.0**i for i in range(3)}  # a norm over all layers would differ from each layer's
+
+    def scaled(tree):
+        return trees.map_with_name(lambda path, x: x * np.float32(scale.get(path.split("/")[1], 1)), tree)
+
+    params, gradients = random_tree(MODEL, 0), [scaled(random_tree(MODEL, seed)) for seed in (1, 2, 3)]
+    looped, looped_state = train(settings, scaled(params), gradients)
+    stacked, stacked_state = train(
+        settings, trees.stack_layers(scaled(params)), list(map(trees.stack_layers, gradients))
+    )
+
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    assert "encoderblock" in stacked["Transformer"]
+    jax.tree.map(close, trees.unstack_layers(stacked), looped)
+    expected = serialization.to_state_dict(looped_state)
+    found = trees.unstack_layers(serialization.to_state_dict(stacked_state))
+    assert trees.names(found) == trees.names(expected)
+    jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": 0.0}, "optim.lr=0.0 is not positive"),
+        ({"epsilon": -1e-8}, "optim.epsilon=-1e-08 is not positive"),
+        ({"timescale_steps": 0}, "optim.timescale_steps=0 is not positive"),
+        ({"weight_decay": -0.1}, "optim.weight_decay=-0.1 is negative; 0 means off"),
+        ({"clip_norm": -1.0}, "optim.clip_norm=-1.0 is negative"),
+        ({"warmup_steps": -1}, "optim.warmup_steps=-1 is negative"),
+        ({"b1": 1.0}, r"optim.b1=1.0 is not in \[0, 1\)"),
+        ({"momentum": -0.1}, r"optim.momentum=-0.1 is not in"),
+        ({"ema_decay": 1.0}, r"optim.ema_decay=1.0 is not in"),
+        ({"warmup_steps": 5, "warmup_epochs": 1.0}, "are both given; set one of them to 0"),
+        ({"schedule": "step"}, "schedule='step' needs optim.step_epochs, e.g."),
+        ({"decay": "(kernel"}, r"decay='\(kernel' is not a regular expression: "),
+    ],
+)
+def test_check_explains(fields, message):
+    with pytest.raises(UserError, match=message):
+        optim.check(Settings(**fields))
+
+
+def test_check_accepts_the_defaults_and_a_full_recipe():
+    optim.check(Settings())
+    optim.check(SETTINGS)
