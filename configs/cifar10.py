@@ -53,7 +53,7 @@ def tiny() -> ConfigDict:
     c.optim.warmup_epochs = 1.0
     c.optim.clip_norm = 1.0
     c.train.label_smoothing = 0.1
-    c.train.epochs = 16.0
+    c.train.epochs = 12.0
     return c
 
 

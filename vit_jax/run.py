@@ -45,6 +45,11 @@ def check_data(given: Config, data: Data) -> None:
     model.check(input_shape(given, data.view.shape))
     if given.model.get("pooling") == "none":
         raise UserError("model.pooling='none' gives logits for each patch, not for an image; choose gap, token or map")
+    if given.model.get("distillation_token"):
+        raise UserError(
+            f"model {given.model['name']!r} has a head that learns from a teacher, and this run has none; "
+            "choose its twin without one, e.g. vit/S16 for deit/S16"
+        )
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
     optim.schedule(given.optim, num_steps(given, per_epoch), per_epoch)
 
