@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import quick
 from tests.models.random_params import random_params
 from vit_jax.models.attention import HeadProjection, MultiHeadDotProductAttention, dropout
 
@@ -16,6 +17,7 @@ RNG = np.random.default_rng(1)
 SEQUENCE = RNG.normal(size=(N, 1 + 2 * 3, D)).astype(np.float32)  # a class token, then the grid
 OTHERS = RNG.normal(size=(N, M, D)).astype(np.float32)
 KEY = jax.random.key(0)
+dropped = quick.jit(partial(dropout, train=True), static_argnums=1)
 
 
 def normed(x, scale):
@@ -61,7 +63,7 @@ def test_self_attention_is_the_references(options):
     module = MultiHeadDotProductAttention(A, E, **options)
     params = random_params(module, SEQUENCE, SEQUENCE, KEY, train=False)
 
-    @jax.jit
+    @quick.jit
     def attend(params, x):
         return module.apply({"params": params}, x, x, KEY, train=False, mutable="intermediates")
 
@@ -75,7 +77,7 @@ def test_self_attention_is_the_references(options):
 def test_cross_attention_takes_keys_and_values_from_the_other_tokens():
     module = MultiHeadDotProductAttention(A, E, qk_norm=True)
     params = random_params(module, SEQUENCE, OTHERS, KEY, train=False)
-    output = jax.jit(partial(module.apply, train=False))({"params": params}, SEQUENCE, OTHERS, KEY)
+    output = quick.jit(partial(module.apply, train=False))({"params": params}, SEQUENCE, OTHERS, KEY)
     np.testing.assert_allclose(output, reference(params, SEQUENCE, OTHERS)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -90,22 +92,19 @@ def test_bfloat16_keeps_parameters_and_softmax_in_float32():
     assert sown["intermediates"]["attention"][0].dtype == jnp.float32
 
 
-def test_attention_dropout_acts_on_probabilities_in_training_only():
+def test_attention_dropout_acts_on_probabilities():
     module = MultiHeadDotProductAttention(A, E, dropout=0.5)
-    params = random_params(module, OTHERS, OTHERS, KEY, train=False)
-    run = jax.jit(module.apply, static_argnames="train")
-    kept = dropout(jnp.asarray(reference(params, OTHERS, OTHERS)[1], jnp.float32), 0.5, KEY, train=True)
+    params = random_params(module, SEQUENCE, OTHERS, KEY, train=False)
+    kept = dropped(jnp.asarray(reference(params, SEQUENCE, OTHERS)[1], jnp.float32), 0.5, KEY)
     v = np.einsum("nld,dae->nlae", OTHERS, params["value"]["kernel"]) + params["value"]["bias"]
     expected = np.einsum("nalm,nmae,aed->nld", kept, v, params["out"]["kernel"]) + params["out"]["bias"]
-    trained = run({"params": params}, OTHERS, OTHERS.copy(), KEY, train=True)
-    np.testing.assert_allclose(trained, expected, rtol=1e-4, atol=1e-5)
-    evaluated = run({"params": params}, OTHERS, OTHERS.copy(), KEY, train=False)
-    np.testing.assert_allclose(evaluated, reference(params, OTHERS, OTHERS)[0], rtol=1e-4, atol=1e-5)
+    output = quick.jit(partial(module.apply, train=True))({"params": params}, SEQUENCE, OTHERS, KEY)
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_projections_start_as_xavier_of_the_whole_matrix():
     d, a, e = 64, 4, 32
-    kernel, bias = jax.jit(lambda key: HeadProjection(a, e).init_with_output(key, d)[0])(KEY)
+    kernel, bias = quick.jit(lambda key: HeadProjection(a, e).init_with_output(key, d)[0])(KEY)
     limit = np.sqrt(6 / (d + a * e))
     assert kernel.shape == (d, a, e) and bias.shape == (a, e)
     assert 0.99 * limit < np.abs(kernel).max() <= limit
@@ -114,10 +113,9 @@ def test_projections_start_as_xavier_of_the_whole_matrix():
 
 def test_dropout_zeroes_at_its_rate_and_keeps_the_mean():
     x = jnp.full((101, 103), 3.0)
-    y = np.asarray(dropout(x, 0.2, KEY, train=True))
-    dropped = y == 0
-    assert abs(dropped.mean() - 0.2) < 0.02  # 5 standard deviations
-    np.testing.assert_allclose(y[~dropped], 3.0 / 0.8, rtol=1e-6)
+    y = np.asarray(dropped(x, 0.2, KEY))
+    assert abs(np.mean(y == 0) - 0.2) < 0.02  # 5 standard deviations
+    np.testing.assert_allclose(y[y != 0], 3.0 / 0.8, rtol=1e-6)
 
 
 def test_dropout_is_the_identity_at_rate_0_and_outside_training():

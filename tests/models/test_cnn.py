@@ -3,10 +3,10 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import quick
 from tests.models.random_params import random_params
 from vit_jax.command import UserError
 from vit_jax.models.attention import dropout
@@ -37,7 +37,7 @@ def relu(x: np.ndarray) -> np.ndarray:
 def test_a_stage_is_convolutions_with_relu_then_pool_then_norm():
     model = CNN(stages=((3, 2), (5,)), dense_widths=(7,), num_classes=4, pool_last=False, dropout=0.5)
     params = random_params(model, IMAGES, train=False)
-    apply = jax.jit(partial(model.apply, train=True, mutable="batch_stats"))
+    apply = quick.jit(partial(model.apply, train=True, mutable="batch_stats"))
     variables = {"params": params, "batch_stats": initial_statistics(model)}
     logits, changed = apply(variables, IMAGES, rngs={"dropout": KEY})
 
@@ -50,7 +50,7 @@ def test_a_stage_is_convolutions_with_relu_then_pool_then_norm():
     x = normed(relu(convolve(x, params["stage1_conv0"])), params["stage1_norm"])
     x = relu(x.reshape(5, -1) @ params["dense0"]["kernel"] + params["dense0"]["bias"])
     key = jax.random.fold_in(model.apply({}, rngs={"dropout": KEY}, method=lambda m: m.make_rng("dropout")), 0)
-    x = np.asarray(dropout(jnp.asarray(x), 0.5, key, train=True))
+    x = np.asarray(quick.jit(partial(dropout, rate=0.5, train=True))(x, rng=key))
     expected = x @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
@@ -72,7 +72,7 @@ def test_evaluation_uses_the_statistics_and_leaves_them_alone():
     model = CNN(stages=((2,),), dense_widths=(), num_classes=3)
     params, statistics = random_params(model, IMAGES, train=False), initial_statistics(model)
     statistics["stage0_norm"]["mean"] += 0.5
-    apply = jax.jit(partial(model.apply, train=False, mutable="batch_stats"))
+    apply = quick.jit(partial(model.apply, train=False, mutable="batch_stats"))
     logits, changed = apply({"params": params, "batch_stats": statistics}, IMAGES)
     x = (pool(relu(convolve(IMAGES, params["stage0_conv0"]))) - 0.5) / np.sqrt(1 + 1e-5)
     x = x * params["stage0_norm"]["scale"] + params["stage0_norm"]["bias"]

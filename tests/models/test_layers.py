@@ -1,5 +1,7 @@
 """The Vision Transformer's parts against Linen's own layers and a few lines of NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import linen as nn
 from scipy.special import erf
 
+from tests import quick
 from tests.models.random_params import random_params
 from vit_jax.command import UserError
 from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
@@ -23,6 +26,8 @@ from vit_jax.models.layers import (
 )
 
 KEY = jax.random.key(0)
+sincos = quick.jit(sincos2d, static_argnums=(0, 1))
+dropped = quick.jit(partial(dropout, train=True), static_argnums=1)
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(2, 7, 5)).astype(np.float32)
 
@@ -43,6 +48,10 @@ def dense(x, p):
     return x @ p["kernel"] + p["bias"]
 
 
+def apply(module: nn.Module, params: dict, x, train: bool = False) -> jax.Array:
+    return quick.jit(partial(module.apply, train=train))({"params": params}, x, KEY)
+
+
 def test_square():
     assert square((3,)) == (3, 3)
     assert square((3, 5)) == (3, 5)
@@ -60,15 +69,15 @@ def test_activations():
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
     n = 1009
-    y = np.asarray(drop_path(jnp.ones((n, 3, 2)), jnp.float32(0.3), KEY)).reshape(n, 6)
-    dropped = y[:, 0] == 0
-    assert abs(dropped.mean() - 0.3) < 0.07  # 5 standard deviations
-    np.testing.assert_array_equal(y[dropped], 0)
-    np.testing.assert_allclose(y[~dropped], 1 / 0.7, rtol=1e-6)
+    y = np.asarray(quick.jit(drop_path)(jnp.ones((n, 3, 2)), jnp.float32(0.3), KEY)).reshape(n, 6)
+    gone = y[:, 0] == 0
+    assert abs(gone.mean() - 0.3) < 0.07  # 5 standard deviations
+    np.testing.assert_array_equal(y[gone], 0)
+    np.testing.assert_allclose(y[~gone], 1 / 0.7, rtol=1e-6)
 
 
 def test_drop_path_at_rate_0_is_the_identity():
-    np.testing.assert_array_equal(drop_path(jnp.asarray(X), jnp.float32(0), KEY), X)
+    np.testing.assert_array_equal(quick.jit(drop_path)(jnp.asarray(X), jnp.float32(0), KEY), X)
 
 
 @pytest.mark.parametrize(("patch", "image"), [((3, 3), (6, 15)), ((2, 5), (14, 15))], ids=["square", "oblong"])
@@ -79,11 +88,11 @@ def test_patch_embedding_is_a_convolution(patch, image):
     conv = nn.Conv(7, patch, strides=patch, padding="VALID")
     expected = conv.apply({"params": params}, images)
     assert expected.shape == (2, image[0] // patch[0], image[1] // patch[1], 7)
-    np.testing.assert_allclose(module.apply({"params": params}, images), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(quick.jit(module.apply)({"params": params}, images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sincos2d_by_hand():
-    table = np.asarray(sincos2d((3, 5), 8))
+    table = np.asarray(sincos((3, 5), 8))
     np.testing.assert_allclose(table[0, 0], [0, 0, 1, 1, 0, 0, 1, 1])
     fast, slow = 2.0, 2.0 / 10_000  # two frequencies: 1 and 1 / temperature
     x_part = [np.sin(4.0), np.sin(4.0 / 10_000), np.cos(4.0), np.cos(4.0 / 10_000)]
@@ -92,7 +101,7 @@ def test_sincos2d_by_hand():
 
 
 def test_sincos2d_treats_x_and_y_alike():
-    table, transposed = np.asarray(sincos2d((3, 5), 12)), np.asarray(sincos2d((5, 3), 12))
+    table, transposed = np.asarray(sincos((3, 5), 12)), np.asarray(sincos((5, 3), 12))
     assert table.shape == (3, 5, 12)
     np.testing.assert_array_equal(table[..., :6], transposed[..., 6:].swapaxes(0, 1))
     np.testing.assert_array_equal(table[:, :, :6], np.broadcast_to(table[:1, :, :6], (3, 5, 6)))
@@ -120,7 +129,7 @@ def test_absolute_positions_by_hand(class_tokens):
     np.testing.assert_array_equal(added[:, :class_tokens], 0)
 
     added, _ = positions("sincos2d", sequence)
-    np.testing.assert_allclose(added[1, class_tokens:], sincos2d((2, 3), 8).reshape(6, 8), atol=1e-5)
+    np.testing.assert_allclose(added[1, class_tokens:], sincos((2, 3), 8).reshape(6, 8), atol=1e-5)
     np.testing.assert_array_equal(added[:, :class_tokens], 0)
 
 
@@ -134,7 +143,7 @@ def test_mlp_block_is_the_references(activation, output_activation):
     expected = dense(hidden, params["Dense_1"])
     if output_activation:
         expected = swish(expected) if activation == "swiglu" else gelu(expected)
-    output = module.apply({"params": params}, jnp.asarray(X), KEY, train=False)
+    output = apply(module, params, X)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
     assert ("gate" in params) == (activation == "swiglu")
 
@@ -143,9 +152,9 @@ def test_mlp_block_drops_after_both_layers_with_different_draws():
     module = MlpBlock(11, dropout=0.5)
     params = random_params(module, jnp.asarray(X), KEY, train=False)
     inner, outer = jax.random.split(KEY)
-    hidden = dropout(jnp.asarray(gelu(dense(X, params["Dense_0"])), jnp.float32), 0.5, inner, train=True)
-    expected = dropout(jnp.asarray(dense(np.asarray(hidden), params["Dense_1"])), 0.5, outer, train=True)
-    output = module.apply({"params": params}, jnp.asarray(X), KEY, train=True)
+    hidden = dropped(jnp.asarray(gelu(dense(X, params["Dense_0"])), jnp.float32), 0.5, inner)
+    expected = dropped(jnp.asarray(dense(np.asarray(hidden), params["Dense_1"])), 0.5, outer)
+    output = apply(module, params, X, train=True)
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -160,12 +169,12 @@ def test_layer_scale_starts_at_its_value_and_scales_channels():
 def test_map_head_is_attention_by_a_probe_and_an_mlp():
     x = normal(2, 7, 6)
     module = MAPHead(heads=3, mlp_width=11)
-    params = jax.tree.map(jnp.asarray, random_params(module, x, KEY, train=False))
-    attention = MultiHeadDotProductAttention(3, 2)
+    params = random_params(module, x, KEY, train=False)
     probe = jnp.broadcast_to(params["probe"], (2, 1, 6))
-    attended = attention.apply({"params": params["MultiHeadDotProductAttention_0"]}, probe, x, KEY, train=False)
-    normed = nn.LayerNorm(epsilon=1e-6).apply({"params": params["LayerNorm_0"]}, attended)
-    mlp = MlpBlock(11).apply({"params": params["MlpBlock_0"]}, normed, KEY, train=False)
-    output = module.apply({"params": params}, x, KEY, train=False)
+    attention = quick.jit(partial(MultiHeadDotProductAttention(3, 2).apply, train=False))
+    attended = attention({"params": params["MultiHeadDotProductAttention_0"]}, probe, x, KEY)
+    normed = quick.jit(nn.LayerNorm(epsilon=1e-6).apply)({"params": params["LayerNorm_0"]}, attended)
+    expected = attended + apply(MlpBlock(11), params["MlpBlock_0"], normed)
+    output = apply(module, params, x)
     assert output.shape == (2, 6)
-    np.testing.assert_allclose(output, (attended + mlp)[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output, expected[:, 0], rtol=1e-4, atol=1e-5)

@@ -46,8 +46,8 @@ def shapes(model, *image_shape: int):
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
 
 
-def test_every_model_has_a_golden_count():
-    assert models.names() == list(PARAMETERS)
+def test_every_model_has_a_golden_count():  # those of the other families: in their own tests
+    assert models.names("vit/*") + models.names("cnn/*") == list(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -88,7 +88,7 @@ def test_the_configs_build_the_reports_models(spec, num_classes, image_shape, pa
 def test_names_match_a_shell_pattern():
     assert models.names("vit/B*") == ["vit/B8", "vit/B14", "vit/B16", "vit/B32"]
     assert models.names("*conv?") == ["cnn/conv3", "cnn/conv6"]
-    assert models.names("resnet*") == []
+    assert models.names("vit/X*") == []
 
 
 def test_settings_are_the_row_the_defaults_and_what_is_given():

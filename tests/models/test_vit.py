@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tests import quick
 from tests.models.random_params import random_params
 from vit_jax import trees
 from vit_jax.command import UserError
@@ -35,7 +36,7 @@ def shapes(model: ViT) -> dict[str, tuple[int, ...]]:
 def run(model: ViT, params: dict):
     """Output and tokens after the last layer norm."""
 
-    @jax.jit
+    @quick.jit
     def forward(params, images):
         def is_norm(module, _):
             return module.name == "encoder_norm"
@@ -82,7 +83,7 @@ def test_block_is_two_pre_norm_residual_branches():
     x = jnp.asarray(np.random.default_rng(7).normal(size=(2, 7, 8)), jnp.float32)
     params = jax.tree.map(jnp.asarray, random_params(block, x, KEY, jnp.float32(0), train=False))
 
-    @jax.jit
+    @quick.jit
     def by_hand(p, x):
         norm = nn.LayerNorm(epsilon=1e-3)
         y = norm.apply({"params": p["LayerNorm_0"]}, x)
@@ -93,7 +94,7 @@ def test_block_is_two_pre_norm_residual_branches():
         y = MlpBlock(11, "swiglu").apply({"params": p["MlpBlock_3"]}, y, KEY, train=False)
         return x + y * p["LayerScale_1"]["scale"][None, None]
 
-    output = jax.jit(partial(block.apply, train=False))({"params": params}, x, KEY, jnp.float32(0))
+    output = quick.jit(partial(block.apply, train=False))({"params": params}, x, KEY, jnp.float32(0))
     np.testing.assert_allclose(output, by_hand(params, x), rtol=1e-4, atol=1e-5)
 
 
@@ -114,7 +115,7 @@ def test_tokens_are_class_token_registers_patches_and_only_patches_and_class_tok
         ],
         axis=1,
     )
-    apply = jax.jit(partial(model.apply, train=False, mutable="intermediates"))
+    apply = quick.jit(partial(model.apply, train=False, mutable="intermediates"))
     _, sown = apply({"params": params}, IMAGES)
     tokens = sown["intermediates"]["Transformer"]["encoderblock_0"]["tokens"][0]
     np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-4)
@@ -130,7 +131,7 @@ def test_pooling_reads_its_tokens_only(pooling):
     expected = {"token": tokens[:, 0], "gap": patches.mean(1), "flatten": patches.reshape(5, 48), "none": patches}
     if pooling == "map":
         params = jax.tree.map(jnp.asarray, params["MAPHead_0"])
-        head = jax.jit(partial(MAPHead(2, 11).apply, train=False))
+        head = quick.jit(partial(MAPHead(2, 11).apply, train=False))
         expected["map"] = head({"params": params}, patches, KEY)
     np.testing.assert_allclose(features, expected[pooling], rtol=1e-4, atol=1e-5)
 
@@ -150,7 +151,7 @@ def test_head_is_tanh_then_hidden_layers_then_logits():
 def test_a_new_models_parameters():
     model = tiny(num_classes=13, head_bias=-2.5, layer_scale=0.25, registers=2)
 
-    @jax.jit  # of the rest of the initialisation nothing is compiled
+    @quick.jit  # of the rest of the initialisation nothing is compiled
     def some(key):
         params = model.init(key, IMAGES, train=False)["params"]
         block, table = params["Transformer"]["encoderblock_0"], params["Transformer"]["posembed_input"]
@@ -214,7 +215,7 @@ def test_stochastic_depth_grows_linearly_from_0_and_drops_images_independently_i
         out = params["Transformer"][f"encoderblock_{i}"]["MultiHeadDotProductAttention_1"]["out"]
         out.update(jax.tree.map(np.zeros_like, out))
 
-    @partial(jax.jit, static_argnames="train")
+    @partial(quick.jit, static_argnames="train")
     def tokens(params, images, train):
         apply = partial(model.apply, train=train, rngs={"dropout": KEY}, mutable="intermediates")
         sown = apply({"params": params}, images)[1]["intermediates"]["Transformer"]
@@ -277,7 +278,7 @@ def look(model: ViT, params: dict):
 
     shapes = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)["perturbations"]
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    return jax.jit(jax.grad(third_logit, has_aux=True)), zeros
+    return quick.jit(jax.grad(third_logit, has_aux=True)), zeros
 
 
 def test_tokens_and_attention_are_sown_per_layer(looks):

@@ -9,12 +9,27 @@ from typing import Any
 from flax import linen as nn
 
 from vit_jax.command import UserError
-from vit_jax.models import cnn, vit
+from vit_jax.models import bit, cnn, compact, deit, hybrid, mixer, resnet, resnetv2, visual_transformer, vit
+from vit_jax.models.bit import BiT
 from vit_jax.models.cnn import CNN
+from vit_jax.models.compact import Compact
+from vit_jax.models.hybrid import Hybrid
+from vit_jax.models.mixer import Mixer
+from vit_jax.models.resnet import ResNet
+from vit_jax.models.resnetv2 import ResNetV2
+from vit_jax.models.visual_transformer import VisualTransformer
 from vit_jax.models.vit import ViT
 
 FAMILIES: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {
     "vit": (ViT, vit.table()),
+    "deit": (ViT, deit.table()),
+    "compact": (Compact, compact.table()),
+    "mixer": (Mixer, mixer.table()),
+    "hybrid": (Hybrid, hybrid.table()),
+    "visual_transformer": (VisualTransformer, visual_transformer.table()),
+    "resnet": (ResNet, resnet.table()),
+    "resnetv2": (ResNetV2, resnetv2.table()),
+    "bit": (BiT, bit.table()),
     "cnn": (CNN, cnn.table()),
 }
 

@@ -1,5 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) and the sizes published for it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,6 +56,42 @@ def table() -> dict[str, dict[str, Any]]:
     }
 
 
+def check_positive(model: nn.Module, *fields: str) -> None:
+    """Raises `UserError` if one of these fields is below 1."""
+    for field in fields:
+        if getattr(model, field) < 1:
+            raise UserError(f"model.{field}={getattr(model, field)} is not positive")
+
+
+def check_rates(model: nn.Module, *fields: str) -> None:
+    """Raises `UserError` if one of these fields is not a probability below 1."""
+    for field in fields:
+        if not 0 <= getattr(model, field) < 1:
+            raise UserError(f"model.{field}={getattr(model, field)} is not a probability below 1")
+
+
+def check_patches(patch_size: tuple[int, ...], image_shape: tuple[int, int, int]) -> None:
+    """Raises `UserError` if patches of this size do not tile images of this shape (height, width, channels)."""
+    if len(patch_size) not in (1, 2) or min(patch_size) < 1:
+        raise UserError(f"model.patch_size={patch_size} is not one or two positive numbers, e.g. (16,)")
+    for side, patch, size in zip(("height", "width"), square(patch_size), image_shape, strict=False):
+        if size % patch:
+            divisors = [d for d in range(1, size + 1) if size % d == 0]
+            near = sorted(sorted(divisors, key=lambda d: abs(d - patch))[:2])
+            raise UserError(
+                f"model.patch_size={patch} does not divide the image {side} {size}; "
+                f"try {' or '.join(map(str, near))}, or set augment.resize to a multiple of {patch}"
+            )
+
+
+def recompute(layer: Callable[..., Any], remat: str, *, scan: bool = False) -> Callable[..., Any]:
+    """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says."""
+    if remat == "none":
+        return layer
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return nn.remat(layer, policy=policy, prevent_cse=not scan)
+
+
 class EncoderBlock(nn.Module):
     """A pre-norm transformer block: attention, then MLP, each with a residual connection."""
 
@@ -74,6 +111,7 @@ class EncoderBlock(nn.Module):
     mlp_output_activation: bool
     norm_epsilon: float
     dtype: str
+    residual_norm: bool = False  # the MLP's residual connection carries the normalised tokens
 
     @nn.compact
     def __call__(
@@ -104,6 +142,7 @@ class EncoderBlock(nn.Module):
         x = x + residual(y, rngs[2], "LayerScale_0")
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="LayerNorm_2")(x)
+        x = y if self.residual_norm else x
         y = MlpBlock(
             self.mlp_width,
             activation=self.activation,
@@ -138,9 +177,7 @@ class Encoder(nn.Module):
         def layer(block: EncoderBlock, x: Float[Array, "n l d"], inputs: tuple[Any, Any]) -> tuple[Any, None]:
             return block(x, *inputs, train=train), None
 
-        if self.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            layer = nn.remat(layer, policy=policy, prevent_cse=not self.scan)
+        layer = recompute(layer, self.remat, scan=self.scan)
         rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(self.depth))
         drop_rates = jnp.linspace(0.0, self.block["stochastic_depth"], self.depth)
         if self.scan:
@@ -168,6 +205,12 @@ class ViT(nn.Module):
 
     Parameters are named as in the authors' checkpoints. Tokens after each block and attention probabilities are
     sown in the collection `intermediates`.
+
+    With `distillation_token` a second token and a second head, `head_dist`, learn from a teacher (Touvron et al. 2021,
+    arXiv:2012.12877, s. 3). In evaluation the output is the mean of both heads' logits. In training it is the class
+    head's alone, and the other's are sown as `logits` in the collection `distillation`: with
+    `logits, seen = model.apply(..., train=True, mutable="distillation")` they are `seen["distillation"]["logits"][0]`.
+    Without a loss on these, `head_dist` learns nothing, and evaluation averages it all the same.
     """
 
     patch_size: tuple[int, ...]  # pixels: height and width, or one number for both
@@ -178,6 +221,7 @@ class ViT(nn.Module):
     head_width: int = 0  # size per head; 0: width / heads
     num_classes: int = 0  # 0: those of the data set; created with 0, the model returns features before the head
     class_token: bool = True
+    distillation_token: bool = False  # DeiT's, after the class token
     registers: int = 0  # extra tokens that no pooling reads
     positions: Positions = "learned"
     pooling: Pooling = "token"  # token, mean (gap) or attention (map) over tokens, flatten; none: logits per patch
@@ -203,10 +247,8 @@ class ViT(nn.Module):
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `UserError` if the fields do not fit each other or images of this shape (height, width, channels)."""
-        for field in ("width", "depth", "mlp_width", "heads"):
-            if getattr(self, field) < 1:
-                raise UserError(f"model.{field}={getattr(self, field)} is not positive")
-        self._check_patches(image_shape)
+        check_positive(self, "width", "depth", "mlp_width", "heads")
+        check_patches(self.patch_size, image_shape)
         if not self.head_width and self.width % self.heads:
             raise UserError(
                 f"model.heads={self.heads} does not divide model.width={self.width}; choose a divisor or set head_width"
@@ -218,23 +260,13 @@ class ViT(nn.Module):
         parts = {"learned_2d": 2, "sincos2d": 4}.get(self.positions, 1)
         if self.width % parts:
             raise UserError(f"model.positions={self.positions!r} needs a width divisible by {parts}, not {self.width}")
-        for field in ("dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "head_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"model.{field}={getattr(self, field)} is not a probability below 1")
-        if not 0 <= self.stochastic_depth < 1:
-            raise UserError(f"model.stochastic_depth={self.stochastic_depth} is not a probability below 1")
-
-    def _check_patches(self, image_shape: tuple[int, int, int]) -> None:
-        if len(self.patch_size) not in (1, 2) or min(self.patch_size) < 1:
-            raise UserError(f"model.patch_size={self.patch_size} is not one or two positive numbers, e.g. (16,)")
-        for side, patch, size in zip(("height", "width"), square(self.patch_size), image_shape, strict=False):
-            if size % patch:
-                divisors = [d for d in range(1, size + 1) if size % d == 0]
-                near = sorted(sorted(divisors, key=lambda d: abs(d - patch))[:2])
-                raise UserError(
-                    f"model.patch_size={patch} does not divide the image {side} {size}; "
-                    f"try {' or '.join(map(str, near))}, or set augment.resize to a multiple of {patch}"
-                )
+        check_rates(self, "dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "head_dropout")
+        check_rates(self, "stochastic_depth")
+        if self.distillation_token and (self.pooling != "token" or self.pre_logits or self.head_widths):
+            raise UserError(
+                "model.distillation_token=True needs pooling='token', pre_logits=0 and head_widths=(), not "
+                f"{self.pooling!r}, {self.pre_logits} and {self.head_widths}: each of both tokens has one linear head"
+            )
 
     def grid(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
         """Rows and columns of patches for images [... H W c]."""
@@ -247,15 +279,25 @@ class ViT(nn.Module):
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         encoder_rng, pool_rng, head_rng = jax.random.split(rng, 3)
 
-        x = PatchEmbedding(square(self.patch_size), self.width, dtype=self.dtype, name="embedding")(images)
+        x = self.embed(images)
         n, h, w, d = x.shape
         x = x.reshape(n, h * w, d)
-        if self.class_token:
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, d)).astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)), x], axis=1)
+        first = [self.param("cls", nn.initializers.zeros, (1, 1, d))] if self.class_token else []
+        if self.distillation_token:
+            first.append(self.param("dist", nn.initializers.normal(stddev=0.02), (1, 1, d)))
+        x = jnp.concatenate([*(jnp.broadcast_to(token.astype(x.dtype), (n, 1, d)) for token in first), x], axis=1)
         x = self._encoder(grid)(x, encoder_rng, train=train)
-        x = self._pool(x, grid, pool_rng, train=train)
-        return self._head(x, head_rng, train=train)
+        logits = self._head(self._pool(x, grid, pool_rng, train=train), head_rng, train=train)
+        if not self.distillation_token:
+            return logits
+        distilled = self._logits(x[:, 1], jax.random.fold_in(head_rng, 1), train=train, name="head_dist")
+        if train:
+            self.sow("distillation", "logits", distilled)
+        return logits if train else (logits + distilled) / 2
+
+    def embed(self, images: Float[Array, "n H W c"]) -> Float[Array, "n h w d"]:
+        """The patches, embedded."""
+        return PatchEmbedding(square(self.patch_size), self.width, dtype=self.dtype, name="embedding")(images)
 
     def _encoder(self, grid: tuple[int, int]) -> Encoder:
         shared = [f for f in EncoderBlock.__dataclass_fields__ if f in ViT.__dataclass_fields__]
@@ -287,11 +329,16 @@ class ViT(nn.Module):
         for i, width in enumerate(self.head_widths):
             x = dropout(x, self.head_dropout, rngs[i], train=train)
             x = activate(nn.Dense(width, dtype=self.dtype, name=f"head_hidden_{i}")(x), self.activation)
-        x = dropout(x, self.head_dropout, rngs[-1], train=train)
+        return self._logits(x, rngs[-1], train=train, name="head")
+
+    def _logits(
+        self, x: Float[Array, "n ..."], rng: Key[Array, ""], *, train: bool, name: str
+    ) -> Float[Array, "n ..."]:
+        """One linear head; without classes its input."""
+        x = dropout(x, self.head_dropout, rng, train=train)
         if not self.num_classes:
             return x
         kernel_init = nn.initializers.zeros if self.zero_head else nn.initializers.xavier_uniform()
         bias_init = nn.initializers.constant(self.head_bias)
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype, name="head")(
-            x
-        ).astype(jnp.float32)
+        head = nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype, name=name)
+        return head(x).astype(jnp.float32)

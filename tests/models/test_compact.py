@@ -1,0 +1,259 @@
+"""Compact Transformers: tokens, positions, the block, sequence pooling, published sizes; scan equals loop."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from tests import quick
+from tests.models.golden import count
+from tests.models.random_params import random_params
+from vit_jax import models, trees
+from vit_jax.command import UserError
+from vit_jax.models import attention, layers, vit
+from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.compact import Compact, ConvTokenizer, SequencePooling, sincos1d
+from vit_jax.models.layers import MlpBlock
+from vit_jax.models.vit import EncoderBlock
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(5)
+SHAPE = (7, 11, 3)  # pooled to 4x6 tokens
+IMAGES = jnp.asarray(RNG.normal(size=(5, *SHAPE)), jnp.float32)
+TINY = {"width": 8, "depth": 2, "mlp_width": 13, "heads": 2, "convolutions": 1}
+# For 32-pixel images and 10 classes; the millions that the authors print.
+PARAMETERS = {
+    "compact/ViT-Lite-6/4": (3_190_538, "3.191"),
+    "compact/ViT-Lite-7/4": (3_716_874, "3.717"),
+    "compact/ViT-Lite-7/8": (3_741_450, "3.74"),
+    "compact/ViT-Lite-7/16": (3_885_834, "3.89"),
+    "compact/CVT-6/4": (3_190_283, "3.190"),
+    "compact/CVT-7/4": (3_716_619, "3.717"),
+    "compact/CVT-7/8": (3_741_195, "3.74"),
+    "compact/CCT-2/3x2": (283_723, "0.284"),
+    "compact/CCT-4/3x2": (482_123, "0.482"),
+    "compact/CCT-6/3x1": (3_168_267, "3.168"),
+    "compact/CCT-6/3x2": (3_326_923, "3.327"),
+    "compact/CCT-7/3x1": (3_760_139, "3.760"),
+    "compact/CCT-7/3x2": (3_853_259, "3.853"),
+    "compact/CCT-7/7x2": (4_500_939, ""),  # printed for larger images only
+    "compact/CCT-14/7x2": (21_912_395, ""),
+}
+
+
+def tiny(**fields) -> Compact:
+    return Compact(**{**TINY, **fields})
+
+
+def shapes(model: Compact, images: jax.Array = IMAGES) -> dict[str, tuple[int, ...]]:
+    params = jax.eval_shape(partial(model.init, train=False), KEY, images)["params"]
+    return {name: leaf.shape for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)}
+
+
+def test_every_model_has_a_golden_count():
+    assert models.names("compact/*") == list(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_golden_count(name):
+    expected, printed = PARAMETERS[name]
+    assert count(name, 32, 10, scan=True) == expected
+    digits = len(printed.partition(".")[2])
+    assert not printed or f"{expected / 1e6:.{digits}f}" == printed
+
+
+def test_the_imagenet_models_count():
+    fields = {"num_classes": 1000, "scan": True}
+    assert count("compact/CCT-14/7x2", 224, **fields) == 22_292_009 + 14 * 14 * 384
+    assert count("compact/CCT-14/7x2", 224, positions="none", **fields) == 22_292_009  # printed: 22.29 M
+
+
+def test_a_convolutional_models_parameters():
+    found = shapes(tiny(depth=1, convolutions=2, channels=5, num_classes=13))
+    assert not {"cls", "embedding/kernel"} & found.keys()
+    assert {name: shape for name, shape in found.items() if "encoderblock" not in name} == {
+        "Transformer/encoder_norm/bias": (8,),
+        "Transformer/encoder_norm/scale": (8,),
+        "Transformer/posembed_input/pos_embedding": (1, 2 * 3, 8),
+        "tokenizer/conv_0/kernel": (3, 3, 3, 5),
+        "tokenizer/conv_1/kernel": (3, 3, 5, 8),
+        "pool/score/kernel": (8, 1),
+        "pool/score/bias": (1,),
+        "head/kernel": (8, 13),
+        "head/bias": (13,),
+    }
+    assert not any(name.endswith(("query/bias", "key/bias", "value/bias")) for name in found)
+
+
+def test_patches_and_a_class_token_replace_convolutions_and_pooling():
+    found = shapes(tiny(depth=1, convolutions=0, patch_size=(7, 11), pooling="token"))
+    rest = {name: shape for name, shape in found.items() if not name.startswith("Transformer/encoder")}
+    assert rest == {
+        "Transformer/posembed_input/pos_embedding": (1, 2, 8),
+        "cls": (1, 1, 8),
+        "embedding/kernel": (7, 11, 3, 8),
+        "embedding/bias": (8,),
+    }
+
+
+@pytest.mark.parametrize(("kernel", "stride", "grid"), [(3, 1, (4, 6)), (7, 2, (2, 3))])
+def test_tokenizer_is_convolution_relu_max_pool(kernel, stride, grid):
+    module = ConvTokenizer(8, 1, kernel, stride, 64, "float32")
+    params = random_params(module, IMAGES)
+    weights, pad = params["conv_0"]["kernel"], kernel // 2
+    padded = np.pad(IMAGES, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows, columns = (range(0, size, stride) for size in SHAPE[:2])
+    taps = [
+        [np.einsum("nhwc,hwcd->nd", padded[:, i : i + kernel, j : j + kernel], weights) for j in columns] for i in rows
+    ]
+    x = np.maximum(np.stack([np.stack(row, 1) for row in taps], 1), 0)
+    windows = [
+        [x[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].max((1, 2)) for j in range(0, x.shape[2], 2)]
+        for i in range(0, x.shape[1], 2)
+    ]
+    expected = np.stack([np.stack(row, 1) for row in windows], 1)
+    output = quick.jit(module.apply)({"params": params}, IMAGES)
+    assert output.shape == (5, *grid, 8)
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sequence_pooling_is_a_weighted_mean():
+    x = jnp.asarray(RNG.normal(size=(2, 7, 5)), jnp.float32)
+    params = random_params(SequencePooling("float32"), x)
+    score = np.exp(np.asarray(x) @ params["score"]["kernel"][:, 0] + params["score"]["bias"])
+    expected = [sum(w * token for w, token in zip(score[i], x[i], strict=True)) / score[i].sum() for i in range(2)]
+    np.testing.assert_allclose(SequencePooling("float32").apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [6, 5])
+def test_sincos1d_by_hand(width):
+    table = np.asarray(sincos1d(4, width))
+    assert table.shape == (4, width)
+    np.testing.assert_allclose(table[0], [0, 1, 0, 1, 0, 1][:width], atol=1e-7)
+    slow = 3 / 10_000 ** (2 / width)
+    np.testing.assert_allclose(table[3, :4], [np.sin(3), np.cos(3), np.sin(slow), np.cos(slow)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["sequence", "token"])
+def test_fixed_positions_are_added_to_all_tokens_and_a_block_that_adds_nothing_normalises(pooling):
+    model = tiny(depth=1, positions="sincos1d", pooling=pooling)
+    params = random_params(model, IMAGES, train=False)
+    assert "posembed_input" not in params["Transformer"]
+    block = params["Transformer"]["encoderblock_0"]
+    for silent in (block["MultiHeadDotProductAttention_1"]["out"], block["MlpBlock_3"]["Dense_1"]):
+        silent.update(jax.tree.map(np.zeros_like, silent))  # leaves the block its residual connections
+    _, sown = quick.jit(partial(model.apply, train=False, mutable="intermediates"))({"params": params}, IMAGES)
+
+    tokens = ConvTokenizer(8, 1, 3, 1, 64, "float32").apply({"params": params["tokenizer"]}, IMAGES).reshape(5, 24, 8)
+    if pooling == "token":
+        tokens = jnp.concatenate([jnp.broadcast_to(params["cls"], (5, 1, 8)), tokens], axis=1)
+    tokens = tokens + sincos1d(tokens.shape[1], 8)[None]
+    expected = nn.LayerNorm(epsilon=1e-5).apply({"params": block["LayerNorm_2"]}, tokens)
+    found = sown["intermediates"]["Transformer"]["encoderblock_0"]["tokens"][0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_mlps_residual_connection_carries_the_normalised_tokens():
+    off = {"dropout": 0.0, "projection_dropout": 0.0, "attention_dropout": 0.0, "stochastic_depth": 0.0}
+    rest = {"qkv_bias": False, "qk_norm": False, "layer_scale": 0.0, "activation": "gelu", "dtype": "float32"}
+    rest |= {"mlp_output_activation": False, "norm_epsilon": 1e-3, "grid": (2, 3), "positions": "none"}
+    block = EncoderBlock(heads=2, head_width=4, mlp_width=11, residual_norm=True, **off, **rest)
+    x = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
+    params = jax.tree.map(jnp.asarray, random_params(block, x, KEY, jnp.float32(0), train=False))
+
+    @quick.jit
+    def by_hand(p, x):
+        norm = nn.LayerNorm(epsilon=1e-3)
+        y = norm.apply({"params": p["LayerNorm_0"]}, x)
+        heads = MultiHeadDotProductAttention(2, 4, qkv_bias=False)
+        x = x + heads.apply({"params": p["MultiHeadDotProductAttention_1"]}, y, y, KEY, train=False)
+        x = norm.apply({"params": p["LayerNorm_2"]}, x)
+        return x + MlpBlock(11).apply({"params": p["MlpBlock_3"]}, x, KEY, train=False)
+
+    output = quick.jit(partial(block.apply, train=False))({"params": params}, x, KEY, jnp.float32(0))
+    np.testing.assert_allclose(output, by_hand(params, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["sequence", "token"])
+def test_logits_are_a_linear_layer_of_the_pooled_tokens(pooling):
+    model = tiny(pooling=pooling, num_classes=13)
+    params = random_params(model, IMAGES, train=False)
+
+    @quick.jit
+    def run(params):
+        def is_norm(module, _):
+            return module.name == "encoder_norm"
+
+        apply = partial(model.apply, train=False, capture_intermediates=is_norm, mutable="intermediates")
+        logits, sown = apply({"params": params}, IMAGES)
+        return logits, sown["intermediates"]["Transformer"]["encoder_norm"]["__call__"][0]
+
+    logits, tokens = run(params)
+    pooled = tokens[:, 0]
+    if pooling == "sequence":
+        pooled = SequencePooling("float32").apply({"params": params["pool"]}, tokens)
+    expected = np.asarray(pooled) @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scan_equals_loop_in_training():
+    looped = tiny(num_classes=13, dropout=0.3, stochastic_depth=0.5)
+    params = jax.tree.map(jnp.asarray, random_params(looped, IMAGES, train=False))
+
+    def train(model, params):
+        return model.apply({"params": params}, IMAGES, train=True, rngs={"dropout": KEY})
+
+    expected = quick.jit(partial(train, looped))(params)
+    found = quick.jit(partial(train, looped.clone(scan=True)))(trees.stack_layers(params))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    evaluated = quick.jit(partial(looped.apply, train=False))({"params": params}, IMAGES)
+    assert np.abs(evaluated - expected).max() > 0.1
+
+
+def test_each_rate_reaches_its_place(monkeypatch):
+    rates = {"dropout": 0.1, "projection_dropout": 0.2, "attention_dropout": 0.3, "embedding_dropout": 0.4}
+    model, seen = tiny(depth=1, num_classes=13, **rates), []
+    variables = {"params": random_params(model, IMAGES, train=False)}
+
+    def spy(x, rate, rng, *, train):
+        seen.append((rate, x.shape))
+        return x
+
+    for module in (attention, layers, vit):
+        monkeypatch.setattr(module, "dropout", spy)
+    jax.eval_shape(partial(model.apply, train=True, rngs={"dropout": KEY}), variables, IMAGES)
+    block = [(0.3, (5, 2, 24, 24)), (0.2, (5, 24, 8)), (0.1, (5, 24, 13)), (0.1, (5, 24, 8))]
+    assert seen == [(0.4, (5, 24, 8)), *block]
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos1d", "none"])
+def test_bfloat16_keeps_parameters_and_logits_in_float32(positions):
+    model = tiny(num_classes=13, positions=positions, dtype="bfloat16")
+    variables = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
+    logits, sown = jax.eval_shape(partial(model.apply, train=False, mutable="intermediates"), variables, IMAGES)
+    assert (logits.shape, logits.dtype) == ((5, 13), jnp.float32)
+    assert sown["intermediates"]["Transformer"]["encoderblock_0"]["tokens"][0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"convolutions": 0}, r"patch_size=\(\) and model.convolutions=0 exclude each other; set patch_size=\(4,\)"),
+        ({"patch_size": (7,)}, r"patch_size=\(7,\) and model.convolutions=1 exclude each other"),
+        ({"convolutions": 0, "patch_size": (4,)}, "patch_size=4 does not divide the image height 7; try 1 or 7"),
+        ({"kernel_size": 4}, "kernel_size=4 is not a positive odd number"),
+        ({"kernel_size": -1}, "kernel_size=-1 is not a positive odd number"),
+        ({"stride": 0}, "model.stride=0 is not positive"),
+        ({"heads": 3}, "heads=3 does not divide model.width=8; choose a divisor"),
+        ({"attention_dropout": 1.0}, "attention_dropout=1.0 is not a probability below 1"),
+        ({"stochastic_depth": 1.5}, "stochastic_depth=1.5 is not a probability below 1"),
+    ],
+)
+def test_check_explains(fields, message):
+    tiny().check(SHAPE)
+    with pytest.raises(UserError, match=message):
+        tiny(**fields).check(SHAPE)
