@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import serialization
 
+from tests import quick
 from vit_jax import models, optim, trees
 from vit_jax.command import UserError
 from vit_jax.optim import Settings
@@ -39,7 +40,7 @@ WARM = {"lr": 2.0, "warmup_steps": 20, "warmup_start_lr": 0.5}  # of 100 steps, 
     ids=lambda value: value.get("schedule", "") if isinstance(value, dict) else "",
 )
 def test_a_schedule_by_hand(fields, points):
-    rate = jax.jit(optim.schedule(Settings(**fields), total_steps=100, steps_per_epoch=10))
+    rate = quick.jit(optim.schedule(Settings(**fields), total_steps=100, steps_per_epoch=10))
     for step, expected in points.items():
         value = rate(jnp.int32(step))
         assert value.dtype == jnp.float32
@@ -149,7 +150,7 @@ def train(settings: Settings, params: dict, gradients: list[dict]):
     tx = optim.create(settings, optim.schedule(settings, total_steps=7, steps_per_epoch=7))
     state = tx.init(params)
 
-    @jax.jit
+    @quick.jit
     def update(params, state, gradient):
         updates, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, updates), state

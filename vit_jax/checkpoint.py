@@ -4,6 +4,7 @@ A checkpoint holds the state's arrays as one canonical tree (layers by name, not
 once it is complete `checksums.json`: Orbax itself restores flipped bits without a word.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -39,7 +40,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 1, read_only: bool = False) -> None:
         """`keep_best` of those saved with a score stay, and the `keep_last` newest of all."""
         logging.getLogger("absl").addFilter(_not_routine)
-        self.directory = directory.absolute()
+        self.directory, self._read_only = directory.absolute(), read_only
         policies = checkpoint_managers.preservation_policy
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
@@ -52,6 +53,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
             read_only=read_only,
+            lightweight_initialize=read_only,
             create=not read_only,
         )
         self._manager = self._open()
@@ -61,8 +63,11 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest score; None where none has one."""
-        scored = {step: (self._manager.metrics(step) or {}).get(SCORE) for step in self.steps()}
-        return max((s for s in scored if scored[s] is not None), key=lambda s: (scored[s], s), default=None)
+        scored = []
+        for step in self.steps():
+            with contextlib.suppress(Damaged):
+                scored.append((_read_score(self.directory / str(step)), step))
+        return max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]
 
     def save(self, state: PyTree, step: int, about: Mapping[str, Any], score: float | None = None) -> None:
         """Starts writing; returns as soon as the arrays are copied. A step that is there already is left alone."""
@@ -84,8 +89,9 @@ class Checkpoints:
             try:
                 return self.restore(step, abstract, mesh)
             except Damaged as damage:
-                log.warning("checkpoint %s is damaged (%s): going back to an older one", step, damage)
-                self._set_aside(step)
+                self._set_aside(step, damage)
+                self._manager.close()
+                self._manager = self._open()
         return None
 
     def restore(self, step: int, abstract: PyTree, mesh: Mesh) -> tuple[PyTree, dict[str, Any]]:
@@ -102,7 +108,7 @@ class Checkpoints:
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever a damaged file leads to
-            raise Damaged(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+            raise Damaged(_first_line(error)) from error
         if restored["about"]["format"] > FORMAT:
             raise UserError(
                 f"checkpoint {self.directory / str(step)} has format {restored['about']['format']}, "
@@ -122,16 +128,20 @@ class Checkpoints:
             for step in self.steps():
                 _write_checksums(self.directory / str(step))
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: int, damage: Damaged) -> None:
+        log.warning("checkpoint %s is damaged (%s): going back to an older one", step, damage)
         if jax.process_index() == 0:
             aside = self.directory.with_name(f"{self.directory.name}-damaged") / str(step)
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             os.replace(self.directory / str(step), aside)
-        self._manager.close()
-        self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        for folder in [] if self._read_only else self.directory.glob("[0-9]*"):
+            try:
+                _read_score(folder)  # Orbax reads all scores, and falls over one that it cannot read
+            except Damaged as damage:
+                self._set_aside(int(folder.name), damage)
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
 
@@ -139,12 +149,13 @@ class Checkpoints:
 def restore_variables(directory: Path, step: int, abstract: PyTree, part: str) -> PyTree:
     """`params` and `batch_stats` of a checkpoint, on this process's first device.
 
-    `part` is "ema" for their averages, else "". Nothing else is read: no optimizer state.
+    `part` is "ema" for their averages, else "". Nothing else is read: no optimizer state. Raises as `restore` does.
     """
     folder = directory.absolute() / str(step)
     _verify(folder)
     target = _without_empty(jax.eval_shape(lambda: canonical(_zeros(abstract))))
     item = {part: target} if part else target
+    _check_variables(folder, item)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     args = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype), item)
     try:
@@ -153,7 +164,7 @@ def restore_variables(directory: Path, step: int, abstract: PyTree, part: str) -
                 folder / "state", args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
             )
     except Exception as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {str(error).splitlines()[0]}") from error
+        raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
     found = found[part] if part else found
     return from_canonical(found, abstract, None)
 
@@ -214,6 +225,30 @@ def _check_shapes(saved: PyTree, wanted: PyTree, directory: Path) -> None:
                 f"the checkpoint in {directory} has {name} {have[name].dtype}{list(have[name].shape)}, "
                 f"expected {leaf.dtype}{list(leaf.shape)}; it belongs to another configuration"
             )
+
+
+def _check_variables(folder: Path, wanted: PyTree) -> None:
+    """Raises as `_check_shapes` for the parts of a checkpoint that are wanted."""
+    try:
+        saved = trees_of(ocp.PyTreeCheckpointHandler().metadata(folder / "state"))
+    except Exception as error:
+        raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
+    _check_shapes({key: saved[key] for key in wanted if key in saved}, wanted, folder.parent)
+
+
+def _read_score(folder: Path) -> float | None:
+    """The score of a checkpoint; None if it was saved without one."""
+    path = folder / "metrics" / "metrics"
+    if not path.parent.exists():
+        return None
+    try:
+        return float(json.loads(path.read_text())[SCORE])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"its score cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join([type(error).__name__ + ":", *str(error).splitlines()[:1]])
 
 
 def _write_checksums(folder: Path) -> None:

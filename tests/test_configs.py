@@ -1,0 +1,90 @@
+"""Every shipped configuration, with every argument: loads, fits its data set, and takes a step by shapes alone."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.conftest import REPOSITORY
+from vit_jax import config, data, run, sharding
+from vit_jax.command import UserError
+from vit_jax.data.sources import Dataset
+
+FILES = sorted((REPOSITORY / "configs").glob("*.py"))
+
+# Image shape, classes, and images to train and to test with, as their authors published them.
+DATA_SETS = {
+    "digits": ((8, 8, 1), 10, 1437, 360),
+    "mnist": ((28, 28, 1), 10, 60000, 10000),
+    "fashion_mnist": ((28, 28, 1), 10, 60000, 10000),
+    "cifar10": ((32, 32, 3), 10, 50000, 10000),
+    "cifar100": ((32, 32, 3), 100, 50000, 10000),
+}
+
+
+def arguments(path: Path) -> list[str]:
+    """The arguments that a config file takes, as the error about another one lists them."""
+    with pytest.raises(UserError) as refused:
+        config.load(f"{path}:?")
+    _, known, choices = str(refused.value).partition("choose from ")
+    return choices.split(", ") if known else [""]
+
+
+SPECS = [f"{path}:{arg}" if arg else str(path) for path in FILES for arg in arguments(path)]
+
+
+def name(spec: str) -> str:
+    return spec.rpartition("/")[2]
+
+
+def test_there_are_configs_with_arguments_and_without():
+    assert {"digits.py", "fashion_mnist.py:tiny", "cifar10.py:cnn", "cifar100.py:vit"} <= set(map(name, SPECS))
+
+
+def opened(given: config.Config, patch: pytest.MonkeyPatch) -> data.Data:
+    """The configuration's data set as far as metadata goes."""
+    shape, k, train, test = DATA_SETS[given.data.name]
+    classes = tuple(f"class {i}" for i in range(k))
+    dataset = Dataset(given.data.name, classes, shape, {"train": train, "test": test}, lambda split: None)
+    patch.setattr(data, "open_dataset", lambda name, data_dir: dataset)
+    return data.open_data(given.data)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_config(spec, monkeypatch):
+    given = config.load(spec)
+    assert config.from_dict(json.loads(config.to_json(given))) == given
+    images = opened(given, monkeypatch)
+    run.check_data(given, images)
+    height, width, channels = images.view.shape
+    filled = {"model.num_classes": len(images.class_names), "augment.mean": (0.5,), "augment.std": (0.5,)}
+    prepared = config.from_dict(config.to_dict(given), [f"{key}={value}" for key, value in filled.items()])
+    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])
+    built = run.build(prepared, mesh, image_shape=images.view.shape, train_images=images.size("train"))
+    n = given.train.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((n, height, width, channels), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((n,), jnp.int32),
+    }
+    state, metrics = jax.eval_shape(built.train_step, built.abstract_state, batch, {})
+    shapes, expected = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x) for x in (state, built.abstract_state))
+    assert shapes == expected
+    assert {"loss", "accuracy", "lr", "grad_norm"} <= metrics.keys() and metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_docstring_names_its_command(path):
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    commands = re.findall(r"python -m vit_jax\.main --config (\S+)", text)
+    assert commands and all(command.partition(":")[0] == f"configs/{path.name}" for command in commands)
+    for command in commands:
+        config.load(str(REPOSITORY / command))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_config_reads_like_a_table(path):
+    assert len(path.read_text().splitlines()) < 100

@@ -1,0 +1,151 @@
+"""Exact evaluation: every way to look at a split gives the metrics that the run itself found."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from vit_jax import config, evaluate, metrics, run, sharding, step
+from vit_jax.command import UserError
+from vit_jax.data import open_data
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return tiny.finished(tmp_path_factory, "cnn")
+
+
+@pytest.fixture(scope="module")
+def copied(finished, tmp_path_factory) -> Path:
+    """A workdir to write evaluations into."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("evaluate") / "run")
+
+
+def command(workdir: Path, *flags: str, split: str = "test") -> dict[str, float]:
+    assert evaluate.main(["--workdir", str(workdir), *flags]) == 0
+    return json.loads((workdir / f"evaluation-{split}.json").read_text())
+
+
+def predict(trained: run.Trained, batch_size: int, devices: int, split: str = "test") -> evaluate.Predictions:
+    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:devices])
+    data = open_data(trained.config.data)
+    eval_step = jax.jit(step.make_eval_step(trained.model, trained.config.augment))
+    variables = jax.device_put(trained.variables, sharding.replicated(mesh))
+    return evaluate.predict(eval_step, variables, data.feed(data.split(split), mesh), batch_size)
+
+
+def test_the_command_finds_what_the_run_found(copied):
+    found, expected = command(copied), tiny.result(copied)
+    measured = {k: v for k, v in expected.items() if k.startswith("test/")}
+    assert len(measured) == 5 and {k: found[k] for k in measured} == measured
+    assert (found["step"], found["images"]) == (23, 40)
+    details = json.loads((copied / "confusion.json").read_text())
+    assert {k: found[k] for k in details} == details
+
+
+def test_the_command_evaluates_any_split(copied):
+    found = command(copied, "--config.evaluate.split=validation", split="validation")
+    assert found["validation/accuracy"] == tiny.result(copied)["val/accuracy"] and found["images"] == 20
+    found = command(copied, "--config.evaluate.split=train[:7]+test[3:]", split="train__7__test_3__")
+    assert found["images"] == 44 and 0 <= found["train[:7]+test[3:]/accuracy"] <= 1
+
+
+def test_the_command_prints_the_result_and_each_class(copied, capsys):
+    command(copied)
+    printed = capsys.readouterr().out
+    assert f"{100 * tiny.result(copied)['test/accuracy']:.2f} %" in printed and "class 2" in printed
+
+
+def test_batch_and_devices_do_not_change_the_metrics(finished):
+    trained = run.open(finished)
+    expected = evaluate.summarize(predict(trained, 40, 1))
+    for batch_size, devices in ((7, 1), (64, 1), (64, 4), (4, 4)):
+        found = evaluate.summarize(predict(trained, batch_size, devices))
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+        assert all(found[k] == expected[k] for k in ("accuracy", "top5", "f1_macro"))
+
+
+def test_every_image_is_predicted_once_in_order(finished):
+    found = predict(run.open(finished), 7, 1)
+    split = open_data(run.open(finished).config.data).split("test").load()
+    assert list(found.index) == list(range(40)) and found.logits.shape == (40, 3)
+    np.testing.assert_array_equal(found.label, split.labels)
+
+
+def test_masked_batches_give_what_numpy_finds_without_padding(finished):
+    trained = run.open(finished)
+    split = open_data(trained.config.data).split("test").load()
+    logits = trained.logits(split.images, batch_size=40).astype(np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    found = evaluate.summarize(predict(trained, 12, 4))
+    assert found["loss"] == pytest.approx(-log_p[np.arange(40), split.labels].mean(), abs=1e-6)
+    assert found["accuracy"] == np.mean(logits.argmax(axis=1) == split.labels)
+
+
+def test_an_opened_run_gives_the_runs_own_logits(finished):
+    trained = run.open(finished)
+    split = open_data(trained.config.data).split("test").load()
+    expected = np.load(finished / "predictions.npz")["logits"]
+    for batch_size in (1, 7, 128):
+        np.testing.assert_allclose(trained.logits(split.images, batch_size), expected, atol=1e-5)
+    assert trained.class_names == ("class 0", "class 1", "class 2") and trained.view.shape == (5, 7, 3)
+    assert trained.logits(split.images[:0]).shape == (0, 3)
+
+
+def test_images_of_another_shape_or_dtype(finished):
+    trained = run.open(finished)
+    with pytest.raises(UserError, match=r"images are uint8\[2, 5, 5, 3\], expected uint8\['n', 5, 7, 3\]"):
+        trained.logits(np.zeros((2, 5, 5, 3), np.uint8))
+    with pytest.raises(UserError, match=r"images are float32"):
+        trained.logits(np.zeros((2, 5, 7, 3), np.float32))
+
+
+def test_a_broken_image_is_left_out_of_the_metrics(finished, monkeypatch):
+    trained = run.open(finished)
+    whole = predict(trained, 8, 4)
+    source = type(open_data(trained.config.data).split("test").source)
+    read = source.read
+    monkeypatch.setattr(source, "read", lambda self, i: read(self, i if i != 13 else 10**9))
+    tolerant = config.from_dict(config.to_dict(trained.config), ["data.max_bad_fraction=0.1", "data.cache=none"])
+    found = predict(dataclasses.replace(trained, config=tolerant), 8, 4)
+    assert list(found.index) == [i for i in range(40) if i != 13]
+    np.testing.assert_array_equal(found.logits, np.delete(whole.logits, 13, axis=0))
+
+
+def test_confusion_names_the_classes_and_leaves_out_what_does_not_occur():
+    logits = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 1]]
+    found = evaluate.confusion(evaluate.Predictions(np.arange(5), np.array([0, 0, 0, 1, 1]), logits), ["a", "b", "c"])
+    assert found["matrix"] == [[2, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert found["per_class_accuracy"] == {"a": pytest.approx(2 / 3), "b": 1.0, "c": None}
+    assert metrics.summarize(logits, np.array([0, 0, 0, 1, 1]))["accuracy"] == 0.8
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "--workdir"),
+        (["--workdir", "no-such-run"], "no-such-run holds no run: it has no config.json"),
+        (["--workdir", "RUN", "--config.evaluate.split=tset"], "split 'tset' of"),
+        (["--workdir", "RUN", "--config.evaluate.splt=test"], "did you mean evaluate.split"),
+        (["--workdir", "RUN", "--config.model.dense_widths=(5,)"], "belongs to another configuration"),
+        (["--workdir", "RUN", "--config.data.name=synthetic/5x7x3/2/200"], "class"),
+        (["--workdir", "RUN", "--config.data.name=synthetic/10x14x3/3/200"], "10"),
+    ],
+)
+def test_what_is_wrong_is_said(copied, flags, expected):
+    with pytest.raises(UserError, match=expected):
+        evaluate.main([str(copied) if flag == "RUN" else flag for flag in flags])
+
+
+def test_a_run_without_a_usable_checkpoint(copied, tmp_path):
+    workdir = shutil.copytree(copied, tmp_path / "run")
+    for at in run.Checkpoints(workdir / run.CHECKPOINTS, read_only=True).steps():
+        tiny.damage(workdir, at)
+    with pytest.raises(UserError, match=r"holds no usable checkpoint \(found steps \[.*23\]\)"):
+        evaluate.main(["--workdir", str(workdir)])

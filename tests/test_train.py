@@ -1,0 +1,285 @@
+"""A run from start to result: resumed wherever it was stopped to the same bits, honest about what it did."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from vit_jax import config, metrics, run, train
+from vit_jax.checkpoint import Checkpoints
+from vit_jax.command import UserError
+from vit_jax.data import open_data
+
+CACHES = ("device", "host", "none")
+DRIVER = """
+import time
+from vit_jax import command, log, main
+advance = log.Progress.advance
+log.Progress.advance = lambda self, step: (time.sleep(0.05), advance(self, step))
+command.run(main.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return tiny.finished(tmp_path_factory, "vit", "data.cache=device")
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory) -> Path:
+    return tiny.finished(tmp_path_factory, "cnn")
+
+
+TERMINATED, INTERRUPTED = (11, signal.SIGTERM, 143), (17, signal.SIGINT, 130)
+
+
+@pytest.mark.parametrize(
+    ("cache", "stops"),
+    [
+        ("device", [TERMINATED, INTERRUPTED]),
+        ("none", [TERMINATED]),
+        pytest.param("host", [TERMINATED, INTERRUPTED], marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_interrupted_ends_as_one_that_is_not(tmp_path, tmp_path_factory, cache, stops):
+    override = f"data.cache={cache}"
+    for step, number, code in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            tiny.interrupt_at(step, number, patch)
+            found, text = tiny.start(tmp_path, "vit", override)
+        assert found == code and f"Stopped at step {step}, and saved" in " ".join(text.split())
+        assert not (tmp_path / train.RESULT).exists()
+    found, text = tiny.start(tmp_path, "vit", override)
+    assert found == 0 and f"resumed at step {step}" in text
+    tiny.assert_same_run(tmp_path, tiny.finished(tmp_path_factory, "vit", override))
+
+
+def test_streamed_and_kept_on_the_host_are_the_same_run(tmp_path_factory):
+    runs = [tiny.finished(tmp_path_factory, "vit", f"data.cache={cache}") for cache in ("none", "host")]
+    tiny.assert_same_run(*runs)
+
+
+def spawn(workdir: Path, *overrides: str) -> subprocess.Popen:
+    """The same run in a process of its own, slow enough to be hit."""
+    flags = ["--config", tiny.spec("vit"), "--workdir", str(workdir), *(f"--config.{each}" for each in overrides)]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", DRIVER, *flags], env=environment, **pipes)
+
+
+def kill(process: subprocess.Popen) -> int:
+    process.kill()
+    process.communicate()
+    return process.returncode
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+
+
+def test_a_killed_run_ends_as_one_that_is_not(tmp_path, finished):
+    process = spawn(tmp_path, "data.cache=device")
+    while not list((tmp_path / run.CHECKPOINTS).glob("*")) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.7))
+    assert kill(process) == -signal.SIGKILL
+    finish(spawn(tmp_path, "data.cache=device"))
+    tiny.assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path, tmp_path_factory, cache):
+    override = f"data.cache={cache}"
+    began = time.monotonic()
+    finish(spawn(tmp_path / "whole", override))
+    whole = time.monotonic() - began
+    for _ in range(5):
+        process = spawn(tmp_path / "killed", override)
+        time.sleep(random.uniform(0.3, 1.0) * whole)
+        kill(process)
+    finish(spawn(tmp_path / "killed", override))
+    tiny.assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    tiny.assert_same_run(tmp_path / "killed", tiny.finished(tmp_path_factory, "vit", override))
+
+
+def test_a_run_that_died_before_its_result_only_evaluates(tmp_path, cnn, monkeypatch):
+    def die(self, variables):
+        raise RuntimeError("out of paper")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of paper"):
+        patch.setattr(train.Trainer, "finish", die)
+        tiny.start(tmp_path, "cnn")
+    monkeypatch.setattr(train.Trainer, "compile", die)
+    assert tiny.start(tmp_path, "cnn")[0] == 0
+    tiny.assert_same_run(tmp_path, cnn)
+
+
+def test_a_finished_run_says_so_and_trains_nothing(finished, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    monkeypatch.setattr(train, "open_data", None)
+    code, text = tiny.start(finished, "vit", "data.cache=device")
+    assert code == 0 and "This run is finished." in text
+    assert f"{100 * tiny.result(finished)['test/accuracy']:.2f} %" in text
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_another_configuration_is_refused(finished):
+    with pytest.raises(UserError, match=r"holds a run of another configuration: seed \(0 .*5 .*\), optim\.lr \(0\.03 "):
+        tiny.start(finished, "vit", "optim.lr=0.02", "seed=5")
+    with pytest.raises(UserError, match=r"model\.name"):
+        tiny.start(finished, "cnn")
+
+
+def test_what_only_says_where_and_how_fast_may_differ(finished):
+    given = "mesh.data=2 mesh.fsdp=2 data.cache=none model.scan=true model.remat=full log.every_steps=4 data.threads=2"
+    code, text = tiny.start(finished, "vit", *given.split())
+    assert code == 0 and "This run is finished." in text
+
+
+def test_a_scanned_run_keeps_its_layers_by_name(tmp_path):
+    plain = ["model.embedding_dropout=0", "augment.flip=0", "train.accumulate=1", "train.steps=3"]
+    code, text = tiny.start(tmp_path, "vit", *plain, "model.scan=true")
+    assert code == 0 and "encoderblock_0..1" in text
+    assert any("encoderblock_1" in name for name in tiny.arrays(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_run_resumes_on_another_mesh_from_another_cache_scanned(tmp_path, finished):
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(11, signal.SIGTERM, patch)
+        assert tiny.start(tmp_path, "vit", "data.cache=device")[0] == 143
+    changed = "mesh.data=2 mesh.fsdp=2 data.cache=none model.scan=true model.remat=full"
+    assert tiny.start(tmp_path, "vit", *changed.split())[0] == 0
+    ours, theirs = tiny.arrays(tmp_path), tiny.arrays(finished)
+    assert ours.keys() == theirs.keys()
+    for name in (name for name in ours if "params" in name):
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
+    assert tiny.result(tmp_path)["test/loss"] == pytest.approx(tiny.result(finished)["test/loss"], abs=1e-4)
+
+
+def test_a_file_for_a_workdir(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir .*file is a file; give a folder"):
+        tiny.start(tmp_path / "file", "cnn")
+
+
+def test_the_workdir_holds_what_the_contract_says(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {"config.json", "labels.json", "metrics.jsonl", "checkpoints", "predictions.npz", "confusion.json"}
+    assert json.loads((finished / "labels.json").read_text()) == list("0123456789")
+    assert config.load(str(finished / "config.json")) == config.load(tiny.spec("vit"), ["data.cache=device"])
+    found = tiny.result(finished)
+    measured = {f"test/{k}" for k in ("accuracy", "top5", "loss", "f1_macro", "ece")}
+    counted = {"best_step", "parameters", "flops_per_image", "steps", "seconds", "images_per_second"}
+    assert found.keys() >= measured | counted | {"config", "energy_kwh", "device", "warnings"}
+    assert found["steps"] == 23 and found["seconds"] > 0 and found["images_per_second"] > 0
+    assert found["config"]["model"]["num_classes"] == 10 and found["best_step"] in (9, 18, 23)
+    assert found["device"].startswith("4 x CPU") and found["skipped_images"] == 0
+
+
+def test_predictions_and_confusion_are_those_of_the_result(finished):
+    found, saved = tiny.result(finished), np.load(finished / "predictions.npz")
+    assert saved["logits"].shape == (360, 10) and list(saved["index"]) == list(range(360))
+    expected = metrics.summarize(saved["logits"], saved["label"])
+    assert {f"test/{k}": v for k, v in expected.items()} == {k: v for k, v in found.items() if k.startswith("test/")}
+    details = json.loads((finished / "confusion.json").read_text())
+    matrix = np.array(details["matrix"])
+    np.testing.assert_array_equal(matrix.sum(axis=1), np.bincount(saved["label"]))
+    assert np.trace(matrix) / 360 == pytest.approx(found["test/accuracy"])
+    assert details["per_class_accuracy"]["7"] == pytest.approx(matrix[7, 7] / matrix[7].sum())
+
+
+def test_metrics_are_written_at_their_steps(finished):
+    lines = tiny.metric_lines(finished)
+    assert [line["step"] for line in lines if "train/loss" in line] == [7, 14, 21, 23]
+    assert [line["step"] for line in lines if "val/loss" in line] == [9, 18, 23]
+    assert lines[-1]["val/accuracy"] == tiny.result(finished)["val/accuracy"]
+
+
+def test_a_model_that_learns_is_not_warned_of(cnn):
+    assert tiny.result(cnn)["test/accuracy"] > 0.9 and tiny.result(cnn)["warnings"] == []
+
+
+def test_a_model_that_cannot_learn_is_warned_of(tmp_path):
+    code, text = tiny.start(tmp_path, "cnn", "optim.lr=1e-12")
+    assert code == 0 and text.count("warning") == len(tiny.result(tmp_path)["warnings"]) >= 1
+    assert "is not below ln(3) = 1.10" in tiny.result(tmp_path)["warnings"][0]
+
+
+def test_a_model_that_predicts_one_class_is_warned_of(tmp_path):
+    first_class = "+".join(f"train[{i}:{i + 1}]" for i in range(0, 12, 3))  # labels go round
+    code, text = tiny.start(tmp_path, "cnn", f"data.train={first_class}", "train.batch_size=4")
+    [warning] = tiny.result(tmp_path)["warnings"]
+    assert code == 0 and "100.00 % of the validation predictions are 'class 0'" in warning
+    assert "the class of 35.00 % of the images" in warning and text.count("warning") == 1
+
+
+def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
+    validate = train.Trainer.validate
+
+    def promising_at_first(self, at, state):
+        validate(self, at, state)
+        self.book.validation["val/accuracy"] = 1.0 if at == 9 else 0.1
+
+    monkeypatch.setattr(train.Trainer, "validate", promising_at_first)
+    assert tiny.start(tmp_path, "cnn", "evaluate.use=best")[0] == 0
+    assert Checkpoints(tmp_path / run.CHECKPOINTS, read_only=True).steps() == [9, 23]
+    best, last = run.open(tmp_path), run.open(tmp_path, use="last")
+    assert (best.step, last.step) == (9, 23) and tiny.result(tmp_path)["best_step"] == 9
+    split = open_data(best.config.data).split("test").load()
+    logits = np.load(tmp_path / "predictions.npz")["logits"]
+    np.testing.assert_allclose(logits, best.logits(split.images), atol=1e-5)
+    assert np.abs(logits - last.logits(split.images)).max() > 0.1
+
+
+def test_a_damaged_best_checkpoint_is_no_traceback(tmp_path, monkeypatch):
+    validate = train.Trainer.validate
+
+    def damaged(self, at, state):
+        validate(self, at, state)
+        self.book.validation["val/accuracy"] = 1.0 if at == 9 else 0.1
+        if at == 18:
+            self.checkpoints.finish()
+            tiny.damage(tmp_path, 9)
+
+    monkeypatch.setattr(train.Trainer, "validate", damaged)
+    code, text = tiny.start(tmp_path, "cnn", "evaluate.use=best")
+    assert code == 0 and tiny.result(tmp_path)["test/accuracy"] > 0.5
+
+
+def test_training_that_diverges_stops_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^the last 14 gradients up to step 14 were not finite: .* lower optim\.lr"):
+        tiny.start(tmp_path, "cnn", "optim.lr=1e38", "optim.schedule=constant", "train.max_bad_steps=10")
+
+
+def test_without_a_validation_split_a_checkpoint_is_written_each_epoch(tmp_path):
+    none = ("data.validation=none", "checkpoint.every_steps=0", "checkpoint.keep_last=9", "train.steps=12")
+    assert tiny.start(tmp_path, "cnn", *none)[0] == 0
+    assert Checkpoints(tmp_path / run.CHECKPOINTS, read_only=True).steps() == [5, 10, 12]
+    assert tiny.result(tmp_path)["best_step"] is None
+    assert not any("val/loss" in line for line in tiny.metric_lines(tmp_path))
+
+
+def test_a_damaged_checkpoint_costs_steps_not_the_run(tmp_path, cnn, caplog):
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(11, signal.SIGTERM, patch)
+        tiny.start(tmp_path, "cnn", "checkpoint.keep_last=2")
+    tiny.damage(tmp_path, 11)
+    code, text = tiny.start(tmp_path, "cnn")
+    assert code == 0 and "checkpoint 11 is damaged" in caplog.text and "resumed at step 9" in text
+    tiny.assert_same_run(tmp_path, cnn)
