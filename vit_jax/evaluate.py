@@ -6,6 +6,7 @@ Each image counts once, whatever the batch size and the number of devices: batch
 and the metrics are computed once from all logits.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from vit_jax import command, log, metrics, run, sharding, step
+from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
 from vit_jax.trees import PyTree
 
@@ -68,10 +70,14 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(f"data.data_dir={flags.data_dir}")
     given = run.read_config(flags.workdir, overrides)
     run.prefer_determinism(given)
-    data = open_data(given.data)
-    split = given.evaluate.split
     trained = run.open(flags.workdir, overrides=overrides)
-    run.check_data(given, data)
+    data = dataclasses.replace(open_data(given.data), view=trained.view)
+    if data.class_names != trained.class_names:
+        raise UserError(
+            f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {flags.workdir} learned "
+            f"{_few(trained.class_names)}; evaluate it on images of its own classes"
+        )
+    split = given.evaluate.split
     mesh = sharding.make_mesh(given.mesh)
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
@@ -94,6 +100,10 @@ def main(argv: Sequence[str]) -> int:
         f"step {trained.step}, {len(predictions.label):,} images; all of it, with the confusion matrix, in {path}"
     )
     return command.DONE
+
+
+def _few(class_names: Sequence[str]) -> str:
+    return f"{len(class_names)} classes ({', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''})"
 
 
 def _file_name(split: str) -> str:

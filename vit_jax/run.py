@@ -6,6 +6,7 @@ of a machine that is not there), `open` gives a trained model with labels and pr
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -183,11 +184,13 @@ def prefer_determinism(given: Config) -> None:
 
 
 def save_description(workdir: Path, given: Config, prepared: Config, data: Data) -> None:
-    """Writes what a later command needs beside the checkpoints: configuration, labels, preprocessing."""
+    """Writes, once, what a later command needs beside the checkpoints: configuration, labels, preprocessing."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}; give another one") from error
+    if (workdir / CONFIG).exists():
+        return
     preprocessing = {
         **dataclasses.asdict(data.view),
         "mean": prepared.augment.mean,
@@ -195,7 +198,9 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
     }
     (workdir / LABELS).write_text(json.dumps(data.class_names, indent=1, ensure_ascii=False) + "\n")
     (workdir / PREPROCESSING).write_text(json.dumps(preprocessing, indent=1) + "\n")
-    (workdir / CONFIG).write_text(config.to_json(given))  # last: with it the run exists
+    temporary = workdir / f"{CONFIG}.tmp"
+    temporary.write_text(config.to_json(given))
+    os.replace(temporary, workdir / CONFIG)  # last, and whole or not at all: with it the run exists
 
 
 @dataclass(frozen=True)
@@ -260,6 +265,6 @@ def _read_variables(directory: Path, abstract: PyTree, use: str, prepared: Confi
     for at in ([best] if best is not None else []) + steps[::-1]:
         try:
             return at, restore_variables(directory, at, abstract, part)
-        except Damaged:
-            continue
+        except Damaged as damage:
+            logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
     raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")

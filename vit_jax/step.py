@@ -145,7 +145,7 @@ def make_train_step(
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         bad = 1 - finite.astype(jnp.int32)
         guard = {"skipped": state.guard["skipped"] + bad, "in_a_row": (state.guard["in_a_row"] + 1) * bad}
-        metrics |= {"lr": rate(state.step), "grad_norm": grad_norm, "param_norm": param_norm}
+        metrics |= {"lr": rate(state.step - state.guard["skipped"]), "grad_norm": grad_norm, "param_norm": param_norm}
         metrics |= {"skipped_updates": guard["skipped"], "skipped_in_a_row": guard["in_a_row"]}
         return new.replace(step=state.step + 1, guard=guard), metrics
 

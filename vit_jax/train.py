@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from vit_jax import command, config, evaluate, log, metrics, optim, run, sharding, trees
-from vit_jax.checkpoint import Checkpoints
+from vit_jax.checkpoint import Checkpoints, Damaged
 from vit_jax.command import Interruption, UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, Feed, MissingDataset, open_data
@@ -104,6 +105,7 @@ class Book:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0  # of all processes that trained so far
     training_seconds: float = 0.0  # of these, in training steps
+    logged_seconds: float = 0.0  # of these, before the last log line
     energy_kwh: float | None = None
 
 
@@ -120,7 +122,12 @@ def choose_variables(built: Run, checkpoints: Checkpoints, state: PyTree) -> PyT
     """The variables that meet the test split: the last, or those that validated best."""
     best = checkpoints.best_step()
     if built.config.evaluate.use == "best" and best is not None and best != int(state.step):
-        state, _ = checkpoints.restore(best, built.abstract_state, built.mesh)
+        try:
+            state, _ = checkpoints.restore(best, built.abstract_state, built.mesh)
+        except Damaged as damage:
+            logging.getLogger(__name__).warning(
+                "the best checkpoint, %s, is damaged (%s): using the last", best, damage
+            )
     return evaluation_variables(state)
 
 
@@ -136,7 +143,7 @@ class Trainer:
         self.validation = data.feed(data.split("validation"), built.mesh) if "validation" in data.specs else None
         self.started, self.earlier_seconds = time.monotonic(), book.seconds
         self.meter, self.earlier_kwh = Meter(), book.energy_kwh
-        self.writer: log.MetricsWriter
+        self.writer = log.MetricsWriter(workdir, active=False)  # until training begins
         self.progress: log.Progress
 
     def __enter__(self) -> "Trainer":
@@ -145,6 +152,7 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.writer.close()
         self.checkpoints.close()
 
     def loop(self, state: PyTree, interruption: Interruption) -> PyTree:
@@ -159,7 +167,7 @@ class Trainer:
             if start:
                 self.progress.say(f"resumed at step {start}")
             window: list[dict[str, Any]] = list(self.book.window)  # floats, or arrays still on the device
-            began = time.monotonic()
+            self.mark = time.monotonic()
             for at, batch in enumerate(batches, start + 1):
                 state, step_metrics = train_step(state, batch, self.feed.frozen)
                 window.append(step_metrics)
@@ -168,16 +176,15 @@ class Trainer:
                 self.progress.advance(at)
                 stop = bool(interruption.signal) or at == total
                 if at % settings.log.every_steps == 0 or at == total:
-                    began = self.log_window(at, window, began)
+                    self.log_window(at, window)
                     window = []
                 if self.is_evaluation_step(at) or self.is_checkpoint_step(at) or stop:
                     jax.block_until_ready(state)
-                    paused = time.monotonic()
+                    self.clock()
                     self.validate_and_save(at, state, window)
-                    began += time.monotonic() - paused
+                    self.mark = time.monotonic()
                 if stop:
                     break
-        self.writer.close()
         return state
 
     def compile(self, state: PyTree, batches: Iterator[Any]) -> tuple[Any, Iterator[Any]]:
@@ -191,7 +198,7 @@ class Trainer:
             facts = describe(self.run, self.data, self.feed)
             facts["memory"] = memory(compiled)
             facts["compiled in"] = log.human_seconds(time.monotonic() - began)
-            parameters = trees.unstack_layers(self.run.abstract_state.params)
+            parameters = jax.eval_shape(trees.unstack_layers, self.run.abstract_state.params)
             title = f"{self.run.config.model['name']} on {self.data.dataset.name}"
             log.overview(self.console, title=title, rows=facts, parameters=parameters)
         return compiled, itertools.chain([first], batches)
@@ -218,15 +225,21 @@ class Trainer:
         every = self.run.config.checkpoint.every_steps
         return at % every == 0 if every else self.validation is None and at % self.run.steps_per_epoch == 0
 
-    def log_window(self, at: int, window: Sequence[dict[str, Any]], began: float) -> float:
-        """Writes the means since the last log line; returns the time now."""
-        here = sum(isinstance(step["loss"], jax.Array) for step in window)  # the others were before a restart
-        steps = _floats(window)
+    def clock(self) -> None:
+        """Counts the time since the last mark as training."""
         now = time.monotonic()
-        self.book.training_seconds += now - began
+        self.book.training_seconds += now - self.mark
+        self.mark = now
+
+    def log_window(self, at: int, window: Sequence[dict[str, Any]]) -> None:
+        """Writes the means since the last log line."""
+        steps = _floats(window)
+        self.clock()
+        seconds = self.book.training_seconds - self.book.logged_seconds
+        self.book.logged_seconds = self.book.training_seconds
         scalars = {f"train/{k}": float(np.mean([step[k] for step in steps])) for k in ("loss", "accuracy", "grad_norm")}
         scalars |= {f"train/{k}": steps[-1][k] for k in ("lr", "param_norm", "skipped_updates")}
-        scalars["train/images_per_second"] = here * self.run.config.train.batch_size / max(now - began, 1e-9)
+        scalars["train/images_per_second"] = len(steps) * self.run.config.train.batch_size / seconds
         self.writer.write(at, scalars)
         self.progress.update(at, scalars)
         self.diagnose(at, loss=scalars["train/loss"])
@@ -236,7 +249,6 @@ class Trainer:
                 f"the last {in_a_row} gradients up to step {at} were not finite: training has diverged; "
                 "lower optim.lr, lengthen the warm-up or set optim.clip_norm=1"
             )
-        return now
 
     def validate_and_save(self, at: int, state: PyTree, window: Sequence[dict[str, Any]]) -> None:
         """Validates if it is time, then starts a checkpoint, with the metrics that no log line holds yet."""

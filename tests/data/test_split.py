@@ -98,16 +98,10 @@ def test_as_many_as_allowed_are_skipped_and_counted_and_warned_of_once(look, cap
         look(make(broken=[4, 13], max_bad_fraction=1.9 / 23))
 
 
-def test_in_memory_broken_images_are_left_out():
-    split = make(broken=[0, 13], max_bad_fraction=0.5).load()
-    good = [i for i in range(23) if i not in (0, 13)]
-    assert len(split) == 21
-    np.testing.assert_array_equal(split.images, split.source.pixels[good])
-    np.testing.assert_array_equal(split.labels, np.array(good) % 11)
-
-
-def test_training_reads_the_next_good_image_instead_of_a_broken_one():
+@pytest.mark.parametrize("loaded", [False, True])
+def test_training_reads_the_next_good_image_instead_of_a_broken_one(loaded):
     split = make(broken=[13, 14, 22], max_bad_fraction=0.5)
+    split = split.load() if loaded else split
     images, labels = split.read(np.array([22, 5, 13, 14]))
     np.testing.assert_array_equal(images, split.source.pixels[[0, 5, 15, 15]])
     assert list(labels) == [0, 5, 4, 4]
@@ -115,8 +109,17 @@ def test_training_reads_the_next_good_image_instead_of_a_broken_one():
     np.testing.assert_array_equal(again[0], images)
 
 
-def test_evaluation_marks_a_broken_image_and_keeps_its_place():
-    images, labels, good = everything(make(broken=[13], max_bad_fraction=0.5))
+def test_usable_images_of_a_loaded_split():
+    split = make(broken=[13, 14, 22], max_bad_fraction=0.5).load()
+    assert list(split.usable(np.array([22, 5, 13, 14, 21]))) == [0, 5, 15, 15, 21]
+    assert list(make().load().usable(np.array([22, 0]))) == [22, 0]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_evaluation_marks_a_broken_image_and_keeps_its_place(loaded):
+    split = make(broken=[13], max_bad_fraction=0.5)
+    images, labels, good = everything(split.load() if loaded else split)
+    assert len(split) == 23
     assert list(np.flatnonzero(~good)) == [13] and not images[13].any()
     assert list(np.delete(labels, 13)) == [i % 11 for i in range(23) if i != 13]
 
@@ -124,7 +127,8 @@ def test_evaluation_marks_a_broken_image_and_keeps_its_place():
 def test_statistics_leave_broken_images_out():
     broken, whole = make(broken=[13], max_bad_fraction=0.5), make()
     pixels = np.delete(whole.source.pixels, 13, axis=0)
-    np.testing.assert_allclose(broken.statistics()[0], pixels.mean((0, 1, 2)) / 255, rtol=1e-14)
+    for split in (broken, make(broken=[13], max_bad_fraction=0.5).load()):
+        np.testing.assert_allclose(split.statistics()[0], pixels.mean((0, 1, 2)) / 255, rtol=1e-14)
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "no image"])
@@ -143,10 +147,10 @@ def test_a_broken_file_in_a_folder_is_named(tmp_path, damage):
     with pytest.raises(UserError, match=f"broken image {path}: "):
         Split("train", source, view).load()
     allowed = Split("train", source, view, max_bad_fraction=0.2).load()
-    assert list(allowed.bad) == [2] and len(allowed) == len(source) - 1
+    assert list(allowed.bad) == [2] and allowed.good is not None and list(np.flatnonzero(~allowed.good)) == [2]
 
 
 def test_many_threads_count_each_broken_image_once():
     broken = range(0, 1009, 2)
     split = make(1009, broken, max_bad_fraction=0.6, threads=8).load()
-    assert len(split) == 504 and set(split.bad) == set(broken)
+    assert split.good is not None and split.good.sum() == 504 and set(split.bad) == set(broken)

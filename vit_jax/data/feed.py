@@ -40,7 +40,7 @@ class Feed:
         def load(step: int) -> dict[str, np.ndarray]:
             indices = batching.train_indices(seed, step, batch_size, len(self.split))[rows]
             if self.on_device:
-                return {"index": indices.astype(np.int32)}
+                return {"index": self.split.usable(indices).astype(np.int32)}
             images, labels = self.split.read(indices)
             return {"image": images, "label": labels}
 
@@ -53,8 +53,9 @@ class Feed:
 
         def load(i: int) -> dict[str, np.ndarray]:
             indices, weights = batches[i].indices[rows], batches[i].weights[rows]
-            if self.on_device:
-                return {"index": indices.astype(np.int32), "weight": weights}
+            if self.split.good is not None and self.on_device:
+                good = self.split.good[indices].astype(np.float32)
+                return {"index": indices.astype(np.int32), "weight": weights * good}
             images, labels, good = self.split.read_marked(indices)
             return {"image": images, "label": labels, "weight": weights * good}
 

@@ -36,8 +36,9 @@ class View:
 class Split:
     """Random access to the images of a split as uint8 [n h w c] with labels; safe to use from several threads.
 
-    `load` keeps all images in memory and leaves out the broken ones; without it they are read again each time.
-    A broken image raises `UserError` unless at most `max_bad_fraction` of the split is broken.
+    `load` keeps all images in memory; without it they are read again each time. A broken image raises `UserError`
+    unless at most `max_bad_fraction` of the split is broken. It then keeps its place, so that the order of the others
+    does not depend on it: training reads the next good image instead, evaluation leaves it out.
     """
 
     name: str
@@ -47,29 +48,38 @@ class Split:
     threads: int = 4
     images: UInt8[np.ndarray, "n h w c"] | None = None
     labels: Int[np.ndarray, " n"] | None = None
+    good: Bool[np.ndarray, " n"] | None = None
     bad: dict[int, str] = field(default_factory=dict)  # position in the source -> what is wrong
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __len__(self) -> int:
-        return len(self.source) if self.labels is None else len(self.labels)
+        return len(self.source)
 
     @property
     def num_bytes(self) -> int:
         return len(self.source) * int(np.prod(self.view.shape))
 
     def load(self) -> "Split":
-        """Decodes all images into memory; afterwards the split is as long as it has good images."""
+        """Decodes all images into memory."""
         if self.images is None:
-            images, labels, good = self._decode(np.arange(len(self.source)))
-            self.images, self.labels = (images, labels) if good.all() else (images[good], labels[good])
+            self.images, self.labels, self.good = self._decode(np.arange(len(self.source)))
         return self
 
+    def usable(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The indices, each of a broken image replaced by the next good one's; for a split that is loaded."""
+        assert self.good is not None
+        good = np.flatnonzero(self.good)
+        return indices if len(good) == len(self) else good[np.searchsorted(good, indices) % len(good)]
+
     def read(self, indices: Int[np.ndarray, " n"]) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
-        """Images and labels for training: each broken image of a streamed split is replaced by the next good one."""
+        """Images and labels for training: the next good image instead of a broken one."""
+        if self.images is not None and self.labels is not None:
+            indices = self.usable(indices)
+            return self.images[indices], self.labels[indices]
         images, labels, good = self.read_marked(indices)
         for row in np.flatnonzero(~good):
-            for ahead in range(1, len(self.source)):
-                image, label, found = self.read_marked(np.asarray([(indices[row] + ahead) % len(self.source)]))
+            for ahead in range(1, len(self)):
+                image, label, found = self.read_marked(np.asarray([(indices[row] + ahead) % len(self)]))
                 if found[0]:
                     images[row], labels[row] = image[0], label[0]
                     break
@@ -79,17 +89,17 @@ class Split:
         self, indices: Int[np.ndarray, " n"]
     ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
         """Images, labels, and which of them are good (a broken one is black)."""
-        if self.images is None or self.labels is None:
+        if self.images is None or self.labels is None or self.good is None:
             return self._decode(indices, parallel=False)
-        return self.images[indices], self.labels[indices], np.ones(len(indices), bool)
+        return self.images[indices], self.labels[indices], self.good[indices]
 
     def statistics(self) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
         """Mean and standard deviation of each channel, on the 0..1 scale, exact over the images looked at."""
-        images = self.images
-        if images is None:
-            spaced = np.unique(np.linspace(0, len(self.source) - 1, STATISTICS_IMAGES).astype(int))
+        images, good = self.images, self.good
+        if images is None or good is None:
+            spaced = np.unique(np.linspace(0, len(self) - 1, STATISTICS_IMAGES).astype(int))
             images, _, good = self._decode(spaced)
-            images = images[good]
+        images = images if good.all() else images[good]
         levels = np.arange(256) / 255
         mean, std = np.empty(self.view.channels), np.empty(self.view.channels)
         for c in range(self.view.channels):

@@ -23,7 +23,7 @@ def diagnose(
     guessing = math.log(num_classes)
     if num_classes > 1 and loss >= 0.98 * guessing:
         warnings.append(
-            f"the training loss {loss:.2f} is not below ln({num_classes}) = {guessing:.2f}, what guessing gives."
+            f"the training loss {loss:.2f} is still about ln({num_classes}) = {guessing:.2f}, what guessing gives."
             " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"
             " the images, or the images are not normalised."
         )

@@ -1,0 +1,47 @@
+"""Freed memory stays with the process: buffers that are taken again cost no page faults."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vit_jax import memory
+
+PROGRAM = """
+import resource, sys
+import numpy as np
+from vit_jax import memory
+kept = memory.keep_freed() if sys.argv[1] == "keep" else False
+faults = []
+for _ in range(5):
+    np.full(2**23, 7.0)  # 64 MiB
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(kept, (faults[-1] - faults[1]) // 3)
+"""
+
+
+def run(mode: str) -> tuple[str, int]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", PROGRAM, mode]
+    kept, faults = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+def test_a_buffer_taken_again_costs_no_page_faults():
+    kept, faults = run("keep")
+    _, faults_before = run("leave")
+    assert kept == "True"
+    assert faults < 100 < faults_before
+
+
+def test_machines_with_accelerators_are_left_alone(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(memory, "DEVICES", tmp_path)
+    assert not memory._has_accelerator()
+    (tmp_path / "nvidia0").touch()
+    assert memory._has_accelerator()
+    assert memory.keep_freed() is False
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not memory._has_accelerator()
