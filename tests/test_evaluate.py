@@ -134,13 +134,18 @@ def test_confusion_names_the_classes_and_leaves_out_what_does_not_occur():
         (["--workdir", "RUN", "--config.evaluate.split=tset"], "split 'tset' of"),
         (["--workdir", "RUN", "--config.evaluate.splt=test"], "did you mean evaluate.split"),
         (["--workdir", "RUN", "--config.model.dense_widths=(5,)"], "belongs to another configuration"),
-        (["--workdir", "RUN", "--config.data.name=synthetic/5x7x3/2/200"], "class"),
-        (["--workdir", "RUN", "--config.data.name=synthetic/10x14x3/3/200"], "10"),
+        (["--workdir", "RUN", "--config.data.name=synthetic/5x7x3/2/200"], "has 2 classes .*learned 3 classes"),
     ],
 )
 def test_what_is_wrong_is_said(copied, flags, expected):
     with pytest.raises(UserError, match=expected):
         evaluate.main([str(copied) if flag == "RUN" else flag for flag in flags])
+
+
+def test_images_of_another_size_are_brought_to_the_size_of_the_run(copied):
+    name = "--config.data.name=synthetic/10x14x3/3/200"
+    assert evaluate.main(["--workdir", str(copied), name]) == 0
+    assert json.loads((copied / "evaluation-test.json").read_text())["images"] == 40
 
 
 def test_a_run_without_a_usable_checkpoint(copied, tmp_path):
