@@ -12,7 +12,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.choose(arg, {"": None})
     c = config.default()
     c.model = models.settings(
-        "vit", patch_size=(2,), width=64, depth=4, mlp_width=128, heads=4, pooling="gap", class_token=False
+        "vit",
+        patch_size=(2,),
+        width=64,
+        depth=4,
+        mlp_width=128,
+        heads=4,
+        class_token=False,
+        pooling="flatten",
+        dropout=0.1,
+        head_dropout=0.2,
     )
     c.data.name = "digits"
     c.data.validation = "none"
@@ -23,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.05
     c.optim.warmup_epochs = 5.0
     c.optim.clip_norm = 1.0
-    c.train.batch_size = 128
-    c.train.epochs = 80.0
+    c.train.batch_size = 64
+    c.train.epochs = 60.0
     c.train.label_smoothing = 0.1
     return c
