@@ -34,7 +34,7 @@ def cnn() -> ConfigDict:
 
 
 def tiny() -> ConfigDict:
-    """About 30 minutes on two CPU cores."""
+    """Test accuracy 70.05 % (images re-encoded as JPEG, quality 75), in 19 minutes on 2 busy cores of an AMD EPYC."""
     c = config.default()
     c.model = models.settings(
         "vit",
