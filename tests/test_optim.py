@@ -249,5 +249,5 @@ def test_check_explains(fields, message):
 
 
 def test_check_accepts_the_defaults_and_a_full_recipe():
-    optim.check(Settings())
-    optim.check(SETTINGS)
+    assert optim.check(Settings()) is None
+    assert optim.check(SETTINGS) is None

@@ -20,6 +20,7 @@ from vit_jax.trees import PyTree
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
+Gradients = Callable[..., tuple[PyTree, PyTree, Metrics]]
 TrainStep = Callable[["TrainState", Batch, Batch], tuple["TrainState", Metrics]]
 
 
@@ -99,57 +100,85 @@ def make_train_step(
     """
     per_example = losses.softmax_cross_entropy if loss == "softmax" else losses.sigmoid_cross_entropy
 
-    def loss_fn(params, batch_stats, part, frozen, step, number):
-        images, labels = fetch(part, frozen)
-        augment_rng = rng_for(seed, Purpose.AUGMENT, step)
-        images = augment.train_view(view, images, jax.vmap(lambda i: jax.random.fold_in(augment_rng, i))(part["row"]))
-        rng = jax.random.fold_in(rng_for(seed, Purpose.DROPOUT, step), number)
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, changed = model.apply(variables, images, train=True, rngs={"dropout": rng}, mutable=["batch_stats"])
-        loss = per_example(logits, losses.one_hot(labels, num_classes, label_smoothing)).mean()
-        accuracy = (logits.argmax(axis=-1) == labels).mean()
-        return loss, (changed.get("batch_stats", {}), {"loss": loss, "accuracy": accuracy})
+    def loss_of(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, ""]:
+        return per_example(logits, losses.one_hot(labels, num_classes, label_smoothing)).mean()
 
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-
-    def gradients(state, batch, frozen):
-        n = len(jax.tree.leaves(batch)[0])
-        batch = {**batch, "row": jnp.arange(n)}
-        if accumulate == 1:
-            grads, (batch_stats, metrics) = grad_fn(state.params, state.batch_stats, batch, frozen, state.step, 0)
-            return grads, batch_stats, metrics
-        # Part j takes rows j, j + m, ...: each device then keeps the rows that it has.
-        parts = {k: jnp.moveaxis(x.reshape(n // accumulate, accumulate, *x.shape[1:]), 1, 0) for k, x in batch.items()}
-
-        def body(carry, inputs):
-            total, batch_stats = carry
-            part, number = inputs
-            grads, (batch_stats, metrics) = grad_fn(state.params, batch_stats, part, frozen, state.step, number)
-            return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        inputs = (parts, jnp.arange(accumulate))
-        (total, batch_stats), metrics = jax.lax.scan(body, (zeros, state.batch_stats), inputs)
-        return jax.tree.map(lambda x: x / accumulate, total), batch_stats, jax.tree.map(jnp.mean, metrics)
+    gradients = _accumulated(_make_gradients(model, view, loss_of, seed), accumulate)
 
     def train_step(state: TrainState, batch: Batch, frozen: Batch) -> tuple[TrainState, Metrics]:
-        grads, batch_stats, metrics = gradients(state, batch, frozen)
+        grads, batch_stats, metrics = gradients(state, {**batch, "row": _rows(batch)}, frozen)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        grad_norm = optax.tree.norm(grads)
         new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
         if ema_decay:
             new = new.replace(ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay))
-        param_norm = optax.tree.norm(params)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-        bad = 1 - finite.astype(jnp.int32)
-        guard = {"skipped": state.guard["skipped"] + bad, "in_a_row": (state.guard["in_a_row"] + 1) * bad}
-        metrics |= {"lr": rate(state.step - state.guard["skipped"]), "grad_norm": grad_norm, "param_norm": param_norm}
-        metrics |= {"skipped_updates": guard["skipped"], "skipped_in_a_row": guard["in_a_row"]}
-        return new.replace(step=state.step + 1, guard=guard), metrics
+        # The schedule counts the updates that were done.
+        metrics["lr"] = rate(state.step - state.guard["skipped"])
+        metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        new = _guarded(state, new, [metrics[k] for k in ("loss", "grad_norm", "param_norm")])
+        metrics |= {"skipped_updates": new.guard["skipped"], "skipped_in_a_row": new.guard["in_a_row"]}
+        return new.replace(step=state.step + 1), metrics
 
     return train_step
+
+
+def _make_gradients(model: nn.Module, view: augment.Settings, loss_of: Callable[..., Array], seed: int) -> Gradients:
+    """`(state, part of a batch, frozen, number of the part) -> (gradients, batch statistics, metrics)`."""
+
+    def loss_fn(params: PyTree, state: TrainState, part: Batch, frozen: Batch, number: Any) -> tuple[Array, Any]:
+        images, labels = fetch(part, frozen)
+        augment_rng = rng_for(seed, Purpose.AUGMENT, state.step)
+        images = augment.train_view(view, images, jax.vmap(lambda i: jax.random.fold_in(augment_rng, i))(part["row"]))
+        rng = jax.random.fold_in(rng_for(seed, Purpose.DROPOUT, state.step), number)
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, changed = model.apply(variables, images, train=True, rngs={"dropout": rng}, mutable=["batch_stats"])
+        loss, accuracy = loss_of(logits, labels), (logits.argmax(axis=-1) == labels).mean()
+        return loss, (changed.get("batch_stats", {}), {"loss": loss, "accuracy": accuracy})
+
+    def gradients(state: TrainState, part: Batch, frozen: Batch, number: Any = 0) -> tuple[PyTree, PyTree, Metrics]:
+        grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, state, part, frozen, number)
+        return grads, batch_stats, metrics
+
+    return gradients
+
+
+def _accumulated(gradients: Gradients, m: int) -> Gradients:
+    """The same for the whole batch in m parts, one after another: the mean of their gradients and metrics.
+
+    Part j takes the rows j, j + m, ...: each device then keeps the rows that it has.
+    """
+    if m == 1:
+        return gradients
+
+    def accumulated(state: TrainState, batch: Batch, frozen: Batch) -> tuple[PyTree, PyTree, Metrics]:
+        parts = {k: jnp.moveaxis(x.reshape(len(x) // m, m, *x.shape[1:]), 1, 0) for k, x in batch.items()}
+
+        def body(carry: tuple[PyTree, PyTree], inputs: tuple[Batch, Array]) -> tuple[tuple[PyTree, PyTree], Metrics]:
+            total, batch_stats = carry
+            grads, batch_stats, metrics = gradients(
+                state.replace(batch_stats=batch_stats), inputs[0], frozen, inputs[1]
+            )
+            return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
+
+        start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+        (total, batch_stats), metrics = jax.lax.scan(body, start, (parts, jnp.arange(m)))
+        return jax.tree.map(lambda x: x / m, total), batch_stats, jax.tree.map(jnp.mean, metrics)
+
+    return accumulated
+
+
+def _guarded(old: TrainState, new: TrainState, values: list[Array]) -> TrainState:
+    """The new state, or the old one if a value is not finite; the guard counts which."""
+    finite = jnp.isfinite(jnp.stack(values)).all()
+    kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+    bad = 1 - finite.astype(jnp.int32)
+    guard = {"skipped": old.guard["skipped"] + bad, "in_a_row": (old.guard["in_a_row"] + 1) * bad}
+    return kept.replace(guard=guard)
+
+
+def _rows(batch: Batch) -> Int[Array, " n"]:
+    """The place of each image in the whole batch, which its randomness depends on."""
+    return jnp.arange(len(jax.tree.leaves(batch)[0]))
 
 
 def _average(old: PyTree, new: PyTree, decay: float) -> PyTree:

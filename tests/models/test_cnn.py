@@ -114,4 +114,4 @@ def test_check_explains(fields, message):
 
 
 def test_check_counts_only_the_stages_that_pool():
-    CNN(stages=((3,),) * 3, dense_widths=(), pool_last=False).check((7, 11, 3))
+    assert CNN(stages=((3,),) * 3, dense_widths=(), pool_last=False).check((7, 11, 3)) is None
