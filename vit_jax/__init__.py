@@ -1,1 +1,1 @@
-"""Vision Transformers in JAX/Flax Linen: train, fine-tune, compare and explain them."""
+"""Vision Transformers, and the CNNs they are compared with, in JAX/Flax Linen."""
