@@ -45,7 +45,7 @@ def cnn() -> ConfigDict:
 
 
 def tiny() -> ConfigDict:
-    """About 20 minutes on two CPU cores."""
+    """Test accuracy 89.64 %, in 14 minutes on 2 cores of an AMD EPYC."""
     c = config.default()
     c.model = models.settings(
         "vit",
