@@ -11,6 +11,7 @@ import pytest
 
 from tests import tiny
 from vit_jax import config, evaluate, metrics, run, sharding, step
+from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import UserError
 from vit_jax.data import open_data
 
@@ -150,7 +151,7 @@ def test_images_of_another_size_are_brought_to_the_size_of_the_run(copied):
 
 def test_a_run_without_a_usable_checkpoint(copied, tmp_path):
     workdir = shutil.copytree(copied, tmp_path / "run")
-    for at in run.Checkpoints(workdir / run.CHECKPOINTS, read_only=True).steps():
+    for at in Checkpoints(workdir / run.CHECKPOINTS, read_only=True).steps():
         tiny.damage(workdir, at)
     with pytest.raises(UserError, match=r"holds no usable checkpoint \(found steps \[.*23\]\)"):
         evaluate.main(["--workdir", str(workdir)])

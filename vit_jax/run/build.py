@@ -1,14 +1,12 @@
-"""From a configuration to everything that computes, and from a finished run to a model ready to use.
+"""From a configuration to everything that computes.
 
 `prepare` fills in what the data decides, `build` makes model, state and steps for a mesh (any mesh: planning passes one
-of a machine that is not there), `open` gives a trained model with labels and preprocessing to every later command.
+of a machine that is not there).
 """
 
 import dataclasses
-import json
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,15 +19,13 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from vit_jax import augment, config, flops, models, optim, sharding, step
-from vit_jax.checkpoint import Checkpoints, Damaged, restore_variables
+from vit_jax import augment, flops, models, optim, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.data import Data, Split, View
+from vit_jax.data import Data, Split
 from vit_jax.data.batching import steps_per_epoch
+from vit_jax.run.folder import CONFIG, read_preprocessing
 from vit_jax.trees import PyTree
-
-CONFIG, LABELS, PREPROCESSING, CHECKPOINTS = "config.json", "labels.json", "preprocessing.json", "checkpoints"
 
 
 def check_data(given: Config, data: Data) -> None:
@@ -74,19 +70,12 @@ def prepare(given: Config, data: Data, train: Split, workdir: Path) -> Config:
     model = {**given.model, "num_classes": len(data.class_names)}
     view = given.augment
     if not view.mean and (workdir / CONFIG).exists():
-        view = _read_preprocessing(workdir, view)[1]
+        view = read_preprocessing(workdir, view)[1]
     elif not view.mean:
         mean, std = train.statistics()
         std = np.maximum(std, 1 / 255)  # a constant channel
         view = dataclasses.replace(view, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     return dataclasses.replace(given, model=model, augment=view)
-
-
-def _read_preprocessing(workdir: Path, view: augment.Settings) -> tuple[View, augment.Settings]:
-    """How a run's images leave the host, and its augmentation settings with the mean and deviation it used."""
-    stored = json.loads((workdir / PREPROCESSING).read_text())
-    on_host = View(tuple(stored["size"]), stored["resize"], stored["channels"])
-    return on_host, dataclasses.replace(view, mean=tuple(stored["mean"]), std=tuple(stored["std"]))
 
 
 @dataclass(frozen=True)
@@ -181,90 +170,3 @@ def prefer_determinism(given: Config) -> None:
     flag = "--xla_gpu_deterministic_ops=true"
     if given.train.deterministic and flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-
-
-def save_description(workdir: Path, given: Config, prepared: Config, data: Data) -> None:
-    """Writes, once, what a later command needs beside the checkpoints: configuration, labels, preprocessing."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}; give another one") from error
-    if (workdir / CONFIG).exists():
-        return
-    preprocessing = {
-        **dataclasses.asdict(data.view),
-        "mean": prepared.augment.mean,
-        "std": prepared.augment.std,
-    }
-    (workdir / LABELS).write_text(json.dumps(data.class_names, indent=1, ensure_ascii=False) + "\n")
-    (workdir / PREPROCESSING).write_text(json.dumps(preprocessing, indent=1) + "\n")
-    temporary = workdir / f"{CONFIG}.tmp"
-    temporary.write_text(config.to_json(given))
-    os.replace(temporary, workdir / CONFIG)  # last, and whole or not at all: with it the run exists
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model, ready to use."""
-
-    config: Config  # prepared
-    model: nn.Module
-    variables: Mapping[str, PyTree]
-    class_names: tuple[str, ...]
-    view: View  # encoded image -> uint8 [h w c], on the host
-    step: int
-
-    @cached_property
-    def forward(self) -> Callable[[PyTree, Any], jax.Array]:
-        """`(variables, images uint8 [n h w c]) -> logits [n k]`, compiled."""
-        return jax.jit(step.make_forward(self.model, self.config.augment))
-
-    def logits(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
-        """Logits [n k] float32 of images [n h w c] uint8 at the size of `view`; any n."""
-        if images.shape[1:] != self.view.shape or images.dtype != np.uint8:
-            raise UserError(
-                f"images are {images.dtype}{list(images.shape)}, expected uint8{['n', *self.view.shape]}; "
-                "bring them to that shape with `view`"
-            )
-        return np.concatenate(list(self._logits(images, batch_size)) or [np.zeros((0, len(self.class_names)))])
-
-    def _logits(self, images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-        size = min(batch_size, len(images))
-        for start in range(0, len(images), size or 1):
-            part = images[start : start + size]
-            padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
-            yield np.asarray(self.forward(self.variables, padded))[: len(part)]
-
-
-def read_config(workdir: Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
-    """The configuration of a run as it was given, with overrides."""
-    if not (workdir / CONFIG).is_file():
-        raise UserError(f"{workdir} holds no run: it has no {CONFIG}; give the --workdir of a training run")
-    return config.load(str(workdir / CONFIG), overrides)
-
-
-def open(workdir: Path, *, use: str = "", overrides: tuple[str, ...] | list[str] = ()) -> Trained:
-    """The model of a run's last or best checkpoint (`use`; "": as its configuration says)."""
-    given = read_config(workdir, overrides)
-    class_names = tuple(json.loads((workdir / LABELS).read_text()))
-    view, filled = _read_preprocessing(workdir, given.augment)
-    model_fields = {**given.model, "num_classes": len(class_names)}
-    prepared = dataclasses.replace(given, model=model_fields, augment=filled)
-    model = models.create(model_fields)
-    abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared, view.shape)))
-    at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared)
-    return Trained(prepared, model, variables, class_names, view, at)
-
-
-def _read_variables(directory: Path, abstract: PyTree, use: str, prepared: Config) -> tuple[int, PyTree]:
-    """The variables of the best or the newest checkpoint that is not damaged, and its step."""
-    checkpoints = Checkpoints(directory, read_only=True)
-    steps = checkpoints.steps()
-    best = checkpoints.best_step() if use == "best" else None
-    part = "ema" if prepared.optim.ema_decay else ""
-    for at in ([best] if best is not None else []) + steps[::-1]:
-        try:
-            return at, restore_variables(directory, at, abstract, part)
-        except Damaged as damage:
-            logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
-    raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
