@@ -6,7 +6,7 @@ from PIL import Image
 
 from vit_jax import data, sharding
 from vit_jax.command import UserError
-from vit_jax.data import Settings, open_data
+from vit_jax.data import Settings, open_data, ops
 from vit_jax.data.sources import Dataset
 from vit_jax.data.sources.arrays import open_synthetic
 
@@ -154,6 +154,21 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
         open_data(Settings(name=str(tmp_path)))
     found = open_data(Settings(name=str(tmp_path), image_size=(3,), validation="none"))
     assert found.split("train").load().images.shape == (8, 3, 3, 3)
+    assert open_data(Settings(name=str(tmp_path)), (11, 13)).view.size == (11, 13)
+    assert open_data(Settings(name=str(tmp_path), image_size=(3,)), (11, 13)).view.size == (3, 3)
+
+
+def test_a_default_size_leaves_images_of_one_size_alone():
+    assert open_data(Settings(name="synthetic/5x7x3/2/23"), (11, 13)).view.size == (5, 7)
+
+
+def test_the_view_crops_and_interpolates_as_the_settings_say():
+    crop = {"image_size": (5,), "crop_fraction": 0.7, "interpolation": "bicubic"}
+    found = open_data(Settings(name="synthetic/17x23x3/2/7", validation="none", **crop)).split("train").load().images
+    raw = open_data(Settings(name="synthetic/17x23x3/2/7", validation="none")).split("train").load().images
+    np.testing.assert_array_equal(found, [ops.resize(image, (5, 5), "crop", 0.7, "bicubic") for image in raw])
+    assert (found != [ops.resize(image, (5, 5), "crop", 1.0, "bicubic") for image in raw]).any()
+    assert (found != [ops.resize(image, (5, 5), "crop", 0.7, "bilinear") for image in raw]).any()
 
 
 @pytest.mark.parametrize(
@@ -163,6 +178,9 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
         ({"image_size": (0,)}, r"data\.image_size=\(0,\)"),
         ({"channels": 4}, r"data\.channels=4"),
         ({"threads": 0}, r"data\.threads=0"),
+        ({"crop_fraction": 0.0}, r"data\.crop_fraction=0\.0 is not in \(0, 1\]"),
+        ({"crop_fraction": 1.1}, r"data\.crop_fraction=1\.1 is not in"),
+        ({"crop_fraction": 0.9, "resize": "stretch"}, r"data\.crop_fraction=0\.9 needs data\.resize='crop'"),
         ({"max_bad_fraction": -0.1}, r"data\.max_bad_fraction=-0\.1"),
     ],
 )

@@ -193,3 +193,92 @@ def test_crop_is_scaling_the_whole_image_and_then_cutting_the_centre(given, size
 
 def test_crop_of_one_side_cuts_the_centre_exactly():
     np.testing.assert_array_equal(ops.resize(RGB, (7, 5), "crop"), RGB[:, 3:8])
+
+
+def published(image: np.ndarray, size: int, fraction: float, interpolation: str) -> np.ndarray:
+    """Shorter side to int(size / fraction), the longer in proportion and cut down to a whole pixel; then the centre."""
+    short = int(size / fraction)
+    tall, wide = (int(short * side / min(image.shape[:2])) for side in image.shape[:2])
+    whole = np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling[interpolation.upper()]))
+    top, left = (tall - size) // 2, (wide - size) // 2
+    return whole[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("fraction", [1.0, 0.875, 0.9, 0.5])
+@pytest.mark.parametrize("given", [(37, 53), (61, 43), (41, 41), (11, 97), (150, 300), (28, 28)])
+def test_a_crop_fraction_is_resizing_and_cropping_as_published_code_does(given, fraction, interpolation):
+    image = RNG.integers(0, 256, (*given, 3), np.uint8)
+    for size in (28, 19):
+        if (fraction, interpolation) != (1.0, "bilinear"):  # which rounds the longer side
+            found = ops.resize(image, (size, size), "crop", fraction, interpolation)
+            np.testing.assert_array_equal(found, published(image, size, fraction, interpolation))
+
+
+def test_a_crop_fraction_of_a_rectangle_covers_it():
+    image = np.zeros((40, 80, 1), np.uint8)
+    image[10:30, 20:60] = 255  # the half in the middle
+    np.testing.assert_array_equal(ops.resize(image, (20, 40), "crop", 0.5), np.full((20, 40, 1), 255))
+    np.testing.assert_array_equal(ops.resize(image, (40, 80), "stretch", 0.5), image)  # has no part in it
+
+
+def test_a_crop_fraction_of_a_strip_does_not_build_the_strip(monkeypatch):
+    strip, built = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None], (200, 2, 3)), []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *rest, **more: built.append(size) or resize(self, size, *rest, **more)
+    )
+    expected = ops.resize(strip, (20, 20), "crop", 0.5)
+    monkeypatch.setattr(ops, "_MOST_PIXELS", 40 * 4000 - 1)
+    np.testing.assert_allclose(ops.resize(strip, (20, 20), "crop", 0.5).astype(int), expected, atol=1)
+    assert built == [(40, 4000), (20, 20)]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_stretching_is_pillows_filter(interpolation):
+    expected = Image.fromarray(RGB).resize((3, 5), Image.Resampling[interpolation.upper()])
+    np.testing.assert_array_equal(ops.resize(RGB, (5, 3), "stretch", interpolation=interpolation), np.asarray(expected))
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture without much detail, as JPEG likes it: three waves."""
+    y, x = np.mgrid[:height, :width] / 37
+    waves = np.stack([np.sin(y + 0.3 * x), np.cos(0.7 * x - y), np.sin(1.3 * y)], -1)
+    return np.rint(127.5 + 120 * waves).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(320, 480), (317, 475)])
+@pytest.mark.parametrize(
+    ("at_least", "divisor"),
+    [((40, 20), 8), ((39, 59), 8), ((41, 60), 4), ((70, 118), 4), ((150, 100), 2), ((161, 9), 1)],
+)
+def test_a_reduced_jpeg_is_no_smaller_than_asked_for_and_knows_what_it_fills(shape, at_least, divisor):
+    if shape == (317, 475) and at_least == (40, 20):
+        divisor = 4  # 317 / 8 is 39.6
+    data = encoded(Image.fromarray(smooth(*shape)), "JPEG", quality=95)
+    image, extent = ops.decode_reduced(data, 3, at_least)
+    assert extent == (shape[0] / divisor, shape[1] / divisor)
+    assert image.shape == (-(-shape[0] // divisor), -(-shape[1] // divisor), 3)
+
+
+@pytest.mark.parametrize("how", ["crop", "stretch"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("shape", [(320, 480), (317, 475)])
+def test_a_reduced_jpeg_shows_the_same_picture_in_the_same_place(shape, orientation, how):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(smooth(*shape)), "JPEG", quality=95, exif=exif)
+    image, extent = ops.decode_reduced(data, 3, (38, 38))
+    assert (image.shape[0] < 100) == (shape == (320, 480) or orientation == 1)
+    for size in ((19, 19), (13, 17)):
+        found = ops.resize(image, size, how, extent=extent).astype(int)
+        np.testing.assert_allclose(found, ops.resize(ops.decode(data, 3), size, how).astype(int), atol=4)
+
+
+def test_only_jpeg_files_come_reduced_and_broken_ones_are_refused():
+    data = encoded(Image.fromarray(smooth(320, 480)))
+    image, extent = ops.decode_reduced(data, 0, (10, 10))
+    assert extent == image.shape[:2] == (320, 480)
+    half = encoded(Image.fromarray(smooth(320, 480)), "JPEG")
+    with pytest.raises(ops.BrokenImage):
+        ops.decode_reduced(half[: len(half) // 2], 3, (10, 10))

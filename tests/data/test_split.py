@@ -1,5 +1,6 @@
 """Decoded images of a split: in memory or read again each time, exact statistics, broken images never silent."""
 
+import io
 import logging
 
 import numpy as np
@@ -41,6 +42,18 @@ def test_the_view_decides_size_and_channels():
     assert loaded.images.shape == (23, 3, 2, 1)
     grey = Image.fromarray(loaded.source.pixels[5]).convert("L").resize((2, 3), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(loaded.images[5, ..., 0], np.asarray(grey))
+
+
+def test_a_draft_of_a_large_photo_is_close_and_of_all_else_the_same():
+    y, x = np.mgrid[:320, :480] / 37
+    photo = np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(photo).save(file, "JPEG", quality=95)
+    small, large, grey = View((23, 19), "crop", 3, 0.9, "bicubic"), View((200, 200), "crop", 3), View((9, 9), "crop", 1)
+    difference = small(file.getvalue(), draft=True).astype(int) - small(file.getvalue())
+    assert 0 < np.abs(difference).max() <= 3
+    np.testing.assert_array_equal(large(file.getvalue(), draft=True), large(file.getvalue()))
+    np.testing.assert_array_equal(grey(photo, draft=True), grey(photo))  # decoded already
 
 
 @pytest.mark.parametrize("load", [False, True])

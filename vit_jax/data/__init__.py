@@ -1,16 +1,19 @@
 """Data sets: opened by name, split, decoded on the host, and batched for the devices.
 
-`open_data(settings)` touches neither a device nor, but for their headers, the images.
+`open_data(settings)` touches neither a device nor, but for their headers and labels, the images.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from jax.sharding import Mesh
 
 from vit_jax.command import UserError, data_dir
 from vit_jax.data.feed import Batch, Feed
-from vit_jax.data.sources import Dataset, MissingDataset, open_dataset
+from vit_jax.data.ops import Interpolation
+from vit_jax.data.selection import choose_classes, choose_images
+from vit_jax.data.sources import Dataset, MissingDataset, Source, open_dataset
 from vit_jax.data.split import Split, View
 
 __all__ = ["Batch", "Data", "Feed", "MissingDataset", "Settings", "Split", "View", "check", "open_data"]
@@ -29,8 +32,14 @@ class Settings:
     train: str = ""  # "": the train split, less what validation takes of it
     validation: str = ""  # "": the data set's own, else the last 10 % of train; "none": no validation
     test: str = ""  # "": the test split; without one, the validation split, and validation is taken from train
+    classes: tuple[str, ...] = ()  # only these, by name, labelled in this order; (): all
+    limit: int = 0  # training images, chosen at random; 0: all
+    images_per_class: int = 0  # few-shot: so many training images of each class, chosen at random; 0: all
+    choice: int = 0  # another number, another random choice of `limit` and `images_per_class`
     image_size: tuple[int, ...] = ()  # pixels, on the host; (): as stored
     resize: Literal["crop", "stretch"] = "crop"  # crop: shorter side to the size, then the centre
+    crop_fraction: float = 1.0  # crop: shorter side to size / crop_fraction; published weights often want 0.875
+    interpolation: Interpolation = "bilinear"
     channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
     cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed
     threads: int = 4  # that decode
@@ -41,10 +50,19 @@ def check(settings: Settings) -> None:
     """Raises `UserError` for values outside their range."""
     if len(settings.image_size) > 2 or any(size < 1 for size in settings.image_size):
         raise UserError(f"data.image_size={settings.image_size} is not one or two positive numbers, e.g. (224,)")
+    if not 0 < settings.crop_fraction <= 1:
+        raise UserError(f"data.crop_fraction={settings.crop_fraction} is not in (0, 1]")
+    if settings.crop_fraction < 1 and settings.resize != "crop":
+        raise UserError(f"data.crop_fraction={settings.crop_fraction} needs data.resize='crop'")
     if settings.channels not in (0, 1, 3):
         raise UserError(f"data.channels={settings.channels} is not 0 (as stored), 1 (grey) or 3 (colour)")
     if settings.threads < 1:
         raise UserError(f"data.threads={settings.threads} is not positive")
+    for field in ("limit", "images_per_class", "choice"):
+        if getattr(settings, field) < 0:
+            raise UserError(f"data.{field}={getattr(settings, field)} is negative")
+    if settings.limit and settings.images_per_class:
+        raise UserError("data.limit and data.images_per_class are both given; set one of them to 0")
     if not 0 <= settings.max_bad_fraction < 1:
         raise UserError(f"data.max_bad_fraction={settings.max_bad_fraction} is not in [0, 1)")
 
@@ -66,14 +84,29 @@ class Data:
         """The number of images of `train`, `validation`, `test` (0 without it), or of a TFDS split."""
         if purpose == "validation" and purpose not in self.specs:
             return 0
+        chosen = self.settings.limit or self.settings.images_per_class
+        if purpose == "train" and chosen:
+            return len(self._training)
         return self.dataset.size(self.specs.get(purpose, purpose))
 
     def split(self, purpose: str) -> Split:
         """The images of `train`, `validation`, `test`, or of any split in TFDS syntax."""
         if purpose == "validation" and purpose not in self.specs:
             raise UserError("data.validation='none': there is no validation split to evaluate; choose another split")
-        spec, settings = self.specs.get(purpose, purpose), self.settings
-        return Split(spec, self.dataset.source(spec), self.view, settings.max_bad_fraction, settings.threads)
+        spec = self.specs.get(purpose, purpose)
+        source = self._training if purpose == "train" else self.dataset.source(spec)
+        return Split(spec, source, self.view, self.settings.max_bad_fraction, self.settings.threads)
+
+    @cached_property
+    def _training(self) -> Source:
+        settings, spec = self.settings, self.specs["train"]
+        return choose_images(
+            self.dataset.source(spec),
+            self.class_names,
+            limit=settings.limit,
+            per_class=settings.images_per_class,
+            seed=settings.choice,
+        )
 
     def cache(self, split: Split) -> str:
         """Where this split is kept: `device`, `host` or `none`."""
@@ -94,24 +127,31 @@ class Data:
         return Feed(split, mesh, on_device=on_device and cache == "device", threads=self.settings.threads)
 
 
-def open_data(settings: Settings) -> Data:
-    """The data set that the settings describe; raises `MissingDataset` or `UserError` where it cannot be read."""
+def open_data(settings: Settings, default_size: tuple[int, int] = (0, 0)) -> Data:
+    """The data set that the settings describe; raises `MissingDataset` or `UserError` where it cannot be read.
+
+    `default_size` (h, w), of weights that come with one: what images that differ in size are brought to where
+    `image_size` does not say.
+    """
     check(settings)
     dataset = open_dataset(settings.name, data_dir(settings.data_dir))
+    if settings.classes:
+        dataset = choose_classes(dataset, settings.classes)
     specs = _specs(settings, dataset)
     for spec in specs.values():
         dataset.size(spec)  # raises for a split that does not exist
-    return Data(settings, dataset, _view(settings, dataset), specs)
+    return Data(settings, dataset, _view(settings, dataset, default_size), specs)
 
 
-def _view(settings: Settings, dataset: Dataset) -> View:
+def _view(settings: Settings, dataset: Dataset, default_size: tuple[int, int]) -> View:
     *stored, stored_channels = dataset.image_shape
-    size = settings.image_size or tuple(stored)
+    size = settings.image_size or (tuple(stored) if all(stored) else default_size)
     if 0 in size:
         raise UserError(
             f"the images of {dataset.name!r} differ in size: set the size to bring them to, e.g. data.image_size=(224,)"
         )
-    return View((size[0], size[-1]), settings.resize, settings.channels or stored_channels)
+    channels = settings.channels or stored_channels
+    return View((size[0], size[-1]), settings.resize, channels, settings.crop_fraction, settings.interpolation)
 
 
 def _specs(settings: Settings, dataset: Dataset) -> dict[str, str]:

@@ -8,9 +8,12 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+Interpolation = Literal["bilinear", "bicubic"]
+
 # Pillow's modes that hold no colour. 16-bit grey comes as "I;16" (any byte order), or as "I" from PGM and TIFF files.
 _GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_GREY_16_BIT)
+_MOST_PIXELS = 2**26  # of a scaled image that is then cut: that of a strip could fill the memory
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601 in 1/65536, as in Pillow's convert("L")
 
 
@@ -26,8 +29,19 @@ def decode(encoded: bytes | UInt8[np.ndarray, "h w _"], channels: int) -> UInt8[
     """
     if channels not in (0, 1, 3):
         raise ValueError(f"{channels=}; expected 0 (as stored), 1 (grey) or 3 (RGB)")
-    image = encoded if isinstance(encoded, np.ndarray) else _decode_file(encoded)
+    image = encoded if isinstance(encoded, np.ndarray) else _decode_file(encoded)[0]
     return _with_channels(image, channels)
+
+
+def decode_reduced(
+    encoded: bytes, channels: int, at_least: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float]]:
+    """`decode`, but a JPEG file comes at 1/2, 1/4 or 1/8 of its size where that is no smaller than `at_least` (h, w).
+
+    Also the (h, w) that the image fills: of a reduced one, part of the last row and column may lie outside.
+    """
+    image, extent = _decode_file(encoded, at_least)
+    return _with_channels(image, channels), extent
 
 
 def header_shape(file: Path) -> tuple[int, int, int]:
@@ -45,25 +59,64 @@ def header_shape(file: Path) -> tuple[int, int, int]:
 
 
 def resize(
-    image: UInt8[np.ndarray, "h w c"], size: tuple[int, int], how: Literal["stretch", "crop"]
+    image: UInt8[np.ndarray, "h w c"],
+    size: tuple[int, int],
+    how: Literal["stretch", "crop"],
+    crop_fraction: float = 1.0,
+    interpolation: Interpolation = "bilinear",
+    extent: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, "_ _ c"]:
-    """The image at `size` (h, w): bilinear, with antialiasing; the same array where it fits already.
+    """The image at `size` (h, w), by Pillow's filters, which antialias; the same array where it fits already.
 
-    "stretch" ignores the aspect; "crop" keeps it: scales until the image just covers `size`, then takes the centre.
+    "stretch" ignores the aspect; "crop" keeps it: scales until the image just covers size / crop_fraction, then takes
+    the centre. With a crop fraction or bicubic it gives the very pixels of the code that published weights are
+    evaluated with (Hugging Face's with Pillow; timm and torchvision may cut one pixel further down or right).
+    `extent`: the (h, w) that the image fills, of `decode_reduced`.
     """
-    if image.shape[:2] == size:
+    extent = extent or _shape(image)
+    fraction = crop_fraction if how == "crop" else 1.0
+    if extent == size and fraction == 1:
         return image
     height, width = size
-    box = _crop_box(image.shape[:2], size) if how == "crop" else None
-    flat = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    resized = flat.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    box, resampling = (0, 0, extent[1], extent[0]), Image.Resampling[interpolation.upper()]
+    whole = _scaled(extent, covering(size, fraction))
+    if how == "stretch":
+        resized = pixels.resize((width, height), resampling, box)
+    elif (fraction == 1 and interpolation == "bilinear") or whole[0] * whole[1] > _MOST_PIXELS:
+        resized = pixels.resize((width, height), resampling, _crop_box(extent, size, fraction))
+    else:
+        top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
+        resized = pixels.resize(whole[::-1], resampling, box).crop((left, top, left + width, top + height))
     return np.asarray(resized).reshape(height, width, -1)
 
 
-def _crop_box(given: tuple[int, ...], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) that resizes to what scaling the whole image and cutting the centre gives."""
-    scale = max(wanted / side for wanted, side in zip(size, given, strict=True))
-    scaled = [max(wanted, round(side * scale)) for wanted, side in zip(size, given, strict=True)]
+def covering(size: tuple[int, int], crop_fraction: float) -> tuple[int, int]:
+    """The (h, w) that the image is scaled to cover, of which `size` is the centre."""
+    height, width = size
+    return int(height / crop_fraction), int(width / crop_fraction)
+
+
+def _shape(image: np.ndarray) -> tuple[float, float]:
+    return float(image.shape[0]), float(image.shape[1])
+
+
+def _scaled(given: tuple[float, float], covered: tuple[int, int]) -> tuple[int, int]:
+    """The (h, w) of the whole image when it just covers `covered`; of the longer side the fraction is dropped."""
+    _, axis = max((wanted / side, axis) for axis, (wanted, side) in enumerate(zip(covered, given, strict=True)))
+    height, width = given
+    return int(covered[axis] * height / given[axis]), int(covered[axis] * width / given[axis])
+
+
+def _crop_box(given: tuple[float, float], size: tuple[int, int], fraction: float) -> tuple[float, float, float, float]:
+    """The box (left, top, right, bottom) that resizes, at once, to the centre of the image that just covers the size.
+
+    The longer side is rounded. Bilinear pixels are those of scaling and cutting, within one level; Pillow's bicubic
+    ones are not, as it may filter rows before columns then.
+    """
+    covered = covering(size, fraction)
+    scale = max(wanted / side for wanted, side in zip(covered, given, strict=True))
+    scaled = [max(wanted, round(side * scale)) for wanted, side in zip(covered, given, strict=True)]
     starts = [(long - wanted) // 2 for long, wanted in zip(scaled, size, strict=True)]
     top, left = (start * side / long for start, side, long in zip(starts, given, scaled, strict=True))
     bottom, right = (
@@ -72,15 +125,38 @@ def _crop_box(given: tuple[int, ...], size: tuple[int, int]) -> tuple[float, flo
     return left, top, right, bottom
 
 
-def _decode_file(encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
+def _decode_file(
+    encoded: bytes, at_least: tuple[int, int] | None = None
+) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float]]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            extent = _reduce(image, at_least) if at_least else None
             image.load()
-            return _pixels(ImageOps.exif_transpose(image))
+            pixels = _pixels(ImageOps.exif_transpose(image))
+            return pixels, extent or _shape(pixels)
     except BrokenImage:
         raise
     except Exception as fault:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         raise BrokenImage(_reason(fault) if encoded else "the file is empty") from fault
+
+
+def _reduce(image: Image.Image, at_least: tuple[int, int]) -> tuple[float, float] | None:
+    """Has a JPEG decoder reduce the image as it goes; the (h, w) that the image then fills, None where that is all.
+
+    A turned image whose sides are no multiples stays whole: its incomplete row or column would come first.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    height, width = at_least if orientation < 5 else at_least[::-1]
+    for divisor in (8, 4, 2):
+        w, h = (side // divisor for side in image.size)
+        whole = all(side % divisor == 0 for side in image.size)
+        if w >= width and h >= height and (whole or orientation == 1):
+            stored_width, stored_height = image.size
+            image.draft(None, (w, h))
+            return None if whole else (stored_height / divisor, stored_width / divisor)
+    return None
 
 
 def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:

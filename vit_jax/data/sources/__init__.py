@@ -5,9 +5,9 @@ from pathlib import Path
 
 from vit_jax.command import UserError
 from vit_jax.data.sources import arrays, folder, tfds
-from vit_jax.data.sources.dataset import Dataset, MissingDataset, Source
+from vit_jax.data.sources.dataset import Dataset, MissingDataset, Source, read_labels
 
-__all__ = ["Dataset", "MissingDataset", "Source", "open_dataset"]
+__all__ = ["Dataset", "MissingDataset", "Source", "open_dataset", "read_labels"]
 
 
 def open_dataset(name: str, data_dir: Path) -> Dataset:

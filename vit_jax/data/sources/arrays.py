@@ -45,6 +45,9 @@ class _DigitsSource:
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "8 8 1"], int]:
         return self._images[index], int(self._labels[index])
 
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return self._labels
+
     def describe(self, index: int) -> str:
         return f"digits {self._split} record {index}"
 
@@ -87,6 +90,9 @@ class _SyntheticSource:
         label = index % self.classes
         noise = np.random.default_rng((1, self.split == "test", index)).integers(0, 256, self.shape, np.uint8)
         return self._template(label) // 2 + noise // 2, label
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return np.arange(len(self)) % self.classes
 
     def describe(self, index: int) -> str:
         return f"{self.name} {self.split} record {index}"

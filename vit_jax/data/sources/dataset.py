@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from vit_jax.command import UserError
 
@@ -30,6 +30,20 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Where the image comes from, for error messages: a path, or "cifar10 train record 17"."""
         ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A source that knows its labels without opening the images."""
+
+    def labels(self) -> Int[np.ndarray, " n"]: ...
+
+
+def read_labels(source: Source) -> Int[np.ndarray, " n"]:
+    """The label of every image, as stored: of unlabelled ones -1. Raises `UserError` for what cannot be read."""
+    if isinstance(source, Labelled):
+        return source.labels()
+    return np.fromiter((source.read(i)[1] for i in range(len(source))), np.int64, len(source))
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,9 @@ class _Joined:
     def describe(self, index: int) -> str:
         source, row = self._locate(index)
         return source.describe(row)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return np.concatenate([read_labels(source)[rows.start : rows.stop] for source, rows in self._parts])
 
     def _locate(self, index: int) -> tuple[Source, int]:
         if not 0 <= index < len(self):

@@ -66,6 +66,9 @@ class _FolderSource:
         with open(self.describe(index), "rb") as file:
             return file.read(), int(self._labels[index])
 
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return self._labels
+
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])
 
@@ -92,10 +95,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _classes(root: Path, folder: Path) -> Files:
     """The images of each class folder in `folder`; raises `UserError` unless there are two or more, none empty."""
     folders = _visible_folders(folder)
-    files = {_normal(path.name): list(_images(root, path)) for path in folders}
+    files = {_normal(path.name): [os.path.relpath(file, root) for file in images_below(path)] for path in folders}
     if len(files) < 2:
         found = f"one class folder only, {folders[0].name}/," if files else "no class folder"
-        loose = sum(1 for path in folder.iterdir() if _is_image(path.name))
+        loose = sum(1 for path in folder.iterdir() if is_image(path.name))
         raise UserError(
             f"{folder} holds {found} and {loose:,} images beside it; expected a folder per class: "
             f"{folder}/CLASS/IMAGE.jpg, two classes or more"
@@ -156,16 +159,23 @@ def _image_shape(root: Path, splits: Mapping[str, Split]) -> tuple[int, int, int
     return height, width, max(channels for *_, channels in shapes)
 
 
-def _images(root: Path, folder: Path) -> Iterator[str]:
-    """The images below `folder`, as paths relative to `root`; symbolic links to folders are not followed."""
+def images_below(folder: Path) -> Iterator[str]:
+    """The paths of the images in `folder`, at any depth, in the file system's order; raises `OSError`.
+
+    Hidden ones are passed over, and symbolic links to folders are not followed.
+    """
 
     def fail(fault: OSError) -> None:
         raise fault
 
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if _is_visible(name)]
-        place = os.path.relpath(parent, root)
-        yield from (os.path.join(place, name) for name in names if _is_image(name))
+        yield from (os.path.join(parent, name) for name in names if is_image(name))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name, not hidden, is one of those that Pillow reads by itself."""
+    return _is_visible(name) and os.path.splitext(name)[1].lower() in _extensions()
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -174,10 +184,6 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
-
-
-def _is_image(name: str) -> bool:
-    return _is_visible(name) and os.path.splitext(name)[1].lower() in _extensions()
 
 
 @cache
