@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import serialization
 
 from tests import quick
-from vit_jax import models, optim, trees
+from vit_jax import checkpoint, models, optim, trees
 from vit_jax.command import UserError
 from vit_jax.optim import Settings
 
@@ -203,9 +202,15 @@ MODEL = {
 }
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_stacked_layers_get_the_updates_of_separate_ones(name):
-    settings = dataclasses.replace(SETTINGS, name=name, clip_norm=1.0)
+FINE_TUNING = {"freeze": r"^embedding/|Dense_0/bias", "layer_decay": 0.7, "head_warmup_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [*((name, {}) for name in EVERY), *((name, FINE_TUNING) for name in ("adamw", "lamb", "adafactor"))],
+)
+def test_stacked_layers_get_the_updates_of_separate_ones(name, fields):
+    settings = dataclasses.replace(SETTINGS, name=name, clip_norm=1.0, **fields)
     scale = {f"encoderblock_{i}": 10.0**i for i in range(3)}  # a norm over all layers would differ from each layer's
 
     def scaled(tree):
@@ -220,10 +225,148 @@ def test_stacked_layers_get_the_updates_of_separate_ones(name):
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     assert "encoderblock" in stacked["Transformer"]
     jax.tree.map(close, trees.unstack_layers(stacked), looped)
-    expected = serialization.to_state_dict(looped_state)
-    found = trees.unstack_layers(serialization.to_state_dict(stacked_state))
+    expected, found = checkpoint.canonical(looped_state), checkpoint.canonical(stacked_state)
+    assert dict(zip(trees.names(found), jax.tree.leaves(found), strict=True)).keys() == set(trees.names(expected))
+    jax.tree.map(close, *map(checkpoint._without_empty, (found, expected)))
+
+
+SMALL = {
+    "embedding": {"kernel": (3, 5)},
+    "Transformer": {f"encoderblock_{i}": {"Dense_0": {"kernel": (5, 7), "bias": (7,)}} for i in range(2)},
+    "head": {"kernel": (7, 11), "bias": (11,)},
+}
+GRADIENTS = [random_tree(SMALL, seed) for seed in (1, 2, 3, 4)]
+
+
+def same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
+def test_what_is_not_frozen_trains_as_if_it_were_alone(name):
+    settings = dataclasses.replace(SETTINGS, name=name, clip_norm=1.0, freeze="^(Transformer|embedding)/")
+    params = random_tree(SMALL, 0)
+    found, state = train(settings, params, GRADIENTS)
+    alone = [{"head": gradient["head"]} for gradient in GRADIENTS]  # clipped by its own norm
+    expected, _ = train(dataclasses.replace(settings, freeze=""), {"head": params["head"]}, alone)
+    same(found["head"], expected["head"])
+    same({**found, "head": 0}, {**params, "head": 0})
+    assert not [path for path in trees.names(state) if "Transformer" in path or "embedding" in path]
+
+
+def test_a_linear_probe_is_a_run_with_all_but_the_last_layer_frozen():
+    params = random_tree({**SMALL, "head_hidden_0": {"kernel": (7, 7)}}, 0)
+    gradients = [{**gradient, "head_hidden_0": params["head_hidden_0"]} for gradient in GRADIENTS]
+    settings = dataclasses.replace(SETTINGS, weight_decay=0.3, decay=".*", freeze=r"^(?!head/)")
+    found, _ = train(settings, params, gradients)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), found, params)
+    assert {name.split("/")[0] for name, moved in named(changed) if moved} == {"head"}
+    assert all(moved for name, moved in named(changed) if name.startswith("head/"))
+
+
+def named(tree):
+    return zip(trees.names(tree), jax.tree.leaves(tree), strict=True)
+
+
+def test_the_head_trains_alone_first_and_the_rest_begins_anew_behind_it():
+    settings = dataclasses.replace(SETTINGS, name="adamw", head_warmup_steps=2, clip_norm=0.7)
+    params = random_tree(SMALL, 0)
+    warm, state = train(settings, params, GRADIENTS[:2])
+    alone = [{"head": gradient["head"]} for gradient in GRADIENTS[:2]]  # clipped by its own norm
+    expected, _ = train(dataclasses.replace(settings, head_warmup_steps=0), {"head": params["head"]}, alone)
+    same(warm["head"], expected["head"])
+    same({**warm, "head": 0}, {**params, "head": 0})
+    assert not any(np.any(leaf) for path, leaf in named(state) if "Transformer" in path)
+
+    norms = [np.sqrt(sum(float(np.sum(np.square(x))) for x in jax.tree.leaves(g))) for g in GRADIENTS[2:]]
+    p, memory = params["embedding"]["kernel"].astype(np.float64), {}
+    for t, (gradient, norm) in enumerate(zip(GRADIENTS[2:], norms, strict=True), 1):
+        lr = 0.1 * (1 - (t + 1) / 7)  # of the run's step; Adam counts from 1 again
+        p = p - lr * adamw(gradient["embedding"]["kernel"] * 0.7 / norm, p, 0.3, memory, t)
+    found, _ = train(settings, params, GRADIENTS)
+    np.testing.assert_allclose(found["embedding"]["kernel"], p, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["looped", "scanned"])
+def test_a_masked_state_comes_back_from_a_checkpoints_tree_and_goes_on(stacked):
+    settings = dataclasses.replace(SETTINGS, freeze=r"^embedding/|Dense_0/bias", head_warmup_steps=1, clip_norm=1.0)
+    arrange = trees.stack_layers if stacked else lambda tree: jax.tree.map(jnp.asarray, tree)
+    tx = optim.create(settings, optim.schedule(settings, total_steps=7, steps_per_epoch=7))
+    params = arrange(random_tree(SMALL, 0))
+    state = tx.init(params)
+    update = quick.jit(tx.update)
+    for gradient in GRADIENTS[:2]:
+        _, state = update(arrange(gradient), state, params)
+    stored = checkpoint._without_empty(checkpoint.canonical({"opt": state}))
+    assert not [name for name in trees.names(stored) if "bias" in name.split("Dense_0/")[-1:] or "embedding" in name]
+    back = checkpoint.from_canonical(stored, {"opt": jax.eval_shape(tx.init, params)}, None)["opt"]
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    same(back, state)
+    same(update(arrange(GRADIENTS[2]), back, params), update(arrange(GRADIENTS[2]), state, params))
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["looped", "scanned"])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_layer_decay_scales_the_last_update_decay_included(name, stacked):
+    arrange = trees.stack_layers if stacked else lambda tree: tree
+    params, gradient = arrange(random_tree(SMALL, 0)), arrange(GRADIENTS[0])
+    moves = []
+    for decay in (0.5, 1.0):
+        settings = dataclasses.replace(SETTINGS, name=name, layer_decay=decay)
+        tx = optim.create(settings, optax.constant_schedule(1.0))
+        moves.append(trees.unstack_layers(tx.update(gradient, tx.init(params), params)[0]))
+    by_hand = {"embedding": 0.125, "encoderblock_0": 0.25, "encoderblock_1": 0.5, "head": 1.0}
+    for (path, scaled), whole in zip(named(moves[0]), jax.tree.leaves(moves[1]), strict=True):
+        factor = by_hand[path.removeprefix("Transformer/").split("/")[0]]
+        np.testing.assert_array_equal(scaled, factor * whole, err_msg=path)  # powers of 2: exact
+
+
+def test_fine_tunings_defaults_leave_the_state_as_it_was():
+    params = random_tree(SMALL, 0)
+    found = optim.create(Settings(clip_norm=1.0), optax.constant_schedule(1.0)).init(params)
+    expected = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(0.0, mask=lambda tree: trees.mask(tree, "kernel$")),
+        optax.scale_by_learning_rate(optax.constant_schedule(1.0)),
+    ).init(params)
     assert trees.names(found) == trees.names(expected)
-    jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["looped", "scanned"])
+def test_check_params_accepts_what_fits(parameters, stacked):
+    parameters = jax.eval_shape(trees.stack_layers, parameters) if stacked else parameters
+    for fields in ({}, {"freeze": "^(?!head/)"}, {"freeze": r"encoderblock_\d+/"}, FINE_TUNING):
+        assert optim.check_params(Settings(**fields), parameters) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"freeze": "^stem"},
+            r"freeze='\^stem' is found in no parameter's path; these begin with MAPHead_0, Transformer, cls, "
+            "embedding, head, pre_logits; a whole one is MAPHead_0/LayerNorm_0/bias",
+        ),
+        ({"freeze": ".*"}, "leaves no parameter to train; their paths begin with MAPHead_0, Tr"),
+        (
+            {"freeze": "encoderblock_0"},
+            "tells the encoder's layers apart, which a scanned model cannot; set model.scan=F",
+        ),
+        (
+            {"head_warmup_steps": 3, "freeze": "^(head|pre_logits)/"},
+            "head_warmup_steps=3, but there is no head to train",
+        ),
+    ],
+)
+def test_check_params_explains(parameters, fields, message):
+    with pytest.raises(UserError, match=message):
+        optim.check_params(Settings(**fields), jax.eval_shape(trees.stack_layers, parameters))
+
+
+def test_a_model_without_layers_has_no_layer_decay():
+    with pytest.raises(UserError, match="layer_decay=0.5: the model has no layers to tell apart; set it to 1"):
+        optim.check_params(Settings(layer_decay=0.5), random_tree({"dense": {"kernel": (3, 5)}}, 0))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +383,10 @@ def test_stacked_layers_get_the_updates_of_separate_ones(name):
         ({"ema_decay": 1.0}, r"optim.ema_decay=1.0 is not in"),
         ({"warmup_steps": 5, "warmup_epochs": 1.0}, "are both given; set one of them to 0"),
         ({"schedule": "step"}, "schedule='step' needs optim.step_epochs, e.g."),
+        ({"head_warmup_steps": -1}, "optim.head_warmup_steps=-1 is negative"),
+        ({"layer_decay": 0.0}, r"optim.layer_decay=0.0 is not in \(0, 1\]"),
+        ({"layer_decay": 1.1}, r"optim.layer_decay=1.1 is not in"),
+        ({"freeze": "(head"}, r"freeze='\(head' is not a regular expression: "),
         ({"decay": "(kernel"}, r"decay='\(kernel' is not a regular expression: "),
     ],
 )

@@ -1,13 +1,16 @@
-"""Learning-rate schedules, weight-decay masks and optimizers: settings in, an optax transformation out."""
+"""Learning-rate schedules, optimizers, and what trains when: settings in, an optax transformation out."""
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_jax import trees
@@ -16,6 +19,7 @@ from vit_jax.trees import PyTree
 
 Optimizer = Literal["adamw", "sgd", "rmsprop", "lion", "lamb", "adafactor"]
 Schedule = Literal["cosine", "linear", "rsqrt", "step", "exponential", "constant"]
+HEAD = r"^(head|head_dist|head_hidden_\d+|pre_logits)/"  # the parameters that new classes begin without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class Settings:
     nesterov: bool = False  # sgd
     rms_decay: float = 0.9  # rmsprop
     clip_norm: float = 0.0  # global gradient norm; 0: off
+    freeze: str = ""  # regular expression of the parameters that do not train; r"^(?!head/)": all but the last layer
+    layer_decay: float = 1.0  # learning rate of each layer over that of the next: 0.65 to 0.9 for fine-tuning; 1: off
+    head_warmup_steps: int = 0  # in which the head trains alone
     ema_decay: float = 0.0  # exponential moving average of the parameters, which evaluation then uses; 0: off
 
 
@@ -50,20 +57,73 @@ def check(settings: Settings) -> None:
     for field, value in positive.items():
         if value <= 0:
             raise UserError(f"optim.{field}={value} is not positive")
-    for field in ("weight_decay", "clip_norm", "warmup_steps", "warmup_epochs", "warmup_start_lr", "final_lr"):
+    for field in (
+        "weight_decay",
+        "clip_norm",
+        "warmup_steps",
+        "warmup_epochs",
+        "warmup_start_lr",
+        "final_lr",
+        "head_warmup_steps",
+    ):
         if getattr(settings, field) < 0:
             raise UserError(f"optim.{field}={getattr(settings, field)} is negative; 0 means off")
     for field in ("b1", "b2", "momentum", "rms_decay", "ema_decay"):
         if not 0 <= getattr(settings, field) < 1:
             raise UserError(f"optim.{field}={getattr(settings, field)} is not in [0, 1)")
+    if not 0 < settings.layer_decay <= 1:
+        raise UserError(f"optim.layer_decay={settings.layer_decay} is not in (0, 1]; 1 means off")
     if settings.warmup_steps and settings.warmup_epochs:
         raise UserError("optim.warmup_steps and optim.warmup_epochs are both given; set one of them to 0")
     if settings.schedule == "step" and not settings.step_epochs:
         raise UserError("optim.schedule='step' needs optim.step_epochs, e.g. (30, 60, 80)")
-    try:
-        re.compile(settings.decay)
-    except re.error as error:
-        raise UserError(f"optim.decay={settings.decay!r} is not a regular expression: {error}") from error
+    for field in ("decay", "freeze"):
+        try:
+            re.compile(getattr(settings, field))
+        except re.error as error:
+            given = f"optim.{field}={getattr(settings, field)!r}"
+            raise UserError(f"{given} is not a regular expression: {error}") from error
+
+
+def check_params(settings: Settings, params: PyTree) -> None:
+    """Raises `UserError` where the settings do not fit a model's parameters, arrays or shapes; touches no device."""
+    paths = trees.names(jax.eval_shape(trees.unstack_layers, params))
+    modules = list(dict.fromkeys(path.split("/")[0] for path in paths))
+    shown = ", ".join(modules[:8]) + (", ..." if len(modules) > 8 else "") + f"; a whole one is {paths[0]}"
+    frozen, given = _frozen_share(settings, params), f"optim.freeze={settings.freeze!r}"
+    if settings.freeze and not any(frozen):
+        raise UserError(f"{given} is found in no parameter's path; these begin with {shown}")
+    if all(share == 1 for share in frozen):
+        raise UserError(f"{given} leaves no parameter to train; their paths begin with {shown}")
+    if any(0 < share < 1 for share in frozen):
+        raise UserError(f"{given} tells the encoder's layers apart, which a scanned model cannot; set model.scan=False")
+    if settings.layer_decay < 1 and not any(np.max(layer) for layer in jax.tree.leaves(trees.layers(params))):
+        raise UserError(f"optim.layer_decay={settings.layer_decay}: the model has no layers to tell apart; set it to 1")
+    head = jax.tree.leaves(trees.mask(params, HEAD))
+    if settings.head_warmup_steps and all(share for share, part in zip(frozen, head, strict=True) if part):
+        raise UserError(
+            f"optim.head_warmup_steps={settings.head_warmup_steps}, but there is no head to train alone: with {given} "
+            f"none of the parameters {HEAD!r} trains; set it to 0"
+        )
+
+
+def _frozen_share(settings: Settings, params: PyTree) -> list[float]:
+    """Of each leaf, the share of its layers that is frozen: 0 or 1, or between them for a stacked one."""
+    return [
+        float(np.mean([_is_frozen(settings, own) for own in trees.canonical_names(name, leaf)]))
+        for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)
+    ]
+
+
+def _is_frozen(settings: Settings, name: str) -> bool:
+    return bool(settings.freeze) and re.search(settings.freeze, name) is not None
+
+
+def trained(settings: Settings, params: PyTree) -> PyTree:
+    """A tree of booleans: which parameters `freeze` leaves to train."""
+    return trees.map_with_name(
+        lambda name, leaf: not _is_frozen(settings, trees.canonical_names(name, leaf)[0]), params
+    )
 
 
 def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:
@@ -118,25 +178,96 @@ def create(settings: Settings, rate: optax.Schedule) -> optax.GradientTransforma
     Decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101) for adamw, lion and adafactor; LAMB's is inside its
     trust ratio (You et al. 2020, arXiv:1904.00962, alg. 2); sgd and rmsprop add it to the gradient as the papers that
     train ResNets with them do (L2 regularisation).
+
+    Frozen parameters have no optimizer state, no decay, and no part in the gradient's norm. In the first
+    `head_warmup_steps` (after Kumar et al. 2022, arXiv:2202.10054) all but the head stands still, too: its moments stay
+    new, and their bias correction begins when the warm-up ends. `layer_decay` scales what is subtracted, decay
+    included.
     """
+    parts = _trained_alone(settings, _direction(settings))
+    if settings.layer_decay < 1:
+        parts.append(optax.stateless(partial(_scale_layers, settings.layer_decay)))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def _trained_alone(settings: Settings, direction: list[optax.GradientTransformation]) -> list[Any]:
+    """Clipping and the direction, for what trains at the time; the updates of all else are 0."""
+    clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+    if not (settings.freeze or settings.head_warmup_steps):
+        return [*clip, *direction]
+    train = partial(trained, settings)
+    stop = optax.masked(optax.set_to_zero(), lambda tree: jax.tree.map(operator.not_, train(tree)))
+    if not settings.head_warmup_steps:
+        return [stop, *clip, optax.masked(optax.chain(*direction), train)]
+
+    def body(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda part, head: part and not head, train(tree), trees.mask(tree, HEAD))
+
+    def head(tree: PyTree) -> PyTree:
+        return jax.tree.map(operator.and_, train(tree), trees.mask(tree, HEAD))
+
+    late = partial(_delayed, steps=settings.head_warmup_steps)
+    return [
+        stop,
+        optax.masked(late(optax.identity()), body),
+        *clip,
+        optax.masked(optax.chain(*direction), head),
+        optax.masked(late(optax.chain(*direction)), body),
+    ]
+
+
+class Delayed(NamedTuple):
+    """The state of a transformation that begins later."""
+
+    step: jax.Array  # stops at the delay
+    inner: PyTree
+
+
+def _delayed(transformation: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """`transformation` from the update `steps` on (from 0); before, the updates are 0 and its state stays new."""
+
+    def init(params: PyTree) -> Delayed:
+        return Delayed(jnp.zeros([], jnp.int32), transformation.init(params))
+
+    def update(updates: PyTree, state: Delayed, params: PyTree) -> tuple[PyTree, Delayed]:
+        begun = state.step >= steps
+        new_updates, inner = transformation.update(updates, state.inner, params)
+        new_updates = jax.tree.map(lambda u: jnp.where(begun, u, jnp.zeros_like(u)), new_updates)
+        inner = jax.tree.map(lambda new, old: jnp.where(begun, new, old), inner, state.inner)
+        return new_updates, Delayed(jnp.minimum(state.step + 1, steps), inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scale_layers(decay: float, updates: PyTree, params: PyTree) -> PyTree:
+    """Each layer's update times `decay` to the power of the layers behind it (Clark et al. 2020, arXiv:2003.10555)."""
+    layers = trees.layers(updates)
+    last = max(np.max(layer) for layer in jax.tree.leaves(layers))
+
+    def scale(update: jax.Array, layer: Any) -> jax.Array:
+        factor = np.float32(decay) ** (last - layer).astype(np.float32)
+        return update * factor.reshape(factor.shape + (1,) * (update.ndim - factor.ndim)).astype(update.dtype)
+
+    return jax.tree.map(scale, updates, layers)
+
+
+def _direction(settings: Settings) -> list[optax.GradientTransformation]:
+    """The optimizer, with its decay, before clipping and the learning rate."""
     decay = optax.add_decayed_weights(settings.weight_decay, mask=lambda params: trees.mask(params, settings.decay))
     b1, b2, eps, momentum = settings.b1, settings.b2, settings.epsilon, settings.momentum
     match settings.name:
         case "adamw":
-            parts = [optax.scale_by_adam(b1, b2, eps), decay]
+            return [optax.scale_by_adam(b1, b2, eps), decay]
         case "lion":
-            parts = [optax.scale_by_lion(b1, b2), decay]
+            return [optax.scale_by_lion(b1, b2), decay]
         case "lamb":
-            parts = [optax.scale_by_adam(b1, b2, eps), decay, per_layer(optax.scale_by_trust_ratio())]
+            return [optax.scale_by_adam(b1, b2, eps), decay, per_layer(optax.scale_by_trust_ratio())]
         case "adafactor":
-            parts = [per_layer(_adafactor_direction()), decay]
+            return [per_layer(_adafactor_direction()), decay]
         case "sgd":
-            parts = [decay, optax.trace(momentum, nesterov=settings.nesterov)]
+            return [decay, optax.trace(momentum, nesterov=settings.nesterov)]
         case "rmsprop":
-            parts = [decay, optax.scale_by_rms(settings.rms_decay, eps), optax.trace(momentum)]
-    if settings.clip_norm:
-        parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+            return [decay, optax.scale_by_rms(settings.rms_decay, eps), optax.trace(momentum)]
 
 
 def _adafactor_direction() -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""Parameter trees: paths, masks by regular expression, counts, and stacking the layers of a scanned model."""
+"""Parameter trees: paths, masks by regular expression, counts; layers in order, and stacked for a scanned model."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,6 +10,16 @@ import numpy as np
 
 PyTree = Any
 SCANNED = "encoderblock"  # the repeated module that `scan` stacks
+
+# Modules in the order of the forward pass, by how their parameters' paths begin; what is not named here comes last.
+# Modules of one kind follow each other by their numbers; those with the same numbers, and without any, are one layer.
+_FORWARD = (
+    r"(?:conv_root|norm_root|gn_root|root_block|stem)/",
+    r"stage(\d+)_(?:block(\d+)|conv|norm)|block(\d+)/unit(\d+)/",
+    r"(?:embedding|tokenizer|cls|dist|Transformer/posembed_input|Transformer/registers)(?:/|$)",
+    rf"Transformer/{SCANNED}_(\d+)/|MixerBlock_(\d+)/",
+    r"(?:tokenizer|transformer|projector)(\d+)/",  # of visual_transformer: the modules behind its ResNet
+)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -46,6 +56,38 @@ def num_bytes(tree: PyTree) -> int:
 def is_stacked(name: str) -> bool:
     """Whether the leaf at this path carries a leading layer axis, as a scanned model's do."""
     return f"/{SCANNED}/" in f"/{name}/"
+
+
+def canonical_names(name: str, leaf: Any) -> list[str]:
+    """The leaf's paths where layers are not stacked: its own, or of a stacked leaf one for each layer."""
+    if not is_stacked(name):
+        return [name]
+    before, after = f"/{name}".split(f"/{SCANNED}/", 1)
+    return [f"{before}/{SCANNED}_{i}/{after}".removeprefix("/") for i in range(leaf.shape[0])]
+
+
+def layers(tree: PyTree) -> PyTree:
+    """The layer of each parameter, counted from 0 in the order of the forward pass; of a stacked one those of its axis.
+
+    Of a ViT: patch embedding, class token and positions 0, `encoderblock_i` i + 1, all behind it depth + 1, as in
+    BEiT (Bao et al. 2022, arXiv:2106.08254) and MAE. A ResNet's blocks and a plain CNN's stages are such layers, too.
+    """
+    places = [
+        [_place(own) for own in canonical_names(name, leaf)]
+        for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)
+    ]
+    order = {place: i for i, place in enumerate(sorted({place for found in places for place in found}))}
+    numbers = [np.array([order[place] for place in found]) for found in places]
+    flat = [n if is_stacked(name) else n[0] for name, n in zip(names(tree), numbers, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(tree), flat)
+
+
+def _place(name: str) -> tuple[int, ...]:
+    """What sorts parameters by the forward pass: the kind of module, and its numbers."""
+    for kind, pattern in enumerate(_FORWARD):
+        if found := re.match(pattern, name):
+            return kind, *(int(number) for number in found.groups() if number)
+    return (len(_FORWARD),)
 
 
 def stack_layers(tree: PyTree) -> PyTree:
