@@ -84,3 +84,21 @@ def test_result_table_shows_what_is_there(plain):
         "  time           1 h 05 min",
         "  run            runs/a",
     ]
+
+
+def test_weights_table(plain):
+    rows = [
+        ("loaded", "Transformer/encoderblock_0 .. 11", "", 85_054_464),
+        ("loaded", "stage1_block1", "", 0),
+        ("resized", "Transformer/posembed_input", "14x14 -> 24x24, bicubic", 443_136),
+        ("new", "head", "[1000] -> 10 classes", 7_690),
+    ]
+    log.weights_table(plain.console, "hf://google/vit (Hugging Face)", rows)
+    assert plain.lines == [
+        "hf://google/vit (Hugging Face)",
+        "  loaded   Transformer/encoderblock_0 .. 11   85.05 M",
+        "  loaded   stage1_block1",
+        "  resized  Transformer/posembed_input        443.14 k  14x14 -> 24x24, bicubic",
+        "  new      head                                7.69 k  [1000] -> 10 classes",
+        "",
+    ]

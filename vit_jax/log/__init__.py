@@ -8,7 +8,7 @@ from vit_jax.flops import human as human_count
 from vit_jax.log.diagnosis import diagnose
 from vit_jax.log.human import human_bytes, human_percent, human_seconds
 from vit_jax.log.progress import Progress
-from vit_jax.log.tables import class_table, overview, result_table
+from vit_jax.log.tables import class_table, overview, result_table, weights_table
 from vit_jax.log.writers import MetricsWriter, read_metrics
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "overview",
     "read_metrics",
     "result_table",
+    "weights_table",
 ]

@@ -2,7 +2,7 @@
 
 import itertools
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +71,25 @@ def result_table(console: Console, result: Mapping[str, Any]) -> None:
     console.print()
     console.print(Text("Result", style="bold"))
     console.print(_facts(rows, first="bold green"))
+
+
+def weights_table(console: Console, title: str, rows: Sequence[tuple[str, str, str, int]]) -> None:
+    """Prints what became of the arrays of weights: rows of action, name, detail and parameters, in their order.
+
+    `pretrained.Report.groups` gives them. Whatever is not simply loaded stands out.
+    """
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    for action, name, detail, parameters in rows:
+        style = "default" if action == "loaded" else "yellow"
+        size = human_count(parameters) if parameters else ""  # statistics are no parameters
+        table.add_row(Text(f"  {action}", style=style), Text(name, overflow="fold"), size, Text(detail, style="dim"))
+    console.print(Text(title, style="bold"))
+    console.print(table)
+    console.print()
 
 
 def class_table(console: Console, accuracies: Mapping[str, float | None]) -> None:

@@ -65,15 +65,17 @@ def group_norm(dtype: str, name: str) -> nn.GroupNorm:
 
 
 class RootBlock(nn.Module):
-    """7x7 convolution and 3x3 max-pooling, both with stride 2. The pooling pads with zeros, not with -infinity."""
+    """7x7 convolution and 3x3 max-pooling, both with stride 2."""
 
     width: int
+    zero_padded_pool: bool
     dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w c2"]:
         x = StdConv(self.width, 7, 2, dtype=self.dtype, name="conv_root")(x)
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        outside = 0.0 if self.zero_padded_pool else -jnp.inf
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=outside)
         return nn.max_pool(x, (3, 3), strides=(2, 2))
 
 
@@ -122,6 +124,7 @@ class BiT(nn.Module):
     stage_sizes: tuple[int, ...]  # units of each stage; the channels double and the map halves from stage to stage
     width: int  # channels of the stem and of the first stage's 3x3 convolutions
     num_classes: int = 0  # 0: those of the data set; created with 0, the model returns features before the head
+    zero_padded_pool: bool = True  # the stem's pooling: big_transfer pads with zeros, big_vision with -infinity
     dtype: Dtype = "float32"  # of convolutions and matrix products; parameters and statistics stay float32
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
@@ -133,7 +136,7 @@ class BiT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:
-        x = RootBlock(self.width, self.dtype, name="root_block")(images)
+        x = RootBlock(self.width, self.zero_padded_pool, self.dtype, name="root_block")(images)
         for i, units in enumerate(self.stage_sizes):
             stage = ResidualStage(units, self.width * 2**i, 2 if i else 1, self.dtype, name=f"block{i + 1}")
             x = stage(x)

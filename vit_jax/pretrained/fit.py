@@ -1,0 +1,342 @@
+"""Fits the arrays of one model to another of the same architecture: other image size, channels and classes.
+
+Nothing is lost or left fresh in silence: each array is loaded, or a rule below says what becomes of it, and the report
+names it; anything else is an error.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from vit_jax import models
+from vit_jax.command import UserError
+from vit_jax.models.layers import square
+from vit_jax.pretrained.report import Action, Report, Row
+
+Head = Literal["auto", "keep", "new"]
+Interpolation = Literal["bilinear", "bicubic"]
+Shapes = Mapping[str, tuple[int, ...]]
+Settings = Mapping[str, Any]  # `models.settings`
+
+# Fields of a model in which weights and model may differ. All others decide parameters, or what they compute.
+FREE = frozenset(
+    (
+        *("name", "num_classes", "dtype", "scan", "remat", "norm_momentum"),
+        *("dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "head_dropout"),
+        *("gaussian_dropout", "stochastic_depth"),
+        *("zero_head", "head_bias", "zero_init_last_norm"),  # only initial values
+        *("class_token", "distillation_token", "pre_logits", "head_widths"),  # rules below
+    )
+)
+POOLS_WITH_PARAMETERS = ("map", "sequence")  # other poolings may be exchanged
+TOKENS = {"params/cls": "class_token", "params/dist": "distillation_token"}
+
+HEAD = re.compile(r"params/(head|head_dist)/(kernel|bias)")
+HIDDEN = re.compile(r"params/head_hidden_\d+/(kernel|bias)")
+PRE_LOGITS = re.compile(r"params/pre_logits/(kernel|bias)")
+FIRST_KERNEL = re.compile(r"params/((root_block/)?conv_root|embedding|stem|tokenizer/conv_0|stage0_conv0)/kernel")
+SEQUENCE, AXIS = re.compile(r".*/pos_embedding"), re.compile(r".*/([xy])_embedding")
+RELATIVE_BIAS = re.compile(r".*/relative_bias")
+FROM_WEIGHTS = "start the config from these weights: configs/finetune.py:WEIGHTS,DATASET"
+
+
+def fit(
+    found: Mapping[str, np.ndarray],
+    *,
+    source: Settings,
+    grid: tuple[int, int],
+    model: Settings,
+    image_shape: tuple[int, int, int],
+    shapes: Shapes,
+    head: Head = "auto",
+    class_names: Sequence[str] = (),
+    source_names: Sequence[str] = (),
+    interpolation: Interpolation = "bicubic",
+) -> tuple[dict[str, np.ndarray], Report]:
+    """The arrays of `found` as the model needs them, by the names in `shapes`, and what was done to them.
+
+    Names that the result lacks are new: the caller keeps their initial values. A new last layer is zero (its bias:
+    `head_bias`), so that training starts from no opinion instead of a random one.
+
+    Args:
+        found: arrays of the weights by canonical name (`params/Transformer/encoderblock_0/LayerNorm_0/scale`).
+        source: the weights' `models.settings`; num_classes of their head, 0 without one.
+        grid: rows and columns of the weights' positions; (0, 0) without.
+        model: the `models.settings` to fit to, num_classes filled in.
+        image_shape: its input: height, width, channels.
+        shapes: what it needs, by canonical name.
+        head: "auto" keeps the head where classes and its input agree, "keep" in any case, "new" never.
+        class_names: of the data set, by label; (): unknown.
+        source_names: of the weights' head, by label; (): unknown.
+        interpolation: of positions on a grid of another size.
+
+    Raises:
+        UserError: other architectures, or arrays for which no rule exists.
+    """
+    check_architecture(source, model)
+    order, why = head_order(source, model, head, class_names, source_names)
+    parts = [name for name in shapes if name in found and (HEAD.fullmatch(name) or HIDDEN.fullmatch(name))]
+    if head == "auto" and order is not None and any(found[name].shape != shapes[name] for name in parts):
+        order, why = None, "its input has another shape"
+    fitting = _Fitting(found, source, grid, model, image_shape, interpolation, order, why)
+    arrays, rows = {}, []
+    for name, shape in shapes.items():
+        array, row = fitting.one(name, shape)
+        rows.append(row)
+        if array is not None:
+            arrays[name] = array
+    missing = [row.name for row in rows if row.action == "new" and not row.detail]
+    if missing:
+        raise UserError(f"the weights lack {_some(missing)}, which the model {model['name']!r} needs")
+    rows += [fitting.unused(name) for name in found if name not in shapes]
+    misplaced = [row.name for row in rows if row.action == "unused" and not row.detail]
+    if misplaced:
+        raise UserError(f"the model {model['name']!r} has no place for the weights' {_some(misplaced)}")
+    return arrays, Report(tuple(rows))
+
+
+def check_architecture(source: Settings, model: Settings) -> None:
+    """Raises `UserError` if the weights' architecture is not the model's; see `FREE` for what may differ."""
+    families = [models.FAMILIES[settings["name"].partition("/")[0]][0] for settings in (source, model)]
+    if families[0] is not families[1]:
+        raise UserError(f"the weights are of {source['name']!r}, not of model {model['name']!r}; {FROM_WEIGHTS}")
+    theirs, ours = _decisive(source), _decisive(model)
+    if "pooling" in ours and not {theirs["pooling"], ours["pooling"]} & set(POOLS_WITH_PARAMETERS):
+        theirs["pooling"] = ours["pooling"]
+    differing = [field for field in ours if theirs.get(field) != ours[field]]
+    if differing:
+        listed = ", ".join(_difference(field, (source, model), (theirs, ours)) for field in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        patches = "; patches of another size are not supported" if "patch_size" in differing else ""
+        raise UserError(f"the weights do not fit {listed}{more}{patches}; {FROM_WEIGHTS}")
+
+
+def _difference(field: str, written: tuple[Settings, Settings], meant: tuple[Settings, Settings]) -> str:
+    """`model.width=9 (weights: 6)`; a field that was left to follow others (0) is told as what it means."""
+    theirs, ours = written if written[0].get(field) != written[1].get(field) else meant
+    return f"model.{field}={ours[field]!r} (weights: {theirs.get(field)!r})"
+
+
+def _decisive(settings: Settings) -> dict[str, Any]:
+    """The fields that must agree, each meaning written in one way only."""
+    fields = {field: value for field, value in settings.items() if field not in FREE}
+    if fields.get("patch_size"):
+        fields["patch_size"] = square(tuple(fields["patch_size"]))
+    if "head_width" in fields:
+        fields["head_width"] = fields["head_width"] or fields["width"] // fields["heads"]
+    if "layer_scale" in fields:
+        fields["layer_scale"] = fields["layer_scale"] != 0  # the value is only where training starts
+    return fields
+
+
+def head_order(
+    source: Settings,
+    model: Settings,
+    head: Head,
+    class_names: Sequence[str],
+    source_names: Sequence[str],
+) -> tuple[np.ndarray | None, str]:
+    """For each class its place in the weights' head (None: the head is new), and why.
+
+    Classes agree where their number does and, if both are named, the names, whatever their order and case.
+    """
+    k, theirs = model["num_classes"], source["num_classes"]
+    if head == "keep" and k != theirs:
+        raise UserError(f"init.head='keep', but the weights' head has {theirs} classes, this run's {k}; use 'auto'")
+    given, stored = ([name.strip().casefold() for name in names] for names in (class_names, source_names))
+    reordered = given != stored and sorted(given) == sorted(stored) and len(set(given)) == k
+    order = np.array([stored.index(name) for name in given]) if reordered else np.arange(k)
+    named = "the names unknown" if not (given and stored) else "the same names"
+    if given and stored and given != stored:
+        named = "put in the data set's order" if reordered else "other names"
+    why = "init.head='new'" if head == "new" else _other_input(source, model)
+    if not why and named == "other names":
+        why = f"{k} classes, other names; init.head='keep' keeps it"
+    return (None, why) if why and head != "keep" else (order, f"{k} classes, {named}")
+
+
+def _other_input(source: Settings, model: Settings) -> str:
+    """Why the weights' head cannot serve, whatever its classes are called; '' if it can."""
+    k, theirs = model["num_classes"], source["num_classes"]
+    if not k or not theirs:
+        return f"the {'weights have' if k else 'model has'} no head"
+    if k != theirs:
+        return f"{theirs} -> {k} classes"
+    differing = [field for field in ("pooling", "pre_logits", "head_widths") if source.get(field) != model.get(field)]
+    return f"{differing[0]} {source[differing[0]]!r} -> {model[differing[0]]!r}" if differing else ""
+
+
+def resize(table: Float[np.ndarray, "h w d"], grid: tuple[int, int], interpolation: str) -> Float[np.ndarray, "H W d"]:
+    """The table on another grid, its corners aligned with the corners of the outer patches.
+
+    Smoothed before it shrinks; bicubic is Keys's with a = -0.5. `jax.image.resize` and PyTorch's `interpolate(...,
+    antialias=True, align_corners=False)`, and with it timm, compute the same. The same grid gives the same bits.
+    """
+    if table.shape[:2] == grid:
+        return table
+    rows, columns = (_mixing(n, m, interpolation) for n, m in zip(table.shape, grid, strict=False))
+    return np.einsum("Hh,Ww,hwd->HWd", rows, columns, table, optimize=True).astype(np.float32)
+
+
+def _mixing(n: int, m: int, interpolation: str) -> Float[np.ndarray, "m n"]:
+    """How much of each of n places each of m new ones is: the kernel at their distance, stretched where m < n."""
+    places = (np.arange(m) + 0.5) * n / m - 0.5
+    t = np.abs(places[:, None] - np.arange(n)) / max(n / m, 1.0)
+    if interpolation == "bilinear":
+        kernel = np.maximum(1 - t, 0)
+    else:
+        kernel = np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
+    return kernel / kernel.sum(axis=1, keepdims=True)
+
+
+def channels(kernel: Float[np.ndarray, "p q c d"], c: int) -> Float[np.ndarray, "p q c2 d"]:
+    """A first kernel for images of `c` channels.
+
+    To one channel: the sum; from one to several: each gets its share. Either way a grey image has the response that
+    it had as equal channels. (Of kernels that are standardised, in BiT and the hybrids, only up to a factor for each
+    output.) Other numbers: the channels in turn, scaled to the same sum for equal channels.
+    """
+    if c == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    kept = kernel[:, :, np.arange(c) % kernel.shape[2]]
+    return kept * np.float32(kernel.shape[2] / c)
+
+
+def leading(settings: Settings) -> list[str]:
+    """The names of the tokens that come before the patches."""
+    if "class_token" in settings:
+        return [name for name, field in TOKENS.items() if settings[field]]
+    return ["params/cls"] if settings.get("pooling") == "token" else []
+
+
+def patch_grid(settings: Settings, image_shape: tuple[int, int, int], count: int) -> tuple[int, int]:
+    """Rows and columns of the `count` patches of an image; convolutions' map has the image's aspect, nearly."""
+    module = models.create(settings)
+    if hasattr(module, "grid"):
+        return module.grid(image_shape)
+    height, width, _ = image_shape
+    if settings.get("patch_size"):
+        p, q = square(tuple(settings["patch_size"]))
+        return height // p, width // q
+    pairs = [(h, count // h) for h in range(1, count + 1) if count % h == 0]
+    return min(pairs, key=lambda pair: abs(np.log(pair[0] * width / (pair[1] * height))))
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """The rules, with what they need to know."""
+
+    found: Mapping[str, np.ndarray]
+    source: Settings
+    grid: tuple[int, int]
+    model: Settings
+    image_shape: tuple[int, int, int]
+    interpolation: str
+    order: np.ndarray | None  # of the head's classes; None: the head is new
+    why: str
+
+    def one(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Row]:
+        """The array for one name (None: the caller's initial value), and what was done; no detail: not allowed."""
+        if HEAD.fullmatch(name) or HIDDEN.fullmatch(name):
+            array, action, detail = self._head(name, shape)
+        elif name not in self.found:
+            array, action, detail = None, "new", self._why_new(name)
+        else:
+            array, action, detail = self._known(name, shape, self.found[name])
+        if array is not None and array.shape != shape:
+            raise self._misfit(name, array.shape, shape)
+        return array, Row(action, name, detail, prod(shape) if name.startswith("params/") else 0)
+
+    def unused(self, name: str) -> Row:
+        """Why the model has no place for an array of the weights; no detail: not allowed."""
+        detail = ""
+        if name in TOKENS and name not in leading(self.model):
+            detail = f"the model has no {TOKENS[name]}"
+        elif name.startswith("params/head_dist/") and "params/dist" not in leading(self.model):
+            detail = "the model has no distillation_token"
+        elif HEAD.fullmatch(name) or HIDDEN.fullmatch(name):
+            detail = self.why if self.order is None else ""
+        elif PRE_LOGITS.fullmatch(name):
+            detail = "the model has no pre_logits"
+        return Row("unused", name, detail, prod(self.found[name].shape))
+
+    def _known(self, name: str, shape: tuple[int, ...], array: np.ndarray) -> tuple[np.ndarray, Action, str]:
+        axis = AXIS.fullmatch(name)
+        if SEQUENCE.fullmatch(name):
+            return self._sequence(array, shape)
+        if axis and array.shape != shape:
+            resized = resize(array[:, None], (shape[0], 1), self.interpolation)[:, 0]
+            return resized, "resized", self._detail(f"{len(array)} -> {shape[0]} along {axis[1]}")
+        if RELATIVE_BIAS.fullmatch(name) and array.shape != shape:
+            resized = resize(array, (shape[0], shape[1]), self.interpolation)
+            return resized, "resized", self._detail(f"{_by(array.shape)} -> {_by(shape)} offsets")
+        if FIRST_KERNEL.fullmatch(name) and array.shape[2] != shape[2] == self.image_shape[2]:
+            return channels(array, shape[2]), "adapted", f"{array.shape[2]} -> {shape[2]} channels"
+        return array, "loaded", ""
+
+    def _sequence(self, array: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, Action, str]:
+        """Positions [1 l d]: a row for each leading token, then the patches', row by row of the grid."""
+        before, after, (h, w) = leading(self.source), leading(self.model), self.grid
+        if array.shape[1] != len(before) + h * w:
+            raise UserError(
+                f"the weights' {array.shape[1]} positions are not {len(before)} tokens and a {h}x{w} grid of patches"
+            )
+        grid = patch_grid(self.model, self.image_shape, shape[1] - len(after))
+        table = resize(array[0, len(before) :].reshape(h, w, -1), grid, self.interpolation)
+        rows = dict(zip(before, array[0], strict=False))
+        first = [rows.get(name, np.zeros_like(array[0, 0])) for name in after]
+        told = [self._detail(f"{h}x{w} -> {_by(grid)}")] if grid != (h, w) else []
+        told += [f"{TOKENS[name]}'s dropped" for name in before if name not in after]
+        told += [f"{TOKENS[name]}'s new (zero)" for name in after if name not in before]
+        if not told:
+            return array, "loaded", ""
+        table = np.concatenate([*(row[None] for row in first), table.reshape(-1, array.shape[2])])[None]
+        return table, "resized" if grid != (h, w) else "adapted", "; ".join(told)
+
+    def _head(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Action, str]:
+        last = HEAD.fullmatch(name)
+        if self.order is not None and name in self.found:
+            array = self.found[name]
+            if last and (self.order != np.arange(array.shape[-1])).any():
+                return array[..., self.order], "adapted", self.why
+            return array, "loaded", self.why
+        if self.order is not None and not name.startswith("params/head_dist/"):
+            return None, "new", ""
+        if not last:
+            return None, "new", self.why
+        value = self.model.get("head_bias", 0.0) if last[2] == "bias" else 0.0
+        return np.full(shape, value, np.float32), "new", self._why_new(name) or self.why
+
+    def _why_new(self, name: str) -> str:
+        if name in TOKENS and name not in leading(self.source):
+            return f"the weights have no {TOKENS[name]}"
+        if name.startswith("params/head_dist/") and "params/dist" not in leading(self.source):
+            return "the weights have no distillation_token"
+        if PRE_LOGITS.fullmatch(name) and not self.source["pre_logits"]:
+            return "the weights have no pre_logits"
+        return ""
+
+    def _detail(self, change: str) -> str:
+        return f"{change}, {self.interpolation}"
+
+    def _misfit(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> UserError:
+        hint = FROM_WEIGHTS
+        if name.endswith("relative_embedding"):
+            hint = "positions='relative' needs the number of tokens that the weights were trained with"
+        elif "token_mixing" in name or name.startswith("params/dense0/"):
+            hint = "this model is tied to the image size that the weights were trained with; set augment.resize to it"
+        return UserError(f"{name} is {_by(found)} in the weights, but {_by(expected)} in the model; {hint}")
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} arrays: {', '.join(names[:3])}{more}"

@@ -1,0 +1,1 @@
+"""What the layouts of PyTorch's models share: arrays as PyTorch stores them, transformers, ResNets."""
