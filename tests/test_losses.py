@@ -2,6 +2,7 @@
 
 import doctest
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +14,7 @@ TARGETS = np.random.default_rng(5).dirichlet(np.ones(5), 7).astype(np.float32)
 
 def test_doctests():
     results = doctest.testmod(losses)
-    assert results.attempted == 3 and results.failed == 0
+    assert results.attempted == 5 and results.failed == 0
 
 
 def test_softmax_cross_entropy_with_soft_targets():
@@ -48,3 +49,50 @@ def test_one_hot_smoothed_by_hand():
     np.testing.assert_array_equal(plain, [[0, 0, 1], [1, 0, 0]])
     smoothed = losses.one_hot(jnp.array([2, 0]), 3, smoothing=0.3)
     np.testing.assert_allclose(smoothed, [[0.1, 0.1, 0.8], [0.8, 0.1, 0.1]], rtol=1e-6)
+
+
+def test_soft_distillation_is_the_divergence_of_softened_probabilities():
+    student, teacher = LOGITS, LOGITS[::-1]
+    p, q = (np.exp(x.astype(np.float64) / 3) for x in (teacher, student))
+    p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
+    found = losses.soft_distillation(jnp.asarray(student), jnp.asarray(teacher), 3.0)
+    np.testing.assert_allclose(found, 9 * (p * np.log(p / q)).sum(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(
+        losses.soft_distillation(jnp.asarray(teacher), jnp.asarray(teacher), 3.0), np.zeros(7)
+    )
+
+
+def test_a_hot_temperature_matches_logits():
+    """Hinton et al., eq. 4: up to T^-1 the loss is half the squared distance of centred logits, over k."""
+    student, teacher = (jnp.asarray(x - x.mean(axis=1, keepdims=True)) / 10 for x in (LOGITS, LOGITS[::-1]))
+    found = losses.soft_distillation(student, teacher, 100.0)
+    np.testing.assert_allclose(found, ((student - teacher) ** 2).sum(axis=1) / 10, rtol=0.03, atol=1e-3)
+
+
+def test_hard_distillation_is_the_cross_entropy_of_the_teachers_decision():
+    teacher = jnp.asarray(LOGITS[::-1])
+    expected = losses.softmax_cross_entropy(jnp.asarray(LOGITS), losses.one_hot(teacher.argmax(axis=1), 5))
+    np.testing.assert_array_equal(losses.hard_distillation(jnp.asarray(LOGITS), teacher), expected)
+
+
+def test_distillation_teaches_the_student_alone():
+    student, teacher = jnp.asarray(LOGITS), jnp.asarray(LOGITS[::-1])
+    for loss in (
+        lambda s, t: losses.soft_distillation(s, t, 2.0).sum(),
+        lambda s, t: losses.hard_distillation(s, t).sum(),
+    ):
+        of_student, of_teacher = jax.grad(loss, argnums=(0, 1))(student, teacher)
+        assert (abs(of_student).sum(axis=1) > 0).all()
+        np.testing.assert_array_equal(of_teacher, np.zeros_like(LOGITS))
+
+
+def test_large_logits_distil_finitely():
+    far = jnp.array([[1e4, -1e4, 0.0]])
+    np.testing.assert_allclose(losses.soft_distillation(-far, far, 1.0), [2e4], rtol=1e-6)
+
+
+def test_smoothing_before_or_after_mixing_is_the_same():
+    a, b = jnp.array([1, 4]), jnp.array([0, 4])
+    smoothed = 0.3 * losses.one_hot(a, 5, 0.1) + 0.7 * losses.one_hot(b, 5, 0.1)
+    mixed = 0.3 * losses.one_hot(a, 5) + 0.7 * losses.one_hot(b, 5)
+    np.testing.assert_allclose(smoothed, 0.9 * mixed + 0.1 / 5, rtol=1e-6)

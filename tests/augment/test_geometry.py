@@ -1,0 +1,124 @@
+"""Geometry against Pillow, SciPy and NumPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from PIL import Image
+
+from tests.augment.pictures import keys, picture
+from vit_jax import augment
+from vit_jax.augment import Settings
+
+NUMPY_PAD = {"constant": "constant", "nearest": "edge", "reflect": "symmetric"}
+SCIPY_MODE = {"constant": "grid-constant", "nearest": "nearest", "reflect": "reflect"}
+
+
+def matrix(rotation: float = 0, shear: float = 0, zoom=(1, 1), translation=(0, 0)) -> jax.Array:
+    as_float = partial(jnp.asarray, dtype=jnp.float32)
+    return augment.affine_matrix(as_float(rotation), as_float(shear), as_float(zoom), as_float(translation))
+
+
+def test_flip_mirrors_left_to_right_with_its_probability():
+    image = picture(3, 5, 1)
+    flips = jax.vmap(lambda key: augment.flip(key, image, 0.3))(keys(2000))
+    mirrored = (np.asarray(flips) == np.asarray(image[:, ::-1])).all(axis=(1, 2, 3))
+    assert (mirrored ^ (np.asarray(flips) == np.asarray(image)).all(axis=(1, 2, 3))).all()
+    assert abs(mirrored.mean() - 0.3) < 0.04  # four standard deviations
+
+
+@pytest.mark.parametrize("fill", NUMPY_PAD)
+def test_each_crop_position_occurs_equally_often(fill):
+    image = picture(5, 7, 2)
+    crops = jax.vmap(lambda key: augment.pad_and_crop(key, image, 2, fill))(keys(2000))
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), NUMPY_PAD[fill])
+    positions = [padded[top : top + 5, left : left + 7] for top in range(5) for left in range(5)]
+    counts = [int((np.asarray(crops) == position).all(axis=(1, 2, 3)).sum()) for position in positions]
+    assert sum(counts) == 2000
+    assert min(counts) > 45 and max(counts) < 115  # 80 +- four standard deviations
+
+
+def test_rotation_by_90_degrees_is_counter_clockwise_as_in_pillow():
+    image = picture(7, 7)
+    quarter = jnp.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(matrix(rotation=90), quarter, atol=1e-6)
+    np.testing.assert_array_equal(augment.warp(image, quarter, "constant"), np.rot90(image))
+    turned = Image.fromarray(np.asarray(image[:, :, 0])).rotate(90)
+    np.testing.assert_array_equal(augment.warp(image, quarter, "constant")[:, :, 0], turned)
+
+
+@pytest.mark.parametrize("fill", NUMPY_PAD)
+def test_translation_by_whole_pixels_is_exact(fill):
+    image = picture(7, 10)
+    padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), NUMPY_PAD[fill])
+    moved = augment.warp(image, matrix(translation=(2, -3)), fill)  # down by 2, left by 3
+    np.testing.assert_array_equal(moved, padded[1:8, 6:16])
+
+
+@pytest.mark.parametrize("fill", SCIPY_MODE)
+@pytest.mark.parametrize("shape", [(7, 11, 3), (13, 5, 1), (1, 3, 2)])
+def test_warp_agrees_with_scipy(fill, shape):
+    image = picture(*shape)
+    affine = matrix(rotation=33, shear=10, zoom=(1.7, 2.3), translation=(1.3, -2.9))
+    linear = np.asarray(affine[:, :2], np.float64)
+    centre = (np.array(shape[:2]) - 1) / 2
+    offset = np.asarray(affine[:, 2]) + centre - linear @ centre
+    expected = [
+        scipy.ndimage.affine_transform(channel, linear, offset, order=1, mode=SCIPY_MODE[fill])
+        for channel in np.moveaxis(np.asarray(image), 2, 0)
+    ]
+    np.testing.assert_allclose(augment.warp(image, affine, fill), np.stack(expected, axis=2), atol=1e-5)
+
+
+def test_affine_matrix_composes_shear_rotation_zoom_and_translation():
+    turn, slope = np.radians(20), np.tan(np.radians(10))
+    shear = np.array([[1, 0, 0], [slope, 1, 0], [0, 0, 1]])
+    rotation = np.array([[np.cos(turn), np.sin(turn), 0], [-np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    zoom = np.diag([0.8, 1.3, 1])
+    translation = np.array([[1, 0, -3], [0, 1, 5], [0, 0, 1]])
+    expected = (shear @ rotation @ zoom @ translation)[:2]
+    np.testing.assert_allclose(matrix(20, 10, (0.8, 1.3), (3, -5)), expected, rtol=1e-5)
+
+
+def test_a_zoom_factor_is_the_visible_part_of_the_image():
+    ramp = jnp.broadcast_to(jnp.arange(9.0)[:, None, None], (9, 9, 1))
+    half = augment.warp(ramp, matrix(zoom=(0.5, 1.0)), "constant")
+    np.testing.assert_allclose(half[:, 4, 0], np.linspace(2, 6, 9))
+
+
+def test_shear_slides_the_rows_against_each_other():
+    image = picture(3, 5, 1)
+    sheared = augment.warp(image, matrix(shear=45), "constant")[:, :, 0]
+    expected = np.zeros((3, 5))
+    expected[0, 1:], expected[1], expected[2, :4] = image[0, :4, 0], image[1, :, 0], image[2, 1:, 0]
+    np.testing.assert_allclose(sheared, expected, atol=1e-6)
+
+
+def draws(**fields) -> np.ndarray:
+    """1000 random matrices for images of 20 x 30 pixels."""
+    return np.asarray(jax.vmap(lambda key: augment.random_affine(key, Settings(**fields), 20, 30))(keys(1000)))
+
+
+def test_random_rotation_and_shear_fill_their_ranges():
+    degrees = np.degrees(np.arctan2(draws(rotation=30.0)[:, 0, 1], draws(rotation=30.0)[:, 0, 0]))
+    assert -30 <= degrees.min() < -29 and 29 < degrees.max() <= 30 and abs(degrees.mean()) < 2.2
+    slopes = draws(shear=10.0)[:, 1, 0]
+    np.testing.assert_allclose([slopes.min(), slopes.max()], np.tan(np.radians([-10, 10])), atol=0.005)
+
+
+def test_random_translation_is_a_fraction_of_height_and_width():
+    moved = draws(translation=(0.1, 0.2))[:, :, 2]
+    np.testing.assert_allclose(moved.min(axis=0), [-2, -6], atol=0.1)
+    np.testing.assert_allclose(moved.max(axis=0), [2, 6], atol=0.1)
+    np.testing.assert_array_equal(draws(translation=(0.2,)), draws(translation=(0.2, 0.2)))
+
+
+def test_one_zoom_number_keeps_the_aspect_and_two_do_not():
+    both, apart = draws(zoom=(0.2,)), draws(zoom=(0.2, 0.4))
+    np.testing.assert_array_equal(both[:, 0, 0], both[:, 1, 1])
+    np.testing.assert_allclose(apart[:, [0, 1], [0, 1]].min(axis=0), [0.8, 0.6], atol=0.01)
+    np.testing.assert_allclose(apart[:, [0, 1], [0, 1]].max(axis=0), [1.2, 1.4], atol=0.01)
+    assert abs(np.corrcoef(apart[:, 0, 0], apart[:, 1, 1])[0, 1]) < 0.15

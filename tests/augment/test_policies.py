@@ -1,0 +1,130 @@
+"""The policies: their tables, their ranges, and the laws of their draws."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import quick
+from tests.augment.pictures import keys, pictures
+from vit_jax.augment import Settings, policies
+from vit_jax.augment.operations import OPERATIONS, index_of, operate
+from vit_jax.augment.policies import Draws
+
+H, W = 100, 331
+
+
+def argument(policy: str, name: str, strength: float, sign: float = 1.0, happens: bool = True) -> tuple[str, float]:
+    draws = Draws(*(jnp.array([x]) for x in (index_of(name), strength, sign, happens)))
+    operation, values = policies.chosen(Settings(policy=policy), draws, H, W)
+    return OPERATIONS[operation[0]], float(values[0])
+
+
+@pytest.mark.parametrize(
+    ("policy", "name", "strength", "sign", "expected"),
+    [
+        ("randaugment", "posterize", 0.9, 1, 1),  # timm: 4 - int(0.9 * 4)
+        ("randaugment", "posterize", 1.0, 1, 0),
+        ("randaugment", "solarize", 0.9, 1, 26),  # 256 - int(230.4)
+        ("randaugment", "solarize_add", 0.9, 1, 99),
+        ("randaugment", "contrast", 0.9, -1, 0.19),
+        ("randaugment", "sharpness", 1.0, -1, 0.1),  # never below
+        ("randaugment", "shear_y", 0.9, -1, -0.27),
+        ("randaugment", "translate_x", 1.0, 1, 0.45 * W),
+        ("randaugment", "translate_y", 1.0, -1, -0.45 * H),
+        ("randaugment", "rotate", 0.9, 1, 27),
+        ("autoaugment_imagenet", "posterize", 8 / 9, 1, 4),  # torchvision: 8 - round(8 / 2.25)
+        ("autoaugment_imagenet", "posterize", 5 / 9, 1, 6),
+        ("autoaugment_imagenet", "solarize", 5 / 9, 1, 255 * 4 / 9),
+        ("autoaugment_cifar10", "translate_x", 1.0, -1, -150),
+        ("autoaugment_cifar10", "translate_y", 8 / 9, 1, 40),  # 40.28, cut off
+        ("autoaugment_cifar10", "brightness", 1.0, -1, 0.1),
+        ("trivialaugment", "posterize", 1.0, 1, 2),
+        ("trivialaugment", "posterize", 2 / 30, 1, 8),
+        ("trivialaugment", "solarize", 1.0, 1, 0),
+        ("trivialaugment", "translate_y", 1.0, -1, -32),
+        ("trivialaugment", "color", 1.0, 1, 1.99),
+        ("trivialaugment", "rotate", 1.0, -1, -135),
+    ],
+)
+def test_ranges(policy, name, strength, sign, expected):
+    done, value = argument(policy, name, strength, sign)
+    assert done == name
+    assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_does_not_happen_is_the_identity():
+    assert argument("randaugment", "rotate", 0.9, happens=False)[0] == "identity"
+
+
+def many(policy: str, **fields) -> Draws:
+    draw = partial(policies.draw, Settings(policy=policy, **fields))
+    return jax.tree.map(np.asarray, quick.jit(jax.vmap(draw))(keys(3000)))
+
+
+def test_randaugment_draws_every_operation_equally_often_around_its_magnitude():
+    draws = many("randaugment")
+    counts = np.bincount(draws.operation.ravel(), minlength=16)
+    assert counts[0] == 0 and abs(counts[1:] - 400).max() < 80  # four standard deviations
+    assert abs(np.corrcoef(draws.operation.T)[0, 1]) < 0.08
+    assert draws.strength.max() == 1 and abs(np.median(draws.strength) - 0.9) < 0.004
+    assert abs(np.quantile(draws.strength, 0.1587) - 0.85) < 0.005  # one standard deviation below
+    assert abs(draws.happens.mean() - 0.5) < 0.03 and abs(draws.sign.mean()) < 0.06
+    assert set(np.unique(draws.sign)) == {-1, 1}
+
+
+def test_randaugments_fields():
+    draws = many("randaugment", rand_layers=3, rand_magnitude=2.0, rand_magnitude_std=0.0, rand_probability=1.0)
+    assert draws.operation.shape == (3000, 3) and draws.happens.all()
+    np.testing.assert_allclose(draws.strength, 0.2)
+
+
+def test_trivialaugment_draws_one_of_14_operations_of_31_strengths():
+    draws = many("trivialaugment")
+    assert draws.operation.shape == (3000, 1) and draws.happens.all()
+    names = {OPERATIONS[i] for i in np.unique(draws.operation)}
+    assert names == set(OPERATIONS) - {"invert", "solarize_add"}
+    np.testing.assert_allclose(np.unique(draws.strength), np.arange(31) / 30, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["autoaugment_imagenet", "autoaugment_cifar10"])
+def test_autoaugment_draws_rows_of_its_table(policy):
+    table = policies.AUTOAUGMENT_IMAGENET if policy.endswith("net") else policies.AUTOAUGMENT_CIFAR10
+    operation, probability, strength = policies.parse(table)
+    assert operation.shape == (25, 2)
+    draws = many(policy)
+    rows = {(*pair, *s) for pair, s in zip(operation.tolist(), strength.tolist(), strict=True)}
+    assert {(*pair, *s) for pair, s in zip(draws.operation.tolist(), draws.strength.tolist(), strict=True)} == rows
+    assert abs(draws.happens.mean() - probability.mean()) < 0.03
+
+
+def test_autoaugment_tables_by_the_paper():
+    operation, probability, strength = policies.parse(policies.AUTOAUGMENT_IMAGENET)
+    counts = dict(zip(OPERATIONS, np.bincount(operation.ravel(), minlength=16).tolist(), strict=True))
+    assert {name: n for name, n in counts.items() if n} == {
+        **{"equalize": 18, "color": 7, "rotate": 6, "posterize": 5, "solarize": 6, "invert": 3, "contrast": 2},
+        **{"autocontrast": 2, "sharpness": 1, "shear_x": 1},
+    }
+    assert probability.sum() == pytest.approx(29.6) and (9 * strength).sum() == pytest.approx(275)
+    operation, probability, strength = policies.parse(policies.AUTOAUGMENT_CIFAR10)
+    counts = dict(zip(OPERATIONS, np.bincount(operation.ravel(), minlength=16).tolist(), strict=True))
+    assert counts["equalize"] == 9 and counts["autocontrast"] == 7 and counts["translate_y"] == 5
+    assert counts["brightness"] == counts["color"] == 5 and counts["solarize_add"] == 0
+
+
+def test_operations_follow_one_another():
+    settings = Settings(policy="randaugment", rand_layers=2, rand_probability=1.0)
+    images, some_keys = pictures(7), keys(7, seed=3)
+    color = jnp.array([1, 2, 3], jnp.uint8)
+
+    def one_by_one(key: jax.Array, image: jax.Array) -> jax.Array:
+        for operation, value in zip(*policies.chosen(settings, policies.draw(settings, key), 17, 19), strict=True):
+            image = operate(image, operation, value, color)
+        return image
+
+    expected = quick.jit(jax.vmap(one_by_one))(some_keys, images)
+    found = quick.jit(jax.vmap(lambda k, x: policies.apply_policy(settings, k, x, color)))(some_keys, images)
+    np.testing.assert_array_equal(found, expected)
+    assert (np.asarray(found) != np.asarray(images)).any(axis=(1, 2, 3)).all()

@@ -1,0 +1,169 @@
+"""The config group `augment`: what may happen to a training image, and the ranges of its fields."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vit_jax.command import UserError
+
+Fill = Literal["constant", "nearest", "reflect"]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+ErasingFill = Literal["zero", "noise"]
+Policy = Literal["none", "randaugment", "autoaugment_imagenet", "autoaugment_cifar10", "trivialaugment"]
+
+LARGEST_MAGNITUDE = 10.0  # of RandAugment, as in timm: the end of each operation's range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The config group `augment`; the defaults change nothing. The operations run in the order of the fields."""
+
+    # Height and width of the model's input in pixels, (size,) for a square; () = as the data.
+    resize: tuple[int, ...] = ()
+    # Of `resize` only; bilinear and bicubic (a = -0.5) smooth before they shrink, like Pillow.
+    interpolation: Interpolation = "bilinear"
+    # Smallest and largest fraction of the area that a random crop keeps, above 0 to 1, before it is resized to the
+    # model's input; () = off. (0.08, 1.0) is the usual range (Szegedy et al. 2014, arXiv:1409.4842, s. 6).
+    crop_area: tuple[float, ...] = ()
+    # Smallest and largest ratio of that crop's width to its height, above 0; uniform in its logarithm.
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    # Pixels added on each side before a random crop of the old size (He et al. 2015, arXiv:1512.03385, s. 4.2).
+    crop_padding: int = 0
+    # Probability of a horizontal flip, 0 to 1.
+    flip: float = 0.0
+    # Largest rotation, in degrees, 0 to 180; uniform in both directions.
+    rotation: float = 0.0
+    # Visible height and width as a factor, uniform in 1 +- zoom (below 1 magnifies), each 0 to below 1. One number: one
+    # draw for both, which keeps the aspect; two, for height and width: independent draws, as in Keras; () = off.
+    zoom: tuple[float, ...] = ()
+    # Largest shift, as a fraction of height and width, 0 to 1; drawn apart; one number serves both; () = off.
+    translation: tuple[float, ...] = ()
+    # Largest horizontal shear, in degrees, 0 to below 90; uniform in both directions.
+    shear: float = 0.0
+    # What crop and warp find beyond the edge: black, the edge pixel, or the mirrored image (c b a | a b c | c b a).
+    fill: Fill = "constant"
+    # Operations drawn from a published list or table: see `policies`. What they uncover takes the colour `mean`.
+    policy: Policy = "none"
+    # RandAugment: operations in a row; TrivialAugment has one, AutoAugment two.
+    rand_layers: int = 2
+    # RandAugment: strength of each operation, 0 to 10.
+    rand_magnitude: float = 9.0
+    # RandAugment: standard deviation of the strength, drawn anew for each operation.
+    rand_magnitude_std: float = 0.5
+    # RandAugment: probability that a drawn operation is done, 0 to 1.
+    rand_probability: float = 0.5
+    # One of grey, solarised and blurred, for every image (3-Augment, Touvron et al. 2022, arXiv:2204.07118, s. 4).
+    three_augment: bool = False
+    # Colour jitter: each of the three factors is uniform in 1 +- its number, but not negative; 0 = off.
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    # Colour jitter: largest shift of the hue, a fraction of the colour circle, 0 to 0.5. The four have a random order.
+    hue: float = 0.0
+    # Probability that the colours go, 0 to 1.
+    grey: float = 0.0
+    # Probability of a Gaussian blur, 0 to 1.
+    blur: float = 0.0
+    # Smallest and largest standard deviation of the blur, in pixels, above 0; uniform; also of `three_augment`.
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    # Mean and standard deviation per channel on the 0..1 scale, one number for all channels;
+    # () = the training set's statistics, which the caller computes once and fills in.
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    # Probability of erasing a random rectangle, 0 to 1 (Zhong et al. 2017, arXiv:1708.04896).
+    erasing: float = 0.0
+    # Smallest and largest erased fraction of the image's area, above 0 to 1; uniform.
+    erasing_area: tuple[float, float] = (0.02, 0.4)
+    # Smallest and largest ratio of height to width, above 0; uniform in its logarithm (the paper: in the ratio).
+    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    # What the rectangle holds after normalisation: the mean colour, or standard normal noise per pixel.
+    erasing_fill: ErasingFill = "zero"
+    # alpha of the Beta(alpha, alpha) from which MixUp draws a batch's share; 0 = off.
+    mixup: float = 0.0
+    # The same of CutMix.
+    cutmix: float = 0.0
+    # Probability that a batch is mixed, 0 to 1.
+    mix_probability: float = 1.0
+    # Where both are on: the probability that it is CutMix.
+    mix_switch: float = 0.5
+
+
+def check(settings: Settings) -> None:
+    """Raises `UserError`, naming the field, if a value is out of its range."""
+    for name in ("flip", "rand_probability", "grey", "blur", "erasing", "mix_probability", "mix_switch"):
+        _require(0 <= getattr(settings, name) <= 1, settings, name, "a probability from 0 to 1")
+    choices = {"interpolation": Interpolation, "fill": Fill, "policy": Policy, "erasing_fill": ErasingFill}
+    for name, kind in choices.items():
+        _require(getattr(settings, name) in get_args(kind), settings, name, f"one of {', '.join(get_args(kind))}")
+    _check_geometry(settings)
+    _check_colour(settings)
+    _check_normalisation(settings)
+    _check_interval(settings, "erasing_area", highest=1.0)
+    _check_interval(settings, "erasing_aspect")
+    for name in ("mixup", "cutmix"):
+        _require(0 <= getattr(settings, name) < float("inf"), settings, name, "0 (off) or a positive alpha")
+
+
+def _check_geometry(settings: Settings) -> None:
+    _require(
+        _sized(settings.resize, 1.0, float("inf")), settings, "resize", "(), (size,) or (height, width) from 1 pixel"
+    )
+    if settings.crop_area:
+        _check_interval(settings, "crop_area", highest=1.0)
+    _check_interval(settings, "crop_aspect")
+    _require(settings.crop_padding >= 0, settings, "crop_padding", "0 (off) or a number of pixels")
+    _require(0 <= settings.rotation <= 180, settings, "rotation", "degrees from 0 to 180")
+    _require(0 <= settings.shear < 90, settings, "shear", "degrees from 0 to below 90")
+    below_one = _sized(settings.zoom, 0.0, 1.0) and 1 not in settings.zoom
+    _require(below_one, settings, "zoom", "(), one number or two (height, width), from 0 to below 1")
+    within = _sized(settings.translation, 0.0, 1.0)
+    _require(within, settings, "translation", "(), one fraction or two (height, width), from 0 to 1")
+
+
+def _check_colour(settings: Settings) -> None:
+    _require(settings.rand_layers >= 1, settings, "rand_layers", "a positive number of operations")
+    within = 0 <= settings.rand_magnitude <= LARGEST_MAGNITUDE
+    _require(within, settings, "rand_magnitude", f"0 to {LARGEST_MAGNITUDE:g}")
+    _require(
+        0 <= settings.rand_magnitude_std < float("inf"), settings, "rand_magnitude_std", "0 (always the same) or more"
+    )
+    for name in ("brightness", "contrast", "saturation"):
+        _require(0 <= getattr(settings, name) < float("inf"), settings, name, "0 (off) or a positive number")
+    _require(0 <= settings.hue <= 0.5, settings, "hue", "a fraction of the colour circle from 0 to 0.5")
+    _check_interval(settings, "blur_sigma")
+
+
+def _check_normalisation(settings: Settings) -> None:
+    mean, std = settings.mean, settings.std
+    _require(bool(mean) == bool(std), settings, "mean", f"given together with augment.std, which is {std}; set both")
+    lengths_agree = len(mean) == len(std) or 1 in (len(mean), len(std))
+    _require(lengths_agree, settings, "mean", f"as long as augment.std={std}, one number per channel")
+    _require(all(0 <= m <= 1 for m in mean), settings, "mean", "from 0 to 1; divide numbers of the 0..255 scale by 255")
+    _require(all(0 < s <= 1 for s in std), settings, "std", "above 0, to 1; divide numbers of the 0..255 scale by 255")
+
+
+def _check_interval(settings: Settings, name: str, highest: float = float("inf")) -> None:
+    """Requires two numbers, above 0, the first no larger than the second, and that no larger than `highest`."""
+    values: Any = getattr(settings, name)
+    _require(len(values) == 2, settings, name, "two numbers, (low, high)")
+    low, high = values
+    limit = f" <= {highest:g}" if highest < float("inf") else ""
+    _require(0 < low <= high <= highest and high < float("inf"), settings, name, f"0 < low <= high{limit}")
+
+
+def _require(holds: bool, settings: Settings, name: str, expected: str) -> None:
+    if not holds:
+        raise UserError(f"augment.{name}={getattr(settings, name)!r}: expected {expected}")
+
+
+def _sized(values: Sequence[int] | Sequence[float], low: float, high: float) -> bool:
+    """Whether there are at most two values, all in range."""
+    return len(values) <= 2 and all(low <= value <= high for value in values)
+
+
+def check_channels(settings: Settings, channels: int) -> None:
+    """Raises `UserError` unless `mean` and `std` hold one number, or one per channel of the images."""
+    for name in ("mean", "std"):
+        values = getattr(settings, name)
+        fits = len(values) in (1, channels)
+        _require(fits, settings, name, f"one number or {channels}, for images of {channels} channels; fill it in")
