@@ -76,9 +76,11 @@ ADAMW = optim.create(optim.Settings(weight_decay=0.1), rate)
 SGD = optim.create(optim.Settings(name="sgd"), rate)
 
 
-def compiled(model, tx=TX, **options):
-    options = {"seed": SEED, "num_classes": K, "label_smoothing": 0.1, **options}
-    return quick.jit(step.make_train_step(model, tx, rate, VIEW, **options))
+OBJECTIVE = step.Objective(K, label_smoothing=0.1)
+
+
+def compiled(model, tx=TX, objective=OBJECTIVE, **options):
+    return quick.jit(step.make_train_step(model, tx, rate, VIEW, objective, seed=SEED, **options))
 
 
 def start(params, tx=TX, batch_stats=()) -> TrainState:
@@ -330,7 +332,7 @@ def test_batch_norm_sees_the_parts_one_after_another():
     model = CNN(stages=((5,),), dense_widths=(), num_classes=K)
     variables = quick.jit(lambda: step.init_variables(model, SEED, SHAPE))()
     state = start(**variables, tx=SGD)
-    train_step = compiled(model, SGD, accumulate=2, loss="sigmoid", label_smoothing=0.0, ema_decay=0.9)
+    train_step = compiled(model, SGD, step.Objective(K, loss="sigmoid"), accumulate=2, ema_decay=0.9)
     after, metrics = train_step(state, batch(0), {})
 
     @quick.jit
@@ -374,3 +376,37 @@ def test_parameters_that_would_not_be_finite_are_skipped(state, noisy_step):
     after, metrics = noisy_step(before, batch(3), {})  # where the learning rate is infinite
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
     assert_skipped(after, before, metrics)
+
+
+def test_a_frozen_parameter_has_no_gradient_and_the_others_the_same(state):
+    model = create(CALM)
+    frozen = compiled(model, SGD, trained=lambda params: trees.mask(params, "^head"))
+    params = jax.tree.map(jnp.copy, state.params)
+    after, [metrics] = train(frozen, start(params, SGD), 1)
+    plain, _ = train(compiled(model, SGD), start(params, SGD), 1)
+    assert_same_bits(after.params["head"], plain.params["head"])
+    rest = [{k: v for k, v in tree.items() if k != "head"} for tree in (after.params, params)]
+    assert_same_bits(*rest)
+    change = jax.tree.map(jnp.subtract, params["head"], after.params["head"])
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(change)) / 0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_teacher_s_share_of_the_loss(state, kind):
+    """The teacher looks at the student's augmented images; its variables are an argument."""
+    model = create(CALM)
+    scores = jnp.asarray(RNG.normal(size=(K,)), jnp.float32)
+
+    def teacher(variables, images):
+        assert images.shape == (N, *SHAPE)
+        return variables["scores"][None] + 0 * images.mean(axis=(1, 2, 3))[:, None]
+
+    def loss(weight):
+        objective = step.Objective(K, teacher=teacher, distillation=kind, distillation_weight=weight, temperature=2.0)
+        train_step = compiled(model, SGD, objective)
+        _, metrics = train_step(start(state.params, SGD), batch(0), {"teacher": {"scores": scores}})
+        return float(metrics["loss"])
+
+    labels_only, teacher_only = loss(0.0), loss(1.0)
+    assert loss(0.25) == pytest.approx(0.75 * labels_only + 0.25 * teacher_only, rel=1e-5)
+    assert abs(labels_only - teacher_only) > 0.1

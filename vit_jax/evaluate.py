@@ -61,23 +61,20 @@ def confusion(predictions: Predictions, class_names: Sequence[str]) -> dict[str,
     }
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = command.Parser(prog="python -m vit_jax.evaluate", description="Exact metrics of a run over a split.")
-    parser.add_argument("--workdir", type=Path, required=True, help="the run")
-    parser.add_data_dir()
-    flags, overrides = parser.parse(argv)
-    if flags.data_dir:
-        overrides.append(f"data.data_dir={flags.data_dir}")
-    given = run.read_config(flags.workdir, overrides)
+def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Metrics of a run on a split (`evaluate.split`), its confusion matrix and the accuracy of each class.
+
+    `overrides` change the run's configuration (`field=value`). Raises `UserError` for images of other classes.
+    """
+    given = run.read_config(workdir, list(overrides))
     run.prefer_determinism(given)
-    trained = run.open(flags.workdir, overrides=overrides)
-    data = dataclasses.replace(open_data(given.data), view=trained.view)
+    trained = run.open(workdir, overrides=list(overrides))
+    data = dataclasses.replace(open_data(given.data, trained.view.size), view=trained.view)
     if data.class_names != trained.class_names:
         raise UserError(
-            f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {flags.workdir} learned "
+            f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
             f"{_few(trained.class_names)}; evaluate it on images of its own classes"
         )
-    split = given.evaluate.split
     mesh = sharding.make_mesh(given.mesh)
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
@@ -87,17 +84,33 @@ def main(argv: Sequence[str]) -> int:
         out_shardings=sharding.replicated(mesh),
     )
     variables = jax.device_put(trained.variables, sharding.replicated(mesh))
-    predictions = predict(eval_step, variables, data.feed(data.split(split), mesh), batch_size)
-    found = {f"{split}/{k}": v for k, v in summarize(predictions).items()}
-    details = confusion(predictions, trained.class_names)
-    report = {"step": trained.step, "images": len(predictions.label), **found, **details}
+    predictions = predict(eval_step, variables, data.feed(data.split(given.evaluate.split), mesh), batch_size)
+    found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions).items()}
+    return {
+        "step": trained.step,
+        "images": len(predictions.label),
+        **found,
+        **confusion(predictions, trained.class_names),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = command.Parser(prog="python -m vit_jax.evaluate", description="Exact metrics of a run over a split.")
+    parser.add_argument("--workdir", type=Path, required=True, help="the run")
+    parser.add_data_dir()
+    flags, overrides = parser.parse(argv)
+    if flags.data_dir:
+        overrides.append(f"data.data_dir={flags.data_dir}")
+    report = evaluate_run(flags.workdir, overrides)
+    split = run.read_config(flags.workdir, overrides).evaluate.split
     path = flags.workdir / f"evaluation-{_file_name(split)}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     console = Console(highlight=False)
-    log.result_table(console, {**found, "images": len(predictions.label), "workdir": str(flags.workdir)})
-    log.class_table(console, details["per_class_accuracy"])
+    found = {key: value for key, value in report.items() if key.startswith(f"{split}/")}
+    log.result_table(console, {**found, "images": report["images"], "workdir": str(flags.workdir)})
+    log.class_table(console, report["per_class_accuracy"])
     console.print(
-        f"step {trained.step}, {len(predictions.label):,} images; all of it, with the confusion matrix, in {path}"
+        f"step {report['step']}, {report['images']:,} images; all of it, with the confusion matrix, in {path}"
     )
     return command.DONE
 

@@ -7,17 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_jax import command, config
-from vit_jax.run import CONFIG
+from vit_jax.run import default_workdir
 from vit_jax.train import train
-
-
-def default_workdir(spec: str) -> Path:
-    """`configs/x.py:arg` -> `runs/x-arg`; of a run's own `config.json`, that run."""
-    path, _, arg = spec.partition(":")
-    if Path(path).name == CONFIG:
-        return Path(path).parent
-    name = "-".join(filter(None, [Path(path).stem, "".join(c if c.isalnum() else "_" for c in arg)]))
-    return Path("runs") / name
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,8 +5,9 @@ function of (seed, step, purpose): nothing random is kept in the state.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -30,6 +31,7 @@ class Purpose(IntEnum):
     PARAMS = 0
     AUGMENT = 1
     DROPOUT = 2
+    MIX = 3
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -80,30 +82,62 @@ def fetch(batch: Batch, frozen: Batch) -> tuple[Array, Array]:
     return batch["image"], batch["label"]
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a training step minimises."""
+
+    num_classes: int
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+    # `(its variables, the student's images) -> logits`; the variables are `frozen["teacher"]`.
+    teacher: Callable[[PyTree, Float[Array, "n h w c"]], Float[Array, "n k"]] | None = None
+    distillation: Literal["hard", "soft"] = "hard"
+    distillation_weight: float = 0.5
+    temperature: float = 1.0
+
+    def targets(self, labels: Int[Array, " n"]) -> Float[Array, "n k"]:
+        """The labels as probabilities, smoothed."""
+        return losses.one_hot(labels, self.num_classes, self.label_smoothing)
+
+    def __call__(
+        self, logits: Float[Array, "n k"], targets: Float[Array, "n k"], taught: tuple[Array, Array] | None
+    ) -> Float[Array, ""]:
+        """The mean loss; `taught`: the student's logits that learn from the teacher, and the teacher's."""
+        of_labels = losses.softmax_cross_entropy if self.loss == "softmax" else losses.sigmoid_cross_entropy
+        loss = of_labels(logits, targets)
+        if taught is not None:
+            soft = self.distillation == "soft"
+            of_teacher = (
+                losses.soft_distillation(*taught, self.temperature) if soft else losses.hard_distillation(*taught)
+            )
+            loss = (1 - self.distillation_weight) * loss + self.distillation_weight * of_teacher
+        return loss.mean()
+
+
+def everything(params: PyTree) -> PyTree:
+    """True for each parameter."""
+    return jax.tree.map(lambda _: True, params)
+
+
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
     view: augment.Settings,
+    objective: Objective,
     *,
     seed: int,
-    num_classes: int,
-    loss: str = "softmax",
-    label_smoothing: float = 0.0,
+    trained: Callable[[PyTree], PyTree] = everything,
     accumulate: int = 1,
     ema_decay: float = 0.0,
 ) -> TrainStep:
     """`(state, batch, frozen) -> (state, metrics)`: one update from one batch.
 
+    `trained`, of the parameters, is a tree of booleans: which of them have a gradient at all.
     With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged. An update
     that is not finite is skipped and counted; the step number advances all the same.
     """
-    per_example = losses.softmax_cross_entropy if loss == "softmax" else losses.sigmoid_cross_entropy
-
-    def loss_of(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, ""]:
-        return per_example(logits, losses.one_hot(labels, num_classes, label_smoothing)).mean()
-
-    gradients = _accumulated(_make_gradients(model, view, loss_of, seed), accumulate)
+    gradients = _accumulated(_make_gradients(model, view, objective, seed, trained), accumulate)
 
     def train_step(state: TrainState, batch: Batch, frozen: Batch) -> tuple[TrainState, Metrics]:
         grads, batch_stats, metrics = gradients(state, {**batch, "row": _rows(batch)}, frozen)
@@ -122,17 +156,36 @@ def make_train_step(
     return train_step
 
 
-def _make_gradients(model: nn.Module, view: augment.Settings, loss_of: Callable[..., Array], seed: int) -> Gradients:
+def _make_gradients(
+    model: nn.Module, view: augment.Settings, objective: Objective, seed: int, trained: Callable[[PyTree], PyTree]
+) -> Gradients:
     """`(state, part of a batch, frozen, number of the part) -> (gradients, batch statistics, metrics)`."""
 
     def loss_fn(params: PyTree, state: TrainState, part: Batch, frozen: Batch, number: Any) -> tuple[Array, Any]:
+        params = jax.tree.map(
+            lambda leaf, trains: leaf if trains else jax.lax.stop_gradient(leaf), params, trained(params)
+        )
         images, labels = fetch(part, frozen)
-        augment_rng = rng_for(seed, Purpose.AUGMENT, state.step)
-        images = augment.train_view(view, images, jax.vmap(lambda i: jax.random.fold_in(augment_rng, i))(part["row"]))
-        rng = jax.random.fold_in(rng_for(seed, Purpose.DROPOUT, state.step), number)
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, changed = model.apply(variables, images, train=True, rngs={"dropout": rng}, mutable=["batch_stats"])
-        loss, accuracy = loss_of(logits, labels), (logits.argmax(axis=-1) == labels).mean()
+        rngs = {purpose: rng_for(seed, purpose, state.step) for purpose in Purpose}
+        images = augment.train_view(
+            view, images, jax.vmap(lambda i: jax.random.fold_in(rngs[Purpose.AUGMENT], i))(part["row"])
+        )
+        mix_rng, dropout_rng = (jax.random.fold_in(rngs[purpose], number) for purpose in (Purpose.MIX, Purpose.DROPOUT))
+        images, targets = augment.mix(view, mix_rng, images, objective.targets(labels))
+        logits, changed = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": dropout_rng},
+            mutable=["batch_stats", "distillation"],
+        )
+        taught = None
+        if objective.teacher is not None:
+            student = changed["distillation"]["logits"][0] if "distillation" in changed else logits
+            taught = (student, objective.teacher(frozen["teacher"], images))
+        loss = objective(logits, targets, taught)
+        # Of mixed images, the share that is taken for what they show most of.
+        accuracy = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
         return loss, (changed.get("batch_stats", {}), {"loss": loss, "accuracy": accuracy})
 
     def gradients(state: TrainState, part: Batch, frozen: Batch, number: Any = 0) -> tuple[PyTree, PyTree, Metrics]:

@@ -27,11 +27,31 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Init:
+    """The config group `init`: where the parameters come from."""
+
+    weights: str = ""  # a run's folder, a file, https://, gs://, hf://ORGANISATION/NAME; "": random
+    head: Literal["auto", "keep", "new"] = "auto"  # auto: kept where the classes are the same, else new, of zeros
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # of position embeddings for another grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """The config group `distill`: a teacher sees each augmented image too (Touvron et al. 2021, arXiv:2012.12877)."""
+
+    teacher: str = ""  # a run's folder, or published weights as `init.weights`; "": none
+    kind: Literal["hard", "soft"] = "hard"  # learn the teacher's decision (eq. 3), or its probabilities (eq. 2)
+    weight: float = 0.5  # of the teacher in the loss, the labels have the rest
+    temperature: float = 1.0  # soft: divides both models' logits
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """The config group `evaluate`."""
 
     every_steps: int = 0  # on validation; 0: after each epoch
     batch_size: int = 0  # 0: train.batch_size
+    before: bool = False  # the untrained model meets the test split too: what its weights bring along
     use: Literal["last", "best"] = "last"  # the checkpoint that meets the test split: last, or best in validation
     metric: Literal["accuracy", "loss"] = "accuracy"  # what "best" means
     split: str = "test"  # of the command `vit_jax.evaluate`: train, validation, test or a split in TFDS syntax
@@ -60,10 +80,12 @@ class Config:
 
     seed: int = 0
     model: Mapping[str, Any] = field(default_factory=lambda: models.settings("vit/Ti16"))
+    init: Init = Init()
     data: Data = Data()
     augment: Augment = Augment()
     optim: Optim = Optim()
     train: Train = Train()
+    distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = Mesh()
@@ -88,6 +110,13 @@ def validate(config: Config) -> None:
         raise UserError(f"train.epochs={train.epochs} and train.steps={train.steps}: one of them must be positive")
     if not 0 <= train.label_smoothing < 1:
         raise UserError(f"train.label_smoothing={train.label_smoothing} is not in [0, 1)")
+    if config.init.head == "keep" and not config.init.weights:
+        raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
+    if not 0 <= config.distill.weight <= 1 or config.distill.temperature <= 0:
+        raise UserError(
+            f"distill.weight={config.distill.weight} must be in [0, 1], "
+            f"distill.temperature={config.distill.temperature} positive"
+        )
     counts = {
         "evaluate.every_steps": config.evaluate.every_steps,
         "evaluate.batch_size": config.evaluate.batch_size,

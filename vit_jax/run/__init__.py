@@ -14,10 +14,23 @@ from vit_jax.run.build import (
     prefer_determinism,
     prepare,
 )
-from vit_jax.run.folder import CHECKPOINTS, CONFIG, LABELS, PREPROCESSING, read_config, save_description
+from vit_jax.run.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    LABELS,
+    PREPROCESSING,
+    default_workdir,
+    is_run,
+    read_config,
+    read_preprocessing,
+    save_description,
+)
+from vit_jax.run.teacher import open_teacher
 from vit_jax.run.trained import Trained, open
+from vit_jax.run.weights import Arrays, find_weights, fit_weights, follow, start_from
 
 __all__ = [
+    "Arrays",
     "CHECKPOINTS",
     "CONFIG",
     "LABELS",
@@ -26,12 +39,20 @@ __all__ = [
     "Trained",
     "build",
     "check_data",
+    "default_workdir",
+    "find_weights",
+    "fit_weights",
     "flops_per_image",
+    "follow",
     "input_shape",
+    "is_run",
     "num_steps",
     "open",
+    "open_teacher",
     "prefer_determinism",
     "prepare",
     "read_config",
+    "read_preprocessing",
     "save_description",
+    "start_from",
 ]

@@ -8,8 +8,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -24,7 +23,6 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, Split
 from vit_jax.data.batching import steps_per_epoch
-from vit_jax.run.folder import CONFIG, read_preprocessing
 from vit_jax.trees import PyTree
 
 
@@ -42,10 +40,10 @@ def check_data(given: Config, data: Data) -> None:
     model.check(input_shape(given, data.view.shape))
     if given.model.get("pooling") == "none":
         raise UserError("model.pooling='none' gives logits for each patch, not for an image; choose gap, token or map")
-    if given.model.get("distillation_token"):
+    if given.model.get("distillation_token") and not given.distill.teacher:
         raise UserError(
             f"model {given.model['name']!r} has a head that learns from a teacher, and this run has none; "
-            "choose its twin without one, e.g. vit/S16 for deit/S16"
+            "set distill.teacher, or choose its twin without that head, e.g. vit/S16 for deit/S16"
         )
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
     optim.schedule(given.optim, num_steps(given, per_epoch), per_epoch)
@@ -62,20 +60,17 @@ def num_steps(given: Config, per_epoch: int) -> int:
     return given.train.steps or max(1, round(given.train.epochs * per_epoch))
 
 
-def prepare(given: Config, data: Data, train: Split, workdir: Path) -> Config:
+def prepare(given: Config, data: Data, train: Split) -> Config:
     """The configuration with what the data decides filled in: the number of classes, and mean and deviation.
 
-    Where the configuration gives no mean, the training split's normalises: that of the run in `workdir`, or of `train`.
+    Where the configuration gives no mean, that of the training split normalises.
     """
-    model = {**given.model, "num_classes": len(data.class_names)}
     view = given.augment
-    if not view.mean and (workdir / CONFIG).exists():
-        view = read_preprocessing(workdir, view)[1]
-    elif not view.mean:
+    if not view.mean:
         mean, std = train.statistics()
         std = np.maximum(std, 1 / 255)  # a constant channel
         view = dataclasses.replace(view, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
-    return dataclasses.replace(given, model=model, augment=view)
+    return dataclasses.replace(given, model={**given.model, "num_classes": len(data.class_names)}, augment=view)
 
 
 @dataclass(frozen=True)
@@ -107,8 +102,18 @@ def flops_per_image(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return flops.count(lambda v, x: model.apply(v, x, train=False), variables, images)
 
 
-def build(prepared: Config, mesh: Mesh, *, image_shape: tuple[int, int, int], train_images: int) -> Run:
-    """The model, its state and its steps on a mesh, for images [.. h w c] uint8 as the data has them."""
+def build(
+    prepared: Config,
+    mesh: Mesh,
+    *,
+    image_shape: tuple[int, int, int],
+    train_images: int,
+    teacher: Callable[..., jax.Array] | None = None,
+) -> Run:
+    """The model, its state and its steps on a mesh, for images [.. h w c] uint8 as the data has them.
+
+    `teacher` is that of `step.Objective`.
+    """
     train, shards = prepared.train, sharding.batch_shards(mesh)
     if train.batch_size % (shards * train.accumulate):
         raise UserError(
@@ -126,17 +131,26 @@ def build(prepared: Config, mesh: Mesh, *, image_shape: tuple[int, int, int], tr
         return step.init_state(model, tx, prepared.seed, shape, ema=prepared.optim.ema_decay > 0)
 
     abstract = jax.eval_shape(init)
+    optim.check_params(prepared.optim, abstract.params)
     places = sharding.tree_shardings(abstract, mesh)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    objective = step.Objective(
+        num_classes=prepared.model["num_classes"],
+        loss=train.loss,
+        label_smoothing=train.label_smoothing,
+        teacher=teacher,
+        distillation=prepared.distill.kind,
+        distillation_weight=prepared.distill.weight,
+        temperature=prepared.distill.temperature,
+    )
     train_step = step.make_train_step(
         model,
         tx,
         rate,
         prepared.augment,
+        objective,
         seed=prepared.seed,
-        num_classes=prepared.model["num_classes"],
-        loss=train.loss,
-        label_smoothing=train.label_smoothing,
+        trained=partial(optim.trained, prepared.optim),
         accumulate=train.accumulate,
         ema_decay=prepared.optim.ema_decay,
     )

@@ -13,6 +13,15 @@ from vit_jax.data import Data, View
 CONFIG, LABELS, PREPROCESSING, CHECKPOINTS = "config.json", "labels.json", "preprocessing.json", "checkpoints"
 
 
+def default_workdir(spec: str) -> Path:
+    """`configs/x.py:arg` -> `runs/x-arg`; of a run's own `config.json`, that run."""
+    path, _, arg = spec.partition(":")
+    if Path(path).name == CONFIG:
+        return Path(path).parent
+    name = "-".join(filter(None, [Path(path).stem, "".join(c if c.isalnum() else "_" for c in arg)]))
+    return Path("runs") / name
+
+
 def save_description(workdir: Path, given: Config, prepared: Config, data: Data) -> None:
     """Writes, once, what a later command needs beside the checkpoints: configuration, labels, preprocessing."""
     try:
@@ -23,6 +32,7 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
         return
     preprocessing = {
         **dataclasses.asdict(data.view),
+        "input": prepared.augment.resize,
         "mean": prepared.augment.mean,
         "std": prepared.augment.std,
     }
@@ -33,6 +43,11 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
     os.replace(temporary, workdir / CONFIG)  # last, and whole or not at all: with it the run exists
 
 
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run: other tools, too, write a `config.json`."""
+    return (folder / CONFIG).is_file() and (folder / PREPROCESSING).is_file()
+
+
 def read_config(workdir: Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
     """The configuration of a run as it was given, with overrides."""
     if not (workdir / CONFIG).is_file():
@@ -41,7 +56,8 @@ def read_config(workdir: Path, overrides: tuple[str, ...] | list[str] = ()) -> C
 
 
 def read_preprocessing(workdir: Path, view: augment.Settings) -> tuple[View, augment.Settings]:
-    """How a run's images leave the host, and its augmentation settings with the mean and deviation it used."""
+    """How a run's images leave the host, and its augmentation settings with the size, mean and deviation it used."""
     stored = json.loads((workdir / PREPROCESSING).read_text())
-    on_host = View(tuple(stored["size"]), stored["resize"], stored["channels"])
-    return on_host, dataclasses.replace(view, mean=tuple(stored["mean"]), std=tuple(stored["std"]))
+    resize, mean, std = (tuple(stored.pop(key)) for key in ("input", "mean", "std"))
+    on_host = View(**{**stored, "size": tuple(stored["size"])})
+    return on_host, dataclasses.replace(view, resize=resize, mean=mean, std=std)

@@ -1,63 +1,238 @@
-"""A trained model, ready to use."""
+"""A trained model, ready to use: `open` a run's folder or published weights, then `predict` or get `features`."""
 
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import Array, Float, UInt8
 
-from vit_jax import models, step
+from vit_jax import augment, config, models, pretrained, step, trees
 from vit_jax.checkpoint import Checkpoints, Damaged, restore_variables
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import View
+from vit_jax.pretrained import Weights
 from vit_jax.run.build import input_shape
-from vit_jax.run.folder import CHECKPOINTS, LABELS, read_config, read_preprocessing
+from vit_jax.run.folder import CHECKPOINTS, CONFIG, LABELS, PREPROCESSING, is_run, read_config, read_preprocessing
+from vit_jax.run.images import Batch, Images, Pictures, all_files, batches, listed
 from vit_jax.trees import PyTree
+
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model takes images for."""
+
+    probabilities: Float[np.ndarray, "n k"]  # float32; of a model trained with the sigmoid loss each class by itself
+    class_names: tuple[str, ...]
+    files: tuple[str, ...] = ()  # one for each image; () where they did not come from files
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each image."""
+        return [self.class_names[i] for i in self.probabilities.argmax(axis=1)]
+
+    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """For each image the `k` most probable classes, all where there are fewer, with probabilities; best first."""
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return [
+            [(self.class_names[i], float(row[i])) for i in best]
+            for row, best in zip(self.probabilities, order, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, ready to use."""
+    """A trained model, ready to use.
+
+    `predict` and `features` take images in any form and of any size: a file or a folder, an array uint8 [n h w c],
+    or a list of files, Pillow images and arrays. `view` brings them to the model's size. `batch_size` sets the memory
+    that is needed; a batch is read while the one before is computed, on one device.
+    """
 
     config: Config  # prepared
     model: nn.Module
     variables: Mapping[str, PyTree]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # () for weights without a head: these have features only
     view: View  # encoded image -> uint8 [h w c], on the host
-    step: int
+    step: int  # of training that the variables are from; 0 for published weights
 
     @cached_property
     def forward(self) -> Callable[[PyTree, Any], jax.Array]:
         """`(variables, images uint8 [n h w c]) -> logits [n k]`, compiled."""
         return jax.jit(step.make_forward(self.model, self.config.augment))
 
-    def logits(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
-        """Logits [n k] float32 of images [n h w c] uint8 at the size of `view`; any n."""
+    @cached_property
+    def num_blocks(self) -> int:
+        """How many blocks have tokens, which `features` can give; 0 for a CNN."""
+        images = jax.ShapeDtypeStruct((1, *self.view.shape), jnp.uint8)
+        return len(jax.eval_shape(self._tokens, self.variables, images))
+
+    def logits(self, images: np.ndarray, batch_size: int = BATCH_SIZE) -> Float[np.ndarray, "n k"]:
+        """Logits float32 of images uint8 [n h w c] at the size of `view`; any n."""
         if images.shape[1:] != self.view.shape or images.dtype != np.uint8:
             raise UserError(
                 f"images are {images.dtype}{list(images.shape)}, expected uint8{['n', *self.view.shape]}; "
                 "bring them to that shape with `view`"
             )
-        return np.concatenate(list(self._logits(images, batch_size)) or [np.zeros((0, len(self.class_names)))])
+        self._check_head()
+        return self._all(self.forward, images, batch_size)
 
-    def _logits(self, images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-        size = min(batch_size, len(images))
-        for start in range(0, len(images), size or 1):
-            part = images[start : start + size]
-            padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
-            yield np.asarray(self.forward(self.variables, padded))[: len(part)]
+    def predict(self, images: Images, batch_size: int = BATCH_SIZE) -> Predictions:
+        """The probabilities of each class for each image; raises `UserError` for a file that is broken or no image."""
+        self._check_head()
+        pictures = listed(images)
+        files = tuple(map(str, pictures)) if all_files(pictures) else ()
+        return self._predictions(self._all(self.forward, pictures, batch_size), files)
+
+    def predict_files(
+        self, files: Sequence[str | Path], batch_size: int = BATCH_SIZE, *, draft: bool = False
+    ) -> Iterator[tuple[Predictions, dict[str, str]]]:
+        """Predictions for any number of files, a batch at a time, and what is wrong with those that were left out.
+
+        `draft` decodes photos faster, and a little differently: see `View`.
+        """
+        self._check_head()
+        for batch, logits in self._computed(self.forward, files, batch_size, draft=draft):
+            yield self._predictions(logits, batch.files), batch.broken
+
+    @overload
+    def features(  # type: ignore[overload-overlap]  # mypy takes (0,) for a possible value of tuple[()]
+        self, images: Images, layers: tuple[()] = (), batch_size: int = BATCH_SIZE
+    ) -> Float[np.ndarray, "n d"]: ...
+    @overload
+    def features(
+        self, images: Images, layers: Sequence[int], batch_size: int = BATCH_SIZE
+    ) -> dict[int, Float[np.ndarray, "n l d"]]: ...
+    def features(self, images: Images, layers: Sequence[int] = (), batch_size: int = BATCH_SIZE) -> Any:
+        """What the model's head reads, float32 [n d]; or, given layers, the tokens [n l d] after each of these blocks.
+
+        Blocks are counted from 0, negative ones from the end; the tokens come under the numbers given. All tokens are
+        there: class token, registers, patches. Raises `UserError` for a block that is not there, as
+        `predict` does for broken files.
+        """
+        layers = tuple(layers)
+        wrong = [layer for layer in layers if not -self.num_blocks <= layer < self.num_blocks]
+        if wrong:
+            name, last = self.config.model["name"], self.num_blocks - 1
+            there = f"it has 0 to {last}, or -1 to {-last - 1} from the end" if last >= 0 else "it has none"
+            raise UserError(
+                f"layers={layers}: model {name!r} has no block {wrong[0]}: {there}; layers=() gives what its head reads"
+            )
+        return self._all(lambda variables, batch: self._features(variables, batch, layers), listed(images), batch_size)
+
+    @cached_property
+    def _features(self) -> Callable[..., Any]:
+        headless = step.make_forward(self.model.clone(num_classes=0), self.config.augment)
+
+        def features(variables: PyTree, images: UInt8[Array, "n h w c"], layers: tuple[int, ...]) -> Any:
+            if not layers:
+                return headless(variables, images).astype(jnp.float32)
+            tokens = self._tokens(variables, images)
+            return {layer: tokens[layer].astype(jnp.float32) for layer in layers}
+
+        return jax.jit(features, static_argnums=2)
+
+    def _tokens(self, variables: PyTree, images: UInt8[Array, "n h w c"]) -> list[Float[Array, "n l d"]]:
+        """The tokens after each block, in order."""
+        images = augment.eval_view(self.config.augment, images)
+        _, seen = self.model.apply(variables, images, train=False, mutable="intermediates")
+        sown = traverse_util.flatten_dict(trees.unstack_layers(dict(seen.get("intermediates", {}))))
+        blocks = {path: values[0] for path, values in sown.items() if path[-1] == "tokens"}
+        return [blocks[path] for path in sorted(blocks, key=lambda path: int(re.findall(r"\d+$", path[-2])[0]))]
+
+    def _predictions(self, logits: Float[np.ndarray, "n k"], files: tuple[str, ...]) -> Predictions:
+        if self.config.train.loss == "sigmoid":
+            probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
+        else:
+            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return Predictions(probabilities, self.class_names, files)
+
+    def _all(self, apply: Callable[..., Any], pictures: Pictures, batch_size: int) -> Any:
+        """`apply(variables, images)` of all images: an array, or a dict of arrays. None may be broken."""
+        parts = []
+        for batch, result in self._computed(apply, pictures, batch_size):
+            for file, fault in batch.broken.items():
+                raise UserError(f"{file} cannot be used as an image: {fault}; leave it out")
+            parts.append(result)
+        if not parts:
+            one = jax.eval_shape(apply, self.variables, jax.ShapeDtypeStruct((1, *self.view.shape), jnp.uint8))
+            return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), one)
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def _computed(
+        self, apply: Callable[..., Any], pictures: Pictures, batch_size: int, *, draft: bool = False
+    ) -> Iterator[tuple[Batch, Any]]:
+        """The batches of the images with their results, each computed while the next one is read."""
+        if batch_size < 1:
+            raise UserError(f"{batch_size=} is not positive")
+        size = min(batch_size, 1 << (len(pictures) - 1).bit_length())  # powers of two: few sizes are compiled
+        before: tuple[Batch, Any] | None = None
+        for batch in batches(pictures, self.view, size, self.config.data.threads, draft=draft):
+            padding = ((0, size - len(batch.images)), (0, 0), (0, 0), (0, 0))
+            result = apply(self.variables, np.pad(batch.images, padding))
+            if before is not None:
+                yield _fetched(*before)
+            before = batch, result
+        if before is not None:
+            yield _fetched(*before)
+
+    def _check_head(self) -> None:
+        if not self.class_names:
+            raise UserError(
+                f"these weights of {self.config.model['name']!r} have no head and predict nothing; use `features`, "
+                "or train a head on them: init.weights"
+            )
 
 
-def open(workdir: Path, *, use: str = "", overrides: tuple[str, ...] | list[str] = ()) -> Trained:
-    """The model of a run's last or best checkpoint (`use`; "": as its configuration says)."""
+def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = ()) -> Trained:
+    """The trained model at an address: the folder of a run, or published weights.
+
+    Args:
+        address: a run's folder; or a file (.npz, .safetensors), a folder with one, https://, gs://, s3:// or
+            hf://org/name, see `pretrained.address.locate`.
+        use: of a run the "last" or the "best" checkpoint; "": as its configuration says.
+        overrides: changes of the configuration, `field=value`. Published weights are made to fit another
+            data.image_size.
+
+    Raises:
+        UserError: neither a run nor weights there; a run without a usable checkpoint; weights of no layout that is
+            known.
+    """
+    if use not in ("", "last", "best"):
+        raise UserError(f"{use=} is not last or best")
+    if is_run(Path(address)):
+        return _open_run(Path(address), use, list(overrides))
+    try:
+        weights = pretrained.open_weights(str(address))
+    except UserError as mistake:
+        if "://" in str(address) or Path(address).is_file():
+            raise
+        raise UserError(
+            f"{address} is neither a run (it has no {CONFIG} and {PREPROCESSING}) nor published weights: {mistake}"
+        ) from mistake
+    if use:
+        raise UserError(f"{use=} chooses a checkpoint of a run; {address} holds published weights: leave it out")
+    return _open_weights(weights, overrides)
+
+
+def _open_run(workdir: Path, use: str, overrides: list[str]) -> Trained:
     given = read_config(workdir, overrides)
     class_names = tuple(json.loads((workdir / LABELS).read_text()))
     view, filled = read_preprocessing(workdir, given.augment)
@@ -81,3 +256,56 @@ def _read_variables(directory: Path, abstract: PyTree, use: str, prepared: Confi
         except Damaged as damage:
             logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
     raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
+
+
+def _open_weights(weights: Weights, overrides: Sequence[str]) -> Trained:
+    prepared = _configuration_of(weights, overrides)
+    settings, size = prepared.data, prepared.data.image_size
+    view = View(
+        size=(size[0], size[-1]),
+        resize=settings.resize,
+        channels=settings.channels,
+        crop_fraction=settings.crop_fraction,
+        interpolation=settings.interpolation,
+    )
+    shape = input_shape(prepared, view.shape)
+    model = models.create(prepared.model)
+    model.check(shape)
+    unnamed = tuple(f"class {label}" for label in range(weights.model["num_classes"]))
+    arrays, _ = pretrained.fit(
+        weights.read(),
+        source=weights.model,
+        grid=weights.grid,
+        model=prepared.model,
+        image_shape=shape,
+        shapes=pretrained.parameter_shapes(prepared.model, shape),
+        head="keep",
+        interpolation=prepared.init.interpolation,
+    )
+    nested = {"batch_stats": {}} | traverse_util.unflatten_dict(arrays, sep="/")
+    variables = jax.tree.map(jnp.asarray, nested)
+    if getattr(model, "scan", False):
+        variables = trees.stack_layers(variables)
+    return Trained(prepared, model, variables, weights.class_names or unnamed, view, step=0)
+
+
+def _configuration_of(weights: Weights, overrides: Sequence[str]) -> Config:
+    """The default configuration with what is known of the weights: the model and its images."""
+    known = weights.preprocessing
+    tree = {
+        "model": weights.model,
+        "data": {
+            "image_size": known.size,
+            "resize": known.resize,
+            "crop_fraction": known.crop_fraction,
+            "interpolation": known.interpolation,
+            "channels": len(known.mean),
+        },
+        "augment": {"mean": known.mean, "std": known.std},
+    }
+    return config.from_dict(tree, overrides)
+
+
+def _fetched(batch: Batch, result: Any) -> tuple[Batch, Any]:
+    """The results on the host, without those of the padding."""
+    return batch, jax.tree.map(lambda array: np.asarray(array)[: len(batch.images)], result)

@@ -1,8 +1,7 @@
-"""The story of one run: open the data, build, restore, loop, evaluate, save."""
+"""The loop of a run: steps, log lines, validation, checkpoints, and in the end the result."""
 
 import itertools
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +14,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import command, config, evaluate, log, metrics, optim, run, sharding, trees
-from vit_jax.checkpoint import Checkpoints, Damaged
+from vit_jax import config, evaluate, log, metrics, optim, run, sharding, trees
+from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import Interruption, UserError
-from vit_jax.config import Config
-from vit_jax.data import Data, Feed, MissingDataset, open_data
+from vit_jax.data import Data, Feed
 from vit_jax.energy import Meter
 from vit_jax.run import Run
 from vit_jax.step import evaluation_variables
@@ -30,105 +28,19 @@ STEPS_IN_FLIGHT = 2  # dispatched and not finished: enough to keep a device busy
 STEPS_TO_LEARN = 200  # before a loss that has not moved is worth a warning
 
 
-def train(given: Config, workdir: Path, console: Console | None = None) -> int:
-    """Trains, or resumes the run that `workdir` holds; the command's exit code."""
-    console = console or Console(highlight=False)
-    finished = check_workdir(given, workdir)
-    if finished:
-        log.result_table(console, finished)
-        console.print(f"\nThis run is finished. To train again, give another --workdir than {workdir}.", soft_wrap=True)
-        return command.DONE
-    data = open_or_prepare(given, console)
-    run.check_data(given, data)
-    run.prefer_determinism(given)
-
-    mesh = sharding.make_mesh(given.mesh)
-    feed = data.feed(data.split("train"), mesh, on_device=True)
-    prepared = run.prepare(given, data, feed.split, workdir)
-    built = run.build(prepared, mesh, image_shape=data.view.shape, train_images=len(feed.split))
-    if jax.process_index() == 0:
-        run.save_description(workdir, given, prepared, data)
-
-    checkpoints = Checkpoints(
-        workdir / run.CHECKPOINTS, keep_last=given.checkpoint.keep_last, keep_best=given.checkpoint.keep_best
-    )
-    state, book = restore_or_init(built, checkpoints)
-    with Interruption() as interruption, Trainer(built, data, feed, workdir, checkpoints, book, console) as trainer:
-        state = trainer.loop(state, interruption)
-        checkpoints.finish()
-        if interruption.signal and int(state.step) < built.total_steps:
-            console.print(f"Stopped at step {int(state.step)}, and saved: the same command goes on from there.")
-            return interruption.exit_code
-        result = trainer.finish(choose_variables(built, checkpoints, state))
-    log.result_table(console, result)
-    return command.DONE
-
-
-def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
-    """The result of the finished run in `workdir`, if there is one; raises `UserError` if its run is another one."""
-    if (workdir / run.CONFIG).exists():
-        changed = config.differences(run.read_config(workdir), given)
-        if changed:
-            fields = ", ".join(f"{key} ({before} there, {after} now)" for key, (before, after) in changed.items())
-            raise UserError(
-                f"{workdir} holds a run of another configuration: {fields}; "
-                "give another --workdir, or the configuration that it was started with"
-            )
-        if (workdir / RESULT).exists():
-            return json.loads((workdir / RESULT).read_text())
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file; give a folder")
-    return None
-
-
-def open_or_prepare(given: Config, console: Console) -> Data:
-    """The data set; one that is missing, and that needs no TensorFlow, is downloaded and converted first."""
-    from vit_jax.data import prepare  # also a command: imported late so that `python -m` finds it unloaded
-
-    try:
-        return open_data(given.data)
-    except MissingDataset:
-        if given.data.name not in prepare.PREPARABLE:
-            raise
-    data_dir = command.data_dir(given.data.data_dir)
-    console.print(f"The data set {given.data.name} is not in {data_dir}: preparing it, once.", soft_wrap=True)
-    prepare.prepare(given.data.name, data_dir)
-    return open_data(given.data)
-
-
 @dataclass
 class Book:
     """What a run knows about itself beside the state: it is saved with each checkpoint."""
 
     window: list[dict[str, float]] = field(default_factory=list)  # metrics of the steps since the last log line
     validation: dict[str, float] = field(default_factory=dict)  # the last
+    best: dict[str, float] = field(default_factory=dict)  # the validation with the best score
+    before: dict[str, float] = field(default_factory=dict)  # metrics on the test split before the first step
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0  # of all processes that trained so far
     training_seconds: float = 0.0  # of these, in training steps
     logged_seconds: float = 0.0  # of these, before the last log line
     energy_kwh: float | None = None
-
-
-def restore_or_init(built: Run, checkpoints: Checkpoints) -> tuple[PyTree, Book]:
-    """The newest usable checkpoint's state, or a new one."""
-    restored = checkpoints.restore_newest(built.abstract_state, built.mesh)
-    if restored is None:
-        return built.init_state(), Book()
-    state, about = restored
-    return state, Book(**about["book"])
-
-
-def choose_variables(built: Run, checkpoints: Checkpoints, state: PyTree) -> PyTree:
-    """The variables that meet the test split: the last, or those that validated best."""
-    best = checkpoints.best_step()
-    if built.config.evaluate.use == "best" and best is not None and best != int(state.step):
-        try:
-            state, _ = checkpoints.restore(best, built.abstract_state, built.mesh)
-        except Damaged as damage:
-            logging.getLogger(__name__).warning(
-                "the best checkpoint, %s, is damaged (%s): using the last", best, damage
-            )
-    return evaluation_variables(state)
 
 
 class Trainer:
@@ -162,6 +74,8 @@ class Trainer:
             return state
         batches = self.feed.train(settings.seed, settings.train.batch_size, start, total)
         train_step, batches = self.compile(state, batches)
+        if start == 0 and settings.evaluate.before:
+            self.evaluate_before(state)
         self.open_log(start)
         with self.progress:
             if start:
@@ -255,11 +169,17 @@ class Trainer:
         score = None
         if self.is_evaluation_step(at):
             self.validate(at, state)
-            by_loss = self.run.config.evaluate.metric == "loss"
-            score = -self.book.validation["val/loss"] if by_loss else self.book.validation["val/accuracy"]
+            score = self.score(self.book.validation)
+            if not self.book.best or score > self.score(self.book.best):
+                self.book.best = self.book.validation
         self.book.window = _floats(window)
         self.account()
         self.checkpoints.save(state, at, {"book": vars(self.book)}, score)
+
+    def score(self, validation: dict[str, float]) -> float:
+        """By which checkpoints are compared: higher is better."""
+        by_loss = self.run.config.evaluate.metric == "loss"
+        return -validation["val/loss"] if by_loss else validation["val/accuracy"]
 
     def validate(self, at: int, state: PyTree) -> None:
         """Exact metrics on the validation split."""
@@ -276,6 +196,14 @@ class Trainer:
         settings, shards = self.run.config, sharding.batch_shards(self.run.mesh)
         wanted = settings.evaluate.batch_size or settings.train.batch_size
         return evaluate.predict(self.run.eval_step, variables, feed, -(-wanted // shards) * shards)
+
+    def evaluate_before(self, state: PyTree) -> None:
+        """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
+        found = self.predict(evaluation_variables(state), self.data.feed(self.data.split("test"), self.run.mesh))
+        self.book.before = {f"before/{k}": v for k, v in evaluate.summarize(found).items()}
+        if self.active:
+            accuracy, f1 = (self.book.before[f"before/{k}"] for k in ("accuracy", "f1_macro"))
+            self.console.print(f"Before training: test accuracy {accuracy:.2%}, macro F1 {f1:.2%}")
 
     def diagnose(
         self, at: int, *, loss: float = 0.0, predicted: int = 0, share: float = 0.0, true_share: float = 1.0
@@ -315,6 +243,8 @@ class Trainer:
         result = {
             **{f"test/{k}": v for k, v in evaluate.summarize(found).items()},
             **book.validation,
+            **{f"best_{k}": v for k, v in book.best.items()},
+            **book.before,
             "best_step": self.checkpoints.best_step(),
             "parameters": trees.count(self.run.abstract_state.params),
             "flops_per_image": self.run.flops_per_image,

@@ -1,0 +1,59 @@
+"""The teacher of a distilled run: any finished run or published weights, looking at the student's images."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.command import UserError
+from vit_jax.config import Config
+from vit_jax.run.build import input_shape
+from vit_jax.run.trained import Trained, open
+from vit_jax.trees import PyTree
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the training step needs of a teacher; its variables are an argument of the step, not a closure."""
+
+    variables: Mapping[str, PyTree]
+    forward: Callable[[PyTree, Float[Array, "n h w c"]], Float[Array, "n k"]]
+
+
+def open_teacher(address: str, student: Config, class_names: tuple[str, ...]) -> Teacher:
+    """The teacher at an address; raises `UserError` unless it knows the student's classes, in the same order."""
+    trained = open(address)
+    if trained.class_names != class_names:
+        raise UserError(
+            f"distill.teacher={address!r} knows the classes {', '.join(trained.class_names[:3])} ... "
+            f"({len(trained.class_names)}), the data set has {', '.join(class_names[:3])} ... ({len(class_names)}); "
+            "choose a teacher trained on the same classes, in the same order"
+        )
+    return Teacher(trained.variables, _forward(trained, student))
+
+
+def _forward(trained: Trained, student: Config) -> Callable[[PyTree, Array], Array]:
+    """`(variables, images as the student gets them, augmented and normalised) -> logits`.
+
+    The images are normalised as the teacher learned them, and brought to its size.
+    """
+    ours, theirs = student.augment, trained.config.augment
+    height, width, channels = input_shape(trained.config, trained.view.shape)
+
+    def forward(variables: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
+        images = images * _channels(ours.std) + _channels(ours.mean)
+        if images.shape[-1] != channels:
+            images = jnp.repeat(images.mean(axis=-1, keepdims=True), channels, axis=-1)
+        images = (images - _channels(theirs.mean)) / _channels(theirs.std)
+        images = jax.image.resize(images, (len(images), height, width, channels), "bilinear")
+        logits = trained.model.apply(variables, images, train=False)
+        assert isinstance(logits, Array)
+        return jax.lax.stop_gradient(logits)
+
+    return forward
+
+
+def _channels(values: tuple[float, ...]) -> Float[Array, "1 1 1 c"]:
+    return jnp.asarray(values, jnp.float32)[None, None, None]

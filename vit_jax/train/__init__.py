@@ -1,0 +1,160 @@
+"""The story of one run: open the data, build, restore, loop, evaluate, save."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from vit_jax import command, config, log, run, sharding
+from vit_jax.checkpoint import Checkpoints, Damaged
+from vit_jax.command import Interruption, UserError
+from vit_jax.config import Config
+from vit_jax.data import Data, Feed, MissingDataset, open_data
+from vit_jax.pretrained import Weights
+from vit_jax.run import Arrays, Run
+from vit_jax.step import evaluation_variables
+from vit_jax.train.loop import CONFUSION, PREDICTIONS, RESULT, Book, Trainer
+from vit_jax.trees import PyTree
+
+__all__ = ["CONFUSION", "PREDICTIONS", "RESULT", "Trainer", "train"]
+
+
+def train(given: Config, workdir: Path, console: Console | None = None) -> int:
+    """Trains, or resumes the run that `workdir` holds; the command's exit code."""
+    console = console or Console(highlight=False)
+    finished = check_workdir(given, workdir)
+    if finished:
+        log.result_table(console, finished)
+        console.print(f"\nThis run is finished. To train again, give another --workdir than {workdir}.", soft_wrap=True)
+        return command.DONE
+    weights = published_weights(given, workdir)
+    settings, data = open_images(given, workdir, weights, console)
+    run.check_data(settings, data)
+    arrays = fit_weights(weights, settings, data, console)
+    run.prefer_determinism(given)
+
+    mesh = sharding.make_mesh(given.mesh)
+    feed = data.feed(data.split("train"), mesh, on_device=True)
+    prepared = run.prepare(settings, data, feed.split)
+    forward = add_teacher(prepared, data, feed)
+    built = run.build(prepared, mesh, image_shape=data.view.shape, train_images=len(feed.split), teacher=forward)
+    if jax.process_index() == 0:
+        run.save_description(workdir, given, prepared, data)
+
+    checkpoints = Checkpoints(
+        workdir / run.CHECKPOINTS, keep_last=given.checkpoint.keep_last, keep_best=given.checkpoint.keep_best
+    )
+    state, book = restore_or_init(built, checkpoints, arrays)
+    with Interruption() as interruption, Trainer(built, data, feed, workdir, checkpoints, book, console) as trainer:
+        state = trainer.loop(state, interruption)
+        checkpoints.finish()
+        if interruption.signal and int(state.step) < built.total_steps:
+            console.print(f"Stopped at step {int(state.step)}, and saved: the same command goes on from there.")
+            return interruption.exit_code
+        result = trainer.finish(choose_variables(built, checkpoints, state))
+    log.result_table(console, result)
+    return command.DONE
+
+
+def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
+    """The result of the finished run in `workdir`, if there is one; raises `UserError` if its run is another one."""
+    if (workdir / run.CONFIG).exists():
+        changed = config.differences(run.read_config(workdir), given)
+        if changed:
+            fields = ", ".join(f"{key} ({before} there, {after} now)" for key, (before, after) in changed.items())
+            raise UserError(
+                f"{workdir} holds a run of another configuration: {fields}; "
+                "give another --workdir, or the configuration that it was started with"
+            )
+        if (workdir / RESULT).exists():
+            return json.loads((workdir / RESULT).read_text())
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; give a folder")
+    return None
+
+
+def published_weights(given: Config, workdir: Path) -> Weights | None:
+    """The weights that a new run starts from; None if from random ones, or if the run goes on from a checkpoint."""
+    if not given.init.weights or any((workdir / run.CHECKPOINTS).glob("[0-9]*")):
+        return None
+    return run.find_weights(given.init.weights)
+
+
+def open_images(given: Config, workdir: Path, weights: Weights | None, console: Console) -> tuple[Config, Data]:
+    """The data set, and the configuration that prepares images as the run in `workdir`, or its weights, want them."""
+    if run.is_run(workdir):
+        view, used = run.read_preprocessing(workdir, given.augment)
+        return dataclasses.replace(given, augment=used), open_or_prepare(given, console, view.size)
+    source = weights.preprocessing if weights else None
+    data = open_or_prepare(given, console, source.size if source else (0, 0))
+    return run.follow(given, data, source), data
+
+
+def open_or_prepare(given: Config, console: Console, size: tuple[int, int]) -> Data:
+    """The data set; one that is missing, and that needs no TensorFlow, is downloaded and converted first.
+
+    `size` is that of images which differ in size, where the configuration gives none.
+    """
+    from vit_jax.data import prepare  # also a command: imported late so that `python -m` finds it unloaded
+
+    try:
+        return open_data(given.data, size)
+    except MissingDataset:
+        if given.data.name not in prepare.PREPARABLE:
+            raise
+    data_dir = command.data_dir(given.data.data_dir)
+    console.print(f"The data set {given.data.name} is not in {data_dir}: preparing it, once.", soft_wrap=True)
+    prepare.prepare(given.data.name, data_dir)
+    return open_data(given.data, size)
+
+
+def fit_weights(weights: Weights | None, settings: Config, data: Data, console: Console) -> Arrays:
+    """The arrays of the weights that the model takes, with a table of what became of each; none without weights."""
+    if weights is None:
+        return {}
+    arrays, report = run.fit_weights(weights, settings, data)
+    if jax.process_index() == 0:
+        log.weights_table(console, f"{weights.address} ({weights.layout_name})", report.groups())
+    return arrays
+
+
+def add_teacher(prepared: Config, data: Data, feed: Feed) -> Callable[..., jax.Array] | None:
+    """The forward pass of the teacher, whose variables join what every step reads; None without a teacher."""
+    if not prepared.distill.teacher:
+        return None
+    teacher = run.open_teacher(prepared.distill.teacher, prepared, data.class_names)
+    feed.frozen["teacher"] = jax.device_put(teacher.variables, sharding.replicated(feed.mesh))
+    return teacher.forward
+
+
+def restore_or_init(built: Run, checkpoints: Checkpoints, arrays: Arrays) -> tuple[PyTree, Book]:
+    """The newest usable checkpoint's state, or a new one that starts from published arrays, where there are any."""
+    restored = checkpoints.restore_newest(built.abstract_state, built.mesh)
+    if restored is None:
+        if built.config.init.weights and not arrays:
+            raise UserError(
+                f"no checkpoint in {checkpoints.directory} is usable; to start again from "
+                f"{built.config.init.weights}, give another --workdir"
+            )
+        state = built.init_state()
+        return run.start_from(state, arrays) if arrays else state, Book()
+    state, about = restored
+    return state, Book(**about["book"])
+
+
+def choose_variables(built: Run, checkpoints: Checkpoints, state: PyTree) -> PyTree:
+    """The variables that meet the test split: the last, or those that validated best."""
+    best = checkpoints.best_step()
+    if built.config.evaluate.use == "best" and best is not None and best != int(state.step):
+        try:
+            state, _ = checkpoints.restore(best, built.abstract_state, built.mesh)
+        except Damaged as damage:
+            logging.getLogger(__name__).warning(
+                "the best checkpoint, %s, is damaged (%s): using the last", best, damage
+            )
+    return evaluation_variables(state)
