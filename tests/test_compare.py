@@ -1,0 +1,117 @@
+"""Comparisons: which runs there are, what is trained once, and the table."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests import tiny
+from vit_jax import compare
+from vit_jax.command import UserError
+
+SPEC = tiny.spec("cnn")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Two seeds, two widths, two evaluations."""
+    out = tmp_path_factory.mktemp("compare")
+    assert compare.main(flags(out)) == 0
+    return out
+
+
+def flags(out):
+    sweep = ["--sweep", "model.dense_widths=(5,),(17,)", "--evaluate", "evaluate.batch_size=7,40"]
+    return [SPEC, "--seeds", "2", *sweep, "--config.train.steps=12", "--out", str(out)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model.patch_size=4,7", ("model.patch_size", ["4", "7"])),
+        ("a.b=(1,2),(3,4)", ("a.b", ["(1,2)", "(3,4)"])),
+        ("data.train=train[:1%],train[:10%]", ("data.train", ["train[:1%]", "train[:10%]"])),
+        ("optim.lr=1e-3", ("optim.lr", ["1e-3"])),
+    ],
+)
+def test_values_are_divided_at_commas_outside_brackets(text, expected):
+    assert compare.split_values(text) == expected
+
+
+def test_every_combination_is_trained_with_each_seed(compared):
+    table = json.loads((compared / "comparison.json").read_text())
+    widths, sizes = ("dense_widths=(5,)", "dense_widths=(17,)"), ("batch_size=7", "batch_size=40")
+    assert [row["run"] for row in table] == [f"tiny-cnn {w} {s}" for w in widths for s in sizes]
+    assert all(row["seeds"] == [0, 1] and len(row["test/accuracy"]) == 2 for row in table)
+    assert table[0]["parameters"] != table[2]["parameters"]
+    assert table[0]["test/accuracy"] == table[1]["test/accuracy"]  # metrics do not depend on the batch size
+
+
+def test_the_values_are_those_of_the_runs(compared):
+    folders = sorted(path for path in compared.iterdir() if path.is_dir())
+    assert len(folders) == 4
+    table = json.loads((compared / "comparison.json").read_text())
+    results = [tiny.result(path) for path in folders if "(5_)" in path.name or "_5_" in path.name]
+    assert [r["config"]["seed"] for r in results] == [0, 1]
+    for key in ("test/accuracy", "best_val/accuracy", "val/accuracy", "test/ece", "seconds"):
+        np.testing.assert_allclose(table[0][key], [r[key] for r in results], rtol=1e-6)
+
+
+def test_mean_and_spread(compared):
+    with (compared / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table = json.loads((compared / "comparison.json").read_text())
+    for row, values in zip(rows, table, strict=True):
+        a, b = values["test/loss"] if "test/loss" in values else values["test/accuracy"]
+        assert float(row["test/accuracy"]) == pytest.approx((a + b) / 2)
+        assert float(row["test/accuracy std"]) == pytest.approx(abs(a - b) / 2**0.5)
+    assert compare.cell("test/accuracy", [0.5, 0.6]) == "55.00 ± 7.07 %"
+    assert compare.cell("test/accuracy", [0.5]) == "50.00 %" and compare.cell("energy_kwh", []) == ""
+    markdown = (compared / "comparison.md").read_text().splitlines()
+    assert len(markdown) == 6 and markdown[0].startswith("| run | parameters | FLOPs |") and " ± " in markdown[2]
+
+
+def test_what_is_finished_is_not_trained_again(compared, monkeypatch):
+    monkeypatch.setattr(compare, "train", None)
+    before = (compared / "comparison.json").read_text()
+    assert compare.main(flags(compared)) == 0
+    assert (compared / "comparison.json").read_text() == before
+
+
+def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
+    sweep = ["--sweep", "optim.lr=1e-2,1e38", "--config.optim.schedule=constant", "--config.train.steps=12"]
+    assert compare.main([SPEC, *sweep, "--out", str(tmp_path)]) == 1
+    table = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["run"] for row in table] == ["tiny-cnn lr=1e-2"]
+    assert "have diverged" in capsys.readouterr().out.replace("training has diverged", "have diverged")
+
+
+def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "train", lambda given, workdir, console: 130)
+    assert compare.main([SPEC, "--out", str(tmp_path)]) == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([SPEC, SPEC], "compared with itself"),
+        ([SPEC, "--sweep", "optim.lr=1,1"], "compared with itself"),
+        ([SPEC, "--sweep", "optim.lr"], "expected FIELD=VALUE"),
+        ([SPEC, "--sweep", "optim.learning=1"], "has no field"),
+        ([SPEC, "--evaluate", "evaluate.splt=1"], "did you mean evaluate.split"),
+        ([SPEC, "--seeds", "0"], "not positive"),
+        (["configs/digitz.py"], "did you mean"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(words, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "train", None)
+    with pytest.raises(UserError, match=expected):
+        compare.main([*words, "--out", str(tmp_path)])
+
+
+def test_an_empty_table_is_written_nowhere(tmp_path):
+    assert compare.rows([], [], []) == []
+    compare.write([{"run": "x", "seeds": [0], **{key: [] for key in compare.COLUMNS}}], tmp_path, Console(quiet=True))
+    assert (tmp_path / "comparison.md").read_text() == "| run |\n| --- |\n| x |\n"

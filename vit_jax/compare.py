@@ -1,0 +1,215 @@
+"""Trains several configurations, one after another, and puts their results into one table.
+
+    python -m vit_jax.compare configs/a.py configs/b.py:arg --seeds 3 --out D
+    python -m vit_jax.compare configs/a.py --sweep model.patch_size=4,7,14 --evaluate data.image_size=24,32 --out D
+
+What is finished is not trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every
+configuration with each of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained
+models with each of the values, and trains nothing. D holds a folder for each run, and `comparison.md`, `.csv`, `.json`.
+"""
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from vit_jax import command, config, evaluate, log, run
+from vit_jax.command import UserError
+from vit_jax.config import Config
+from vit_jax.train import RESULT, train
+
+NAME = "comparison"
+PERCENT = ("val/accuracy", "best_val/accuracy", "test/accuracy", "test/top5", "test/f1_macro", "test/ece")
+COLUMNS = {
+    "parameters": "parameters",
+    "flops_per_image": "FLOPs",
+    "seconds": "time",
+    "images_per_second": "images/s",
+    "energy_kwh": "energy (kWh)",
+    "best_val/accuracy": "val best",
+    "val/accuracy": "val last",
+    "test/accuracy": "test top-1",
+    "test/top5": "test top-5",
+    "test/f1_macro": "test F1",
+    "test/ece": "test ECE",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: a configuration under some overrides, trained with each seed."""
+
+    name: str
+    runs: tuple[tuple[Config, Path], ...]  # one for each seed
+
+
+def split_values(text: str) -> tuple[str, list[str]]:
+    """The field and the values of `FIELD=V,V`; commas inside brackets do not divide: `a.b=(1,2),(3,4)`."""
+    field, _, values = text.partition("=")
+    found = [value.strip() for value in re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|[^,([])+", values)]
+    if not (field and found):
+        raise UserError(f"{text!r}: expected FIELD=VALUE,VALUE, e.g. model.patch_size=4,7,14")
+    return field, found
+
+
+def combinations(sweeps: Sequence[str]) -> Iterator[list[str]]:
+    """The overrides of each combination of the sweeps' values; one empty list without any."""
+    fields = [[f"{field}={value}" for value in values] for field, values in map(split_values, sweeps)]
+    return (list(chosen) for chosen in itertools.product(*fields))
+
+
+def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Sequence[str], out: Path) -> list[Variant]:
+    """Every run of the comparison, validated before the first one starts."""
+    variants = []
+    for spec, chosen in itertools.product(specs, combinations(sweeps)):
+        name = " ".join([run.default_workdir(spec).name, *(text.rpartition(".")[2] for text in chosen)])
+        given = config.load(spec, [*overrides, *chosen])
+        runs = [
+            (config.load(spec, [*overrides, *chosen, f"seed={given.seed + i}"]), out / _folder(name, given.seed + i))
+            for i in range(seeds)
+        ]
+        variants.append(Variant(name, tuple(runs)))
+    names = [variant.name for variant in variants]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{twice[0]} is compared with itself; give each configuration once, and each value")
+    return variants
+
+
+def _folder(name: str, seed: int) -> str:
+    return re.sub(r"[^\w.=-]+", "_", f"{name}-seed{seed}").strip("_")
+
+
+def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[Path, str]]:
+    """Trains what is not finished; the exit code of an interruption, else 0, and what went wrong in which folder."""
+    failed = {}
+    todo = [(variant.name, *found) for variant in variants for found in variant.runs]
+    for number, (name, given, workdir) in enumerate(todo, 1):
+        if is_finished(given, workdir):
+            continue
+        console.rule(f"{number} of {len(todo)}: {name}, seed {given.seed}")
+        try:
+            code = train(given, workdir, console)
+        except UserError as mistake:
+            console.print(f"error: {mistake}", style="red", soft_wrap=True)
+            failed[workdir] = str(mistake)
+            continue
+        if code != command.DONE:
+            return code, failed
+    return command.DONE, failed
+
+
+def is_finished(given: Config, workdir: Path) -> bool:
+    """Whether the folder holds the result of this very run; of another one `train` says so."""
+    return (workdir / RESULT).exists() and not config.differences(run.read_config(workdir), given)
+
+
+def rows(variants: Sequence[Variant], evaluations: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each variant that has a result, and for each combination of the values to evaluate with.
+
+    Each column holds the values of all seeds that are finished, in a list.
+    """
+    table = []
+    for variant in variants:
+        finished = [workdir for given, workdir in variant.runs if is_finished(given, workdir)]
+        results = [json.loads((workdir / RESULT).read_text()) for workdir in finished]
+        for chosen in combinations(evaluations) if finished else ():
+            found = results
+            if chosen:
+                reports = [evaluate.evaluate_run(workdir, [*overrides, *chosen]) for workdir in finished]
+                found = [_replace_metrics(*pair) for pair in zip(results, reports, strict=True)]
+            name = " ".join([variant.name, *(text.rpartition(".")[2] for text in chosen)])
+            values = {key: [r[key] for r in found if r.get(key) is not None] for key in COLUMNS}
+            table.append({"run": name, "seeds": [r["config"]["seed"] for r in found], **values})
+    return table
+
+
+def _replace_metrics(result: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The result with the test metrics of another evaluation."""
+    kept = {key: value for key, value in result.items() if not key.startswith("test/")}
+    return kept | {key: value for key, value in report.items() if "/" in key}
+
+
+def cell(key: str, values: Sequence[int | float]) -> str:
+    """The mean, and the standard deviation over the seeds where there are several."""
+    if not values:
+        return ""
+    mean = float(np.mean(values))
+    if key in PERCENT:
+        spread = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        return f"{100 * mean:.2f}{spread} %"
+    if key == "seconds":
+        return log.human_seconds(mean)
+    if key == "energy_kwh":
+        return f"{mean:.3g}"
+    return f"{mean:,.0f}" if key == "images_per_second" else log.human_count(mean)
+
+
+def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
+    """Prints the table, and writes it as Markdown, CSV (means and deviations apart) and JSON (every seed's value)."""
+    used = [key for key in COLUMNS if any(row[key] for row in table)]
+    header = ["run", *(COLUMNS[key] for key in used)]
+    texts = [[row["run"], *(cell(key, row[key]) for key in used)] for row in table]
+    shown = Table(*header)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for text in texts:
+        shown.add_row(*text)
+    console.print(shown)
+    lines = [header, ["---", *["---:"] * len(used)], *texts]
+    (out / f"{NAME}.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    (out / f"{NAME}.json").write_text(json.dumps(table, indent=1) + "\n")
+    with (out / f"{NAME}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "seeds", *(f"{key}{end}" for key in used for end in ("", " std"))])
+        for row in table:
+            numbers = [number for key in used for number in _mean_and_std(row[key])]
+            writer.writerow([row["run"], len(row["seeds"]), *numbers])
+
+
+def _mean_and_std(values: Sequence[int | float]) -> tuple[Any, Any]:
+    return (np.mean(values) if values else "", np.std(values, ddof=1) if len(values) > 1 else "")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = command.Parser(
+        prog="python -m vit_jax.compare",
+        description="Trains several configurations, one after another, and puts their results into one table.",
+        epilog="Any field, for all of them: --config.<group>.<field>=<value>, e.g. --config.train.epochs=3",
+    )
+    parser.add_argument("specs", nargs="+", metavar="CONFIG[:ARG]", help="files of configs/")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each, with successive seeds (default: 1)")
+    parser.add_argument("--sweep", action="append", default=[], metavar="FIELD=V,V", help="train with each value")
+    parser.add_argument("--evaluate", action="append", default=[], metavar="FIELD=V,V", help="evaluate with each value")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the table")
+    parser.add_data_dir()
+    flags, overrides = parser.parse(argv)
+    if flags.seeds < 1:
+        raise UserError(f"--seeds {flags.seeds} is not positive")
+    if flags.data_dir:
+        overrides.append(f"data.data_dir={flags.data_dir}")
+    variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out)
+    for chosen in combinations(flags.evaluate):
+        config.load(flags.specs[0], [*overrides, *chosen])  # a misspelt field is told before anything is trained
+    console = Console(highlight=False)
+    code, failed = train_all(variants, console)
+    if code != command.DONE:
+        return code
+    table = rows(variants, flags.evaluate, overrides)
+    if table:
+        write(table, flags.out, console)
+        console.print(f"also in {flags.out / NAME}.md, .csv and .json", soft_wrap=True)
+    for workdir, mistake in failed.items():
+        console.print(f"failed: {workdir}: {mistake}", style="red", soft_wrap=True)
+    return command.FAULT if failed else command.DONE
+
+
+if __name__ == "__main__":
+    command.run(main)
