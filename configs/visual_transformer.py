@@ -1,0 +1,54 @@
+"""Visual Transformers (Wu et al. 2020, arXiv:2006.03677) beside the ResNets they are made from.
+
+python -m vit_jax.main --config configs/visual_transformer.py:r18
+python -m vit_jax.main --config configs/visual_transformer.py:resnet18
+python -m vit_jax.main --config configs/visual_transformer.py:imagenet_r18
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax import config, models
+
+
+def cifar10(name: str) -> ConfigDict:
+    """A student report's run: 10 epochs, batch 256, lr 1e-3, dropout 0.1; the rest, which it does not print, is ours.
+
+    Images of 32 pixels get a stem of one 3x3 convolution: ImageNet's would leave the tokenizer a map of 2x2.
+    """
+    c = config.default()
+    c.model = models.settings(name, stem="small", dropout=0.1)
+    c.data.name = "cifar10"
+    c.augment.crop_padding = 4
+    c.augment.flip = 0.5
+    c.optim.lr = 1e-3
+    c.optim.warmup_epochs = 0.1
+    c.optim.weight_decay = 0.05
+    c.optim.clip_norm = 1.0
+    c.train.batch_size = 256
+    c.train.epochs = 10.0
+    return c
+
+
+def imagenet(name: str) -> ConfigDict:
+    """The paper's 90 epochs (s. 4.1): SGD, lr 0.1 divided by 10 every 30 epochs, batch 256; VT-R18 reaches 72.0 %."""
+    c = config.default()
+    c.model = models.settings(name)
+    c.data.name = "imagenet2012"
+    c.data.image_size = (224,)
+    c.augment.flip = 0.5
+    c.optim.name = "sgd"
+    c.optim.lr = 0.1
+    c.optim.schedule = "step"
+    c.optim.step_epochs = (30.0, 60.0)
+    c.optim.weight_decay = 4e-5
+    c.train.batch_size = 256
+    c.train.epochs = 90.0
+    return c
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    sizes = ("18", "34", "50", "101")
+    small = {f"r{n}": f"visual_transformer/R{n}" for n in sizes} | {f"resnet{n}": f"resnet/{n}" for n in sizes}
+    builds = {key: lambda name=name: cifar10(name) for key, name in small.items()}
+    builds |= {f"imagenet_{key}": lambda name=name: imagenet(name) for key, name in small.items()}
+    return config.choose(arg, builds)()
