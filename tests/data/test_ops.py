@@ -222,6 +222,13 @@ def test_a_crop_fraction_of_a_rectangle_covers_it():
     np.testing.assert_array_equal(ops.resize(image, (40, 80), "stretch", 0.5), image)  # has no part in it
 
 
+def test_a_crop_fraction_of_a_stretched_image_is_its_centre():
+    image = np.random.default_rng(0).integers(0, 256, (31, 47, 3), np.uint8)
+    whole = Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole.crop((3, 3, 17, 17)))
+    np.testing.assert_array_equal(ops.resize(image, (14, 14), "stretch", 0.7, "bicubic"), expected)
+
+
 def test_a_crop_fraction_of_a_strip_does_not_build_the_strip(monkeypatch):
     strip, built = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None], (200, 2, 3)), []
     resize = Image.Image.resize

@@ -193,14 +193,6 @@ def test_published_dinov2_giant(registers):
     assert layout.preprocessing == Preprocessing((224, 224), "crop", 0.875, "bicubic", **IMAGENET)
 
 
-def test_dinov2s_classifier_of_two_parts_is_left_out():
-    shapes = files.dinov2(22, 13, 2, 7, 10, gated=False)
-    shapes = {f"dinov2.{key}": shape for key, shape in shapes.items()} | files.linear("classifier", 44, 5)
-    layout = huggingface.detect(shapes, {"config.json": {"num_attention_heads": 2} | labels(5, "class {}")})
-    assert layout.model["num_classes"] == 0 and layout.class_names == ()
-    assert not any("classifier" in entry.theirs for entry in layout.entries)
-
-
 @pytest.mark.parametrize(
     ("name", "stages", "bottleneck"),
     [("18", (2, 2, 2, 2), False), ("50", (3, 4, 6, 3), True), ("", (2, 2, 2, 2), True)],
@@ -350,3 +342,15 @@ def test_preprocessing(given, expected):
 def test_preprocessing_that_is_not_supported(given, message):
     with pytest.raises(UserError, match=message):
         processor.read(given, DEFAULT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("registers", [0, 3])
+def test_dinov2_with_head(transformers, tmp_path, registers):
+    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    extra = {"num_register_tokens": registers} if registers else {}
+    config = getattr(transformers, f"{kind}Config")(**TINY | SQUARE, **extra)
+    w, ours, theirs = compared(
+        getattr(transformers, f"{kind}ForImageClassification")(config), tmp_path, IMAGES[:, :, :21]
+    )
+    parity.assert_close(ours, theirs.logits)

@@ -277,7 +277,6 @@ def test_preprocessing_at_the_top_of_an_old_config_and_label_names():
 @pytest.mark.parametrize(
     ("shapes", "config", "message"),
     [
-        ({"fc_norm.weight": (130,)}, {}, "fc_norm normalises after pooling; the models here do it before"),
         ({"norm_pre.weight": (130,)}, {}, "no model here has a place for norm_pre.weight"),
         ({}, {"architecture": "vit_base_patch16_clip_quickgelu_224"}, "vit_base_patch16_clip_quickgelu_224 of config"),
         ({}, {"global_pool": "map"}, "global_pool='map' of config.json; known: token, avg"),
@@ -307,3 +306,13 @@ def test_64_channels_are_no_sign_of_one_head():
 def test_other_files_are_not_taken():
     assert timm.detect(VIT, {}) is None
     assert timm.detect({"Transformer/encoder_norm/scale": (8,)}, {}) is None
+
+
+def test_a_norm_after_pooling():
+    shapes = without_class_token(vit_shapes(130, 13, 2, 7, 9)) | files.linear("head", 130, 5)
+    shapes = {
+        key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: shape for key, shape in shapes.items()
+    }
+    layout = timm.detect(shapes, {"config.json": {"global_pool": "avg", "model_args": {"num_heads": 2}}})
+    assert (layout.model["norm_after_pooling"], layout.model["pooling"]) == (True, "gap")
+    assert files.our_shapes(layout, shapes) == parameter_shapes(layout.model, (21, 21, 3))

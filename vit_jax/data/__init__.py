@@ -38,7 +38,7 @@ class Settings:
     choice: int = 0  # another number, another random choice of `limit` and `images_per_class`
     image_size: tuple[int, ...] = ()  # pixels, on the host; (): as stored
     resize: Literal["crop", "stretch"] = "crop"  # crop: shorter side to the size, then the centre
-    crop_fraction: float = 1.0  # crop: shorter side to size / crop_fraction; published weights often want 0.875
+    crop_fraction: float = 1.0  # below 1: scaled to size / crop_fraction, then the centre; published weights often want 0.875
     interpolation: Interpolation = "bilinear"
     channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
     cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed
@@ -52,8 +52,6 @@ def check(settings: Settings) -> None:
         raise UserError(f"data.image_size={settings.image_size} is not one or two positive numbers, e.g. (224,)")
     if not 0 < settings.crop_fraction <= 1:
         raise UserError(f"data.crop_fraction={settings.crop_fraction} is not in (0, 1]")
-    if settings.crop_fraction < 1 and settings.resize != "crop":
-        raise UserError(f"data.crop_fraction={settings.crop_fraction} needs data.resize='crop'")
     if settings.channels not in (0, 1, 3):
         raise UserError(f"data.channels={settings.channels} is not 0 (as stored), 1 (grey) or 3 (colour)")
     if settings.threads < 1:

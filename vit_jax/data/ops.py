@@ -68,23 +68,22 @@ def resize(
 ) -> UInt8[np.ndarray, "_ _ c"]:
     """The image at `size` (h, w), by Pillow's filters, which antialias; the same array where it fits already.
 
-    "stretch" ignores the aspect; "crop" keeps it: scales until the image just covers size / crop_fraction, then takes
-    the centre. With a crop fraction or bicubic it gives the very pixels of the code that published weights are
+    "stretch" ignores the aspect: scales to size / crop_fraction. "crop" keeps it: scales until the image just covers
+    size / crop_fraction. The centre is then taken. With a crop fraction or bicubic it gives the very pixels of the code that published weights are
     evaluated with (Hugging Face's with Pillow; timm and torchvision may cut one pixel further down or right).
     `extent`: the (h, w) that the image fills, of `decode_reduced`.
     """
     extent = extent or _shape(image)
-    fraction = crop_fraction if how == "crop" else 1.0
-    if extent == size and fraction == 1:
+    if extent == size and crop_fraction == 1:
         return image
     height, width = size
     pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     box, resampling = (0, 0, extent[1], extent[0]), Image.Resampling[interpolation.upper()]
-    whole = _scaled(extent, covering(size, fraction))
-    if how == "stretch":
-        resized = pixels.resize((width, height), resampling, box)
-    elif (fraction == 1 and interpolation == "bilinear") or whole[0] * whole[1] > _MOST_PIXELS:
-        resized = pixels.resize((width, height), resampling, _crop_box(extent, size, fraction))
+    covered = covering(size, crop_fraction)
+    whole = covered if how == "stretch" else _scaled(extent, covered)
+    at_once = (crop_fraction == 1 and interpolation == "bilinear") or whole[0] * whole[1] > _MOST_PIXELS
+    if how == "crop" and at_once:
+        resized = pixels.resize((width, height), resampling, _crop_box(extent, size, crop_fraction))
     else:
         top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
         resized = pixels.resize(whole[::-1], resampling, box).crop((left, top, left + width, top + height))

@@ -24,7 +24,7 @@ class View:
     size: tuple[int, int]
     resize: Literal["crop", "stretch"]
     channels: int
-    crop_fraction: float = 1.0  # crop: the shorter side is brought to size / crop_fraction
+    crop_fraction: float = 1.0  # the image is scaled to size / crop_fraction, and the centre taken
     interpolation: ops.Interpolation = "bilinear"
 
     @property

@@ -17,7 +17,7 @@ from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Positions = Literal["learned", "learned_2d", "sincos2d", "relative", "relative_bias", "none"]
-Pooling = Literal["token", "gap", "map", "flatten", "none"]
+Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none"]
 Remat = Literal["none", "dots", "full"]
 
 

@@ -165,6 +165,7 @@ class Encoder(nn.Module):
     scan: bool
     remat: str
     block: dict[str, Any]
+    norm: bool = True  # of the tokens that it returns
 
     @nn.compact
     def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l2 d"]:
@@ -187,6 +188,8 @@ class Encoder(nn.Module):
         else:
             for i in range(self.depth):
                 x, _ = layer(EncoderBlock(**self.block, name=f"encoderblock_{i}"), x, (rngs[i], drop_rates[i]))
+        if not self.norm:
+            return x
         return nn.LayerNorm(epsilon=self.block["norm_epsilon"], dtype=dtype, name="encoder_norm")(x)
 
     def _add_registers(self, x: Float[Array, "n l d"]) -> Float[Array, "n l2 d"]:
@@ -225,6 +228,7 @@ class ViT(nn.Module):
     registers: int = 0  # extra tokens that no pooling reads
     positions: Positions = "learned"
     pooling: Pooling = "token"  # token, mean (gap) or attention (map) over tokens, flatten; none: logits per patch
+    norm_after_pooling: bool = False  # the last layer norm sees the pooled token, not each one before (timm's fc_norm)
     activation: Activation = "gelu"
     mlp_output_activation: bool = False  # the activation once more, after the MLP's second layer
     norm_epsilon: float = 1e-6
@@ -255,8 +259,13 @@ class ViT(nn.Module):
             )
         if self.pooling == "map" and self.width % self.heads:
             raise UserError(f"model.pooling='map' needs heads={self.heads} to divide width={self.width}")
-        if self.pooling == "token" and not self.class_token:
-            raise UserError("model.pooling='token' needs model.class_token=True; or choose pooling='gap'")
+        if self.pooling in ("token", "token_gap") and not self.class_token:
+            raise UserError(f"model.pooling={self.pooling!r} needs model.class_token=True; or choose pooling='gap'")
+        if self.norm_after_pooling and (self.distillation_token or self.pooling in ("flatten", "none")):
+            raise UserError(
+                f"model.norm_after_pooling=True normalises one pooled token, not those of pooling={self.pooling!r}, "
+                f"distillation_token={self.distillation_token}; set it to False"
+            )
         parts = {"learned_2d": 2, "sincos2d": 4}.get(self.positions, 1)
         if self.width % parts:
             raise UserError(f"model.positions={self.positions!r} needs a width divisible by {parts}, not {self.width}")
@@ -287,7 +296,10 @@ class ViT(nn.Module):
             first.append(self.param("dist", nn.initializers.normal(stddev=0.02), (1, 1, d)))
         x = jnp.concatenate([*(jnp.broadcast_to(token.astype(x.dtype), (n, 1, d)) for token in first), x], axis=1)
         x = self._encoder(grid)(x, encoder_rng, train=train)
-        logits = self._head(self._pool(x, grid, pool_rng, train=train), head_rng, train=train)
+        pooled = self._pool(x, grid, pool_rng, train=train)
+        if self.norm_after_pooling:
+            pooled = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="pooled_norm")(pooled)
+        logits = self._head(pooled, head_rng, train=train)
         if not self.distillation_token:
             return logits
         distilled = self._logits(x[:, 1], jax.random.fold_in(head_rng, 1), train=train, name="head_dist")
@@ -304,7 +316,14 @@ class ViT(nn.Module):
         block = {f: getattr(self, f) for f in shared if f not in ("parent", "name")}
         block |= {"grid": grid, "head_width": self.head_width or self.width // self.heads}
         return Encoder(
-            self.depth, self.registers, self.embedding_dropout, self.scan, self.remat, block, name="Transformer"
+            self.depth,
+            self.registers,
+            self.embedding_dropout,
+            self.scan,
+            self.remat,
+            block,
+            not self.norm_after_pooling,
+            name="Transformer",
         )
 
     def _pool(self, x: Float[Array, "n l d"], grid: tuple[int, int], rng: Key[Array, ""], *, train: bool):
@@ -312,6 +331,8 @@ class ViT(nn.Module):
         match self.pooling:
             case "token":
                 return x[:, 0]
+            case "token_gap":
+                return jnp.concatenate([x[:, 0], patches.mean(axis=1)], axis=-1)
             case "gap":
                 return patches.mean(axis=1)
             case "map":

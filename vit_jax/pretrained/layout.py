@@ -30,7 +30,7 @@ class Preprocessing:
 
     size: tuple[int, int]
     resize: Literal["crop", "stretch"]
-    crop_fraction: float  # of the shorter side that "crop" keeps
+    crop_fraction: float  # the image is scaled to size / crop_fraction, and its centre taken
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -32,6 +32,7 @@ VIT = Names(
     registers="reg_token",
     positions="pos_embed",
     norm="norm",
+    pooled_norm="fc_norm",
     block="blocks.",
     norms=("norm1", "norm2"),
     projections=("attn.qkv",) * 3,
@@ -78,8 +79,6 @@ def _transformer(table: Table, config: Mapping[str, Any]) -> Layout:
     other = next((word for word in OTHERS if word in config.get("architecture", "")), None)
     if other:
         raise UserError(f"{NAME}: {config['architecture']} of config.json is not among the models here ({other})")
-    if table.has("fc_norm.weight"):
-        raise UserError(f"{NAME}: {table.prefix}fc_norm normalises after pooling; the models here do it before")
     names = _names(table)
     found = transformer.fields(table, names)
     sizes = {field: found.pop(field) for field in ("patch_size", "width", "depth", "mlp_width")}

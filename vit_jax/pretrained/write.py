@@ -32,6 +32,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "registers": (0,),
     "positions": ("learned",),
     "pooling": ("token",),
+    "norm_after_pooling": (False,),
     "activation": tuple(ACTIVATIONS),
     "mlp_output_activation": (False,),
     "qk_norm": (False,),

@@ -22,6 +22,7 @@ VIT = Names(
     registers="embeddings.register_tokens",
     positions="embeddings.position_embeddings",
     norm="layernorm",
+    pooled_norm="",
     block="encoder.layer.",
     norms=("layernorm_before", "layernorm_after"),
     projections=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
@@ -47,8 +48,6 @@ ACTIVATIONS = {
 # The pooler is a layer that only models without a head have, and that classifies nothing. The decoder and the mask
 # token are those of pre-training.
 UNUSED = (r"(\w+\.)?pooler\.dense\.(weight|bias)", r"decoder\..*", r"(\w+\.)?embeddings\.mask_token")
-# DINOv2's classifier reads the class token and the mean of the patches, side by side: no model here does.
-CLASSIFIER = r"classifier\.(weight|bias)"
 
 
 def layout(shapes: Mapping[str, Shape], prefix: str, about: Mapping[str, Mapping[str, Any]]) -> Layout:
@@ -62,11 +61,12 @@ def layout(shapes: Mapping[str, Shape], prefix: str, about: Mapping[str, Mapping
         raise UserError(f"{NAME}: {prefix}{names.cls} is missing; is the file complete?")
     sizes = {field: found.pop(field) for field in ("patch_size", "width", "depth", "mlp_width")}
     attention = transformer.heads(body, names, config.get("num_attention_heads"), "a config.json beside the file")
-    classes = _classes(table, scaled)
+    classes = _classes(table)
     model = settings(
         "deit" if found["distillation_token"] else "vit",
         {**sizes, "heads": attention.pop("heads")},
         num_classes=classes,
+        pooling="token_gap" if scaled and classes else "token",
         norm_epsilon=float(config.get("layer_norm_eps", 1e-6 if scaled else 1e-12)),
         layer_scale=float(config.get("layerscale_value") or 1.0) if scaled else 0.0,
         **{"activation": _activation(config), **found, **attention},
@@ -77,7 +77,6 @@ def layout(shapes: Mapping[str, Shape], prefix: str, about: Mapping[str, Mapping
     rows = body.shape(names.positions, "1 l d")[1]
     transformer.add(body, names, model, channels, rows, positions)
     add_heads(table, model)
-    ignored = (*UNUSED, CLASSIFIER) if scaled else UNUSED
     patch = square(model["patch_size"])
     default = _preprocessing(model, channels, (grid[0] * patch[0], grid[1] * patch[1]))
     return Layout(
@@ -85,8 +84,8 @@ def layout(shapes: Mapping[str, Shape], prefix: str, about: Mapping[str, Mapping
         model,
         grid,
         processor.read(about.get("preprocessor_config.json", {}), default),
-        table.finish(ignored),
-        ignored,
+        table.finish(UNUSED),
+        UNUSED,
         class_names(config, classes),
     )
 
@@ -110,10 +109,10 @@ def _activation(config: Mapping[str, Any]) -> str:
     return ACTIVATIONS[given]
 
 
-def _classes(table: Table, scaled: bool) -> int:
-    """The classes of the head; 0 without one that a model here has."""
+def _classes(table: Table) -> int:
+    """The classes of the head; 0 without one."""
     for key in ("classifier.weight", "cls_classifier.weight"):
-        if table.has(key) and not scaled:
+        if table.has(key):
             return table.shape(key, "k d")[0]
     return 0
 
@@ -124,7 +123,7 @@ def add_heads(table: Table, model: Mapping[str, Any]) -> None:
     if not k:
         return
     if not model["distillation_token"]:
-        table.linear("params/head", "classifier", d, k)
+        table.linear("params/head", "classifier", 2 * d if model["pooling"] == "token_gap" else d, k)
     elif table.has("cls_classifier.weight"):
         table.linear("params/head", "cls_classifier", d, k)
         table.linear("params/head_dist", "distillation_classifier", d, k)

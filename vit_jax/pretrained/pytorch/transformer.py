@@ -31,6 +31,7 @@ class Names:
     registers: str
     positions: str
     norm: str
+    pooled_norm: str  # after pooling, instead
     block: str
     norms: tuple[str, str]  # before attention, before the MLP
     projections: tuple[str, str, str]  # of queries, keys and values; thrice the same name: all in one array
@@ -57,6 +58,7 @@ def fields(table: Table, names: Names) -> dict[str, Any]:
         "class_token": table.has(names.cls),
         "distillation_token": table.has(names.dist),
         "registers": table.shape(names.registers, "1 r d")[1] if table.has(names.registers) else 0,
+        "norm_after_pooling": table.has(f"{names.pooled_norm}.weight"),
         "qkv_bias": block.has(f"{names.projections[0]}.bias"),
         "qk_norm": block.has(f"{names.qk_norms[0]}.weight"),
     }
@@ -125,7 +127,10 @@ def add(table: Table, names: Names, model: Mapping[str, Any], channels: int, row
     table.add("params/Transformer/posembed_input/pos_embedding", names.positions, (1, rows, d), positions)
     for i in range(model["depth"]):
         _add_block(table.inside(f"{names.block}{i}."), names, model, f"params/Transformer/encoderblock_{i}")
-    table.norm("params/Transformer/encoder_norm", names.norm, d)
+    if model["norm_after_pooling"]:
+        table.norm("params/pooled_norm", names.pooled_norm, d)
+    else:
+        table.norm("params/Transformer/encoder_norm", names.norm, d)
 
 
 def _add_block(table: Table, names: Names, model: Mapping[str, Any], ours: str) -> None:
