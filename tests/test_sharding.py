@@ -143,3 +143,9 @@ def test_an_optimizers_state_is_split_like_the_parameters(mesh, parameters):
     state = jax.eval_shape(tx.init, parameters)
     places = sharding.tree_shardings(state, mesh)
     assert places[0].mu == places[0].nu == sharding.tree_shardings(parameters, mesh)
+
+
+@pytest.mark.parametrize("axes", [{}, {"fsdp": 2}, {"tensor": 2}, {"fsdp": 2, "tensor": 2}, {"tensor": 4}])
+def test_one_process_loads_every_row_once(axes):
+    mesh = sharding.make_mesh(sharding.Settings(**axes), jax.devices()[:4])
+    np.testing.assert_array_equal(sharding.local_rows(mesh, 12), np.arange(12))

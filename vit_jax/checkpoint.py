@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax import serialization
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
@@ -135,6 +136,8 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             os.replace(self.directory / str(step), aside)
+        if jax.process_count() > 1:  # the others must not see the step any more when they look again
+            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
 
     def _open(self) -> ocp.CheckpointManager:
         for folder in [] if self._read_only else self.directory.glob("[0-9]*"):

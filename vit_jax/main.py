@@ -6,8 +6,8 @@ python -m vit_jax.main --config configs/cifar100.py[:arg] [--workdir D] [--confi
 from collections.abc import Sequence
 from pathlib import Path
 
-from vit_jax import command, config
-from vit_jax.run import default_workdir
+from vit_jax import command, config, distributed
+from vit_jax.run import default_workdir, prefer_determinism
 from vit_jax.train import train
 
 
@@ -23,7 +23,10 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser.parse(argv)
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
-    return train(config.load(flags.config, overrides), flags.workdir or default_workdir(flags.config))
+    given = config.load(flags.config, overrides)
+    prefer_determinism(given)
+    with distributed.joined():
+        return train(given, flags.workdir or default_workdir(flags.config))
 
 
 if __name__ == "__main__":

@@ -57,20 +57,6 @@ def test_every_place_in_the_order_is_equally_likely():
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000 * 0.8)  # five standard deviations
 
 
-@given(SEEDS, st.integers(0, 1000), st.sampled_from([1, 2, 4]), st.integers(1, 7))
-def test_the_processes_rows_make_the_global_batch(seed, step, processes, share):
-    batch_size = processes * share
-    batch = batching.train_indices(seed, step, batch_size, 29)
-    parts = [batch[batching.local_rows(batch_size, p, processes)] for p in range(processes)]
-    assert [len(part) for part in parts] == [share] * processes
-    np.testing.assert_array_equal(np.concatenate(parts), batch)
-
-
-def test_processes_that_do_not_divide_the_batch():
-    with pytest.raises(UserError, match="batch of 7 images cannot be divided by 2 processes"):
-        batching.local_rows(7, 0, 2)
-
-
 @given(st.integers(1, 50), st.integers(1, 101))
 def test_evaluation_sees_every_image_once_in_order(batch_size, size):
     batches = list(batching.evaluation_batches(batch_size, size))

@@ -38,7 +38,7 @@ class Settings:
     choice: int = 0  # another number, another random choice of `limit` and `images_per_class`
     image_size: tuple[int, ...] = ()  # pixels, on the host; (): as stored
     resize: Literal["crop", "stretch"] = "crop"  # crop: shorter side to the size, then the centre
-    crop_fraction: float = 1.0  # below 1: scaled to size / crop_fraction, then the centre; published weights often want 0.875
+    crop_fraction: float = 1.0  # scaled to size / crop_fraction, then the centre is taken; published: often 0.875
     interpolation: Interpolation = "bilinear"
     channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
     cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed

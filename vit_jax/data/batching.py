@@ -49,11 +49,3 @@ def evaluation_batches(batch_size: int, size: int) -> Iterator[EvaluationBatch]:
         indices = np.arange(start, start + batch_size)
         real: Bool[np.ndarray, " n"] = indices < size
         yield EvaluationBatch(np.where(real, indices, 0), real.astype(np.float32))
-
-
-def local_rows(batch_size: int, process: int, processes: int) -> slice:
-    """The rows of a global batch that one process loads."""
-    if batch_size % processes:
-        raise UserError(f"the batch of {batch_size} images cannot be divided by {processes} processes; use a multiple")
-    share = batch_size // processes
-    return slice(process * share, (process + 1) * share)

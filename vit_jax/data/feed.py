@@ -35,7 +35,7 @@ class Feed:
 
     def train(self, seed: int, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps start .. stop - 1."""
-        rows = batching.local_rows(batch_size, jax.process_index(), jax.process_count())
+        rows = sharding.local_rows(self.mesh, batch_size)
 
         def load(step: int) -> dict[str, np.ndarray]:
             indices = batching.train_indices(seed, step, batch_size, len(self.split))[rows]
@@ -44,11 +44,11 @@ class Feed:
             images, labels = self.split.read(indices)
             return {"image": images, "label": labels}
 
-        return self._stream(load, range(start, stop))
+        return self._stream(load, range(start, stop), batch_size)
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Every image of the split once, in order, the last batch padded."""
-        rows = batching.local_rows(batch_size, jax.process_index(), jax.process_count())
+        rows = sharding.local_rows(self.mesh, batch_size)
         batches = list(batching.evaluation_batches(batch_size, len(self.split)))
 
         def load(i: int) -> dict[str, np.ndarray]:
@@ -59,9 +59,9 @@ class Feed:
             images, labels, good = self.split.read_marked(indices)
             return {"image": images, "label": labels, "weight": weights * good}
 
-        return self._stream(load, range(len(batches)))
+        return self._stream(load, range(len(batches)), batch_size)
 
-    def _stream(self, load: Callable[[int], dict[str, np.ndarray]], steps: range) -> Iterator[Batch]:
+    def _stream(self, load: Callable[[int], dict[str, np.ndarray]], steps: range, batch_size: int) -> Iterator[Batch]:
         place = sharding.batch_sharding(self.mesh)
         with contextlib.ExitStack() as stack:
             loaded: Iterator[Any] = map(load, steps)
@@ -70,4 +70,7 @@ class Feed:
                 dataset = grain.MapDataset.range(steps.start, steps.stop).map(load)
                 loaded = stack.enter_context(contextlib.closing(iter(dataset.to_iter_dataset(options))))
             for batch in loaded:
-                yield {k: jax.make_array_from_process_local_data(place, v) for k, v in batch.items()}
+                yield {
+                    k: jax.make_array_from_process_local_data(place, v, (batch_size, *v.shape[1:]))
+                    for k, v in batch.items()
+                }

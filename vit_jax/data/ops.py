@@ -69,8 +69,9 @@ def resize(
     """The image at `size` (h, w), by Pillow's filters, which antialias; the same array where it fits already.
 
     "stretch" ignores the aspect: scales to size / crop_fraction. "crop" keeps it: scales until the image just covers
-    size / crop_fraction. The centre is then taken. With a crop fraction or bicubic it gives the very pixels of the code that published weights are
-    evaluated with (Hugging Face's with Pillow; timm and torchvision may cut one pixel further down or right).
+    size / crop_fraction. The centre is then taken. With a crop fraction or bicubic "crop" gives the very pixels of the
+    code that published weights are evaluated with (Hugging Face's with Pillow; timm and torchvision may cut one pixel
+    further down or right).
     `extent`: the (h, w) that the image fills, of `decode_reduced`.
     """
     extent = extent or _shape(image)

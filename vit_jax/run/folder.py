@@ -58,6 +58,6 @@ def read_config(workdir: Path, overrides: tuple[str, ...] | list[str] = ()) -> C
 def read_preprocessing(workdir: Path, view: augment.Settings) -> tuple[View, augment.Settings]:
     """How a run's images leave the host, and its augmentation settings with the size, mean and deviation it used."""
     stored = json.loads((workdir / PREPROCESSING).read_text())
-    resize, mean, std = (tuple(stored.pop(key)) for key in ("input", "mean", "std"))
+    resize, mean, std = (tuple(stored.pop(key, ())) for key in ("input", "mean", "std"))
     on_host = View(**{**stored, "size": tuple(stored["size"])})
     return on_host, dataclasses.replace(view, resize=resize, mean=mean, std=std)

@@ -26,7 +26,7 @@ __all__ = ["CONFUSION", "PREDICTIONS", "RESULT", "Trainer", "train"]
 
 def train(given: Config, workdir: Path, console: Console | None = None) -> int:
     """Trains, or resumes the run that `workdir` holds; the command's exit code."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, quiet=jax.process_index() > 0)
     finished = check_workdir(given, workdir)
     if finished:
         log.result_table(console, finished)
@@ -36,7 +36,6 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
     settings, data = open_images(given, workdir, weights, console)
     run.check_data(settings, data)
     arrays = fit_weights(weights, settings, data, console)
-    run.prefer_determinism(given)
 
     mesh = sharding.make_mesh(given.mesh)
     feed = data.feed(data.split("train"), mesh, on_device=True)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import config, evaluate, log, metrics, optim, run, sharding, trees
+from vit_jax import config, distributed, evaluate, log, metrics, optim, run, sharding, trees
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import Interruption, UserError
 from vit_jax.data import Data, Feed
@@ -81,6 +81,7 @@ class Trainer:
             if start:
                 self.progress.say(f"resumed at step {start}")
             window: list[dict[str, Any]] = list(self.book.window)  # floats, or arrays still on the device
+            agree = distributed.Agreement(self.run.mesh, STEPS_IN_FLIGHT)
             self.mark = time.monotonic()
             for at, batch in enumerate(batches, start + 1):
                 state, step_metrics = train_step(state, batch, self.feed.frozen)
@@ -88,7 +89,8 @@ class Trainer:
                 if len(window) > STEPS_IN_FLIGHT:
                     jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
                 self.progress.advance(at)
-                stop = bool(interruption.signal) or at == total
+                agreed = agree(interruption.signal)
+                stop = bool(agreed) or at == total
                 if at % settings.log.every_steps == 0 or at == total:
                     self.log_window(at, window)
                     window = []
@@ -98,6 +100,7 @@ class Trainer:
                     self.validate_and_save(at, state, window)
                     self.mark = time.monotonic()
                 if stop:
+                    interruption.signal = agreed
                     break
         return state
 

@@ -1,0 +1,196 @@
+"""`launch/local.sh`: two processes train as one does, stop together, and go on after one of them was lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY, cache
+
+SCRIPT = REPOSITORY / "launch" / "local.sh"
+SMALL = {
+    "model.depth": 1,
+    "model.width": 16,
+    "model.mlp_width": 16,
+    "optim.lr": 1e-4,  # so small that rounding, which differs with the number of processes, does not grow
+    "optim.epsilon": 1e-3,
+    "optim.warmup_epochs": 0.0,
+    "checkpoint.every_steps": 10,
+    "log.every_steps": 1,
+    "log.tensorboard": "false",
+    "train.steps": 200,
+}
+ARGUMENTS = ["--config", "configs/digits.py", *(f"--config.{key}={value}" for key, value in SMALL.items())]
+SECONDS = 400
+
+
+def environment() -> dict[str, str]:
+    """One device for each process."""
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    faster = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    return kept | faster | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable}
+
+
+def launch(processes: int, workdir: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [str(SCRIPT), str(processes), *ARGUMENTS, *arguments, "--workdir", str(workdir)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=SECONDS)
+    return process.returncode, output, errors
+
+
+def train(processes: int, workdir: Path, *arguments: str) -> tuple[int, str, str]:
+    return end(launch(processes, workdir, *arguments))
+
+
+def wait_for_step(step: int, workdir: Path, process: subprocess.Popen[str]) -> None:
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or path.read_text().count("\n") < step:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def child(launcher: subprocess.Popen[str], index: int) -> int:
+    """The process id of one of the launcher's processes."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    wanted = f"JAX_PROCESS_ID={index}".encode()
+    (found,) = [pid for pid in children if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    return int(found)
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["train/loss"] for line in lines]
+
+
+def result(workdir: Path) -> dict[str, float]:
+    return json.loads((workdir / "result.json").read_text())
+
+
+def assert_same_training(workdir: Path, other: Path) -> None:
+    assert len(losses(workdir)) == SMALL["train.steps"]
+    np.testing.assert_allclose(losses(workdir), losses(other), rtol=0, atol=1e-5)
+    for key in ("test/loss", "test/accuracy"):
+        assert result(workdir)[key] == pytest.approx(result(other)[key], rel=0, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    code, _, errors = train(1, workdir)
+    assert code == 0, errors
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_train_as_one_does(tmp_path, alone):
+    code, output, errors = train(2, tmp_path / "run")
+    assert code == 0, errors
+    assert output.count("test accuracy") == 1, "only the first process prints"
+    assert result(tmp_path / "run")["device"].startswith("2 x ")
+    assert_same_training(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("to", "number", "code"), [("all", signal.SIGINT, 130), ("one", signal.SIGTERM, 143)])
+def test_a_signal_stops_both_at_the_same_step_and_one_process_goes_on(tmp_path, alone, to, number, code):
+    workdir = tmp_path / "run"
+    launcher = launch(2, workdir)
+    wait_for_step(15, workdir, launcher)
+    os.kill(launcher.pid if to == "all" else child(launcher, 1), number)
+    stopped, output, errors = end(launcher)
+    assert stopped == code, errors
+    assert "and saved: the same command goes on from there" in output
+    last = len(losses(workdir))
+    assert last < SMALL["train.steps"] and (workdir / "checkpoints" / str(last)).is_dir()
+    code, output, errors = train(1, workdir)
+    assert code == 0, errors
+    assert f"resumed at step {last}" in output
+    assert_same_training(workdir, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_lost_process_ends_the_other_and_the_same_launch_goes_on(tmp_path, alone):
+    workdir = tmp_path / "run"
+    launcher = launch(2, workdir)
+    wait_for_step(15, workdir, launcher)
+    os.kill(child(launcher, 1), signal.SIGKILL)
+    began = time.monotonic()
+    code, _, errors = end(launcher)
+    assert time.monotonic() - began < 30
+    assert code == 128 + signal.SIGKILL
+    assert errors.splitlines()[-1] == (
+        "process 1 of 2 ended with exit code 137, the others were stopped; "
+        "the same command goes on from the last checkpoint"
+    )
+    code, output, errors = train(2, workdir)
+    assert code == 0, errors
+    assert "resumed at step 1" in output
+    assert_same_training(workdir, alone)
+
+
+def test_dry_run_prints_one_command_for_each_process():
+    command = [str(SCRIPT), "--dry-run", "3", *ARGUMENTS]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 3 and len({line[0] for line in lines}) == 1
+    assert lines[0][0].startswith("JAX_COORDINATOR_ADDRESS=127.0.0.1:")
+    for index, line in enumerate(lines):
+        assert line[1:4] == ["JAX_NUM_PROCESSES=3", f"JAX_PROCESS_ID={index}", f"JAX_LOCAL_DEVICE_IDS={index}"]
+        assert line[4:] == [sys.executable, "-m", "vit_jax.main", *ARGUMENTS]
+
+
+def imitate(folder: Path, python: str) -> dict[str, str]:
+    """An environment in which a script stands in for Python, so that the launcher alone is tested."""
+    path = folder / "python"
+    path.write_text(f"#!/usr/bin/env bash\nif [[ $1 == -c ]]; then echo 1234; exit; fi\n{python}\n")
+    path.chmod(0o755)
+    return environment() | {"PYTHON": str(path)}
+
+
+@pytest.mark.parametrize(
+    ("python", "code", "said"),
+    [
+        ("echo $JAX_PROCESS_ID", 0, ""),
+        ("echo error: a mistake >&2; exit 2", 2, "error: a mistake\n"),
+        (
+            "((JAX_PROCESS_ID != 1)) && exec sleep 60; echo a fault >&2; exit 7",
+            7,
+            "a fault\nprocess 1 of 3 ended with exit code 7, the others were stopped; "
+            "the same command goes on from the last checkpoint\n",
+        ),
+    ],
+)
+def test_the_first_bad_exit_code_and_one_message(tmp_path, python, code, said):
+    command = [str(SCRIPT), "3", "--config", "x.py"]
+    done = subprocess.run(command, env=imitate(tmp_path, python), capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (code, said)
+    assert done.stdout == ("0\n" if code == 0 else "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_reach_all_processes_once(tmp_path, number, code):
+    python = f"trap 'echo $JAX_PROCESS_ID >>{tmp_path}/got; exit {code}' TERM INT; touch {tmp_path}/$JAX_PROCESS_ID\n"
+    python += "for _ in {1..400}; do sleep 0.1; done"
+    launcher = subprocess.Popen([str(SCRIPT), "2", "--config", "x.py"], env=imitate(tmp_path, python))
+    while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=30) == code
+    assert sorted((tmp_path / "got").read_text().split()) == ["0", "1"]

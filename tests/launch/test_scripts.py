@@ -1,0 +1,47 @@
+"""What all launch scripts have: they pass shellcheck, say how they are used, and set no hyper-parameter."""
+
+import itertools
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SCRIPTS = sorted([*(REPOSITORY / "launch").glob("*.s*"), *(REPOSITORY / "tests" / "launch").glob("*.sh")])
+
+
+def test_there_are_scripts():
+    assert {"local.sh", "slurm.sbatch", "tpu_vm.sh"} <= {path.name for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck(path):
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_without_arguments_it_prints_its_usage(path):
+    done = subprocess.run(["bash", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash" and "set -euo pipefail" in lines
+    described = itertools.takewhile(lambda line: line.startswith("# ") or line == "#", lines[1:])
+    assert done.stderr.splitlines() == [line[2:] for line in described]
+    assert path.name in done.stderr
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_no_hyper_parameters(path):
+    code = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
+    assert not re.search(r"--config\.|XLA_FLAGS", code)
+
+
+def test_the_readme_names_every_script():
+    text = (REPOSITORY / "launch" / "README.md").read_text()
+    files = {path.name for path in (REPOSITORY / "launch").iterdir()} - {"README.md"}
+    assert all(f"`{name}`" in text for name in files)

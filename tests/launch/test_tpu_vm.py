@@ -1,0 +1,196 @@
+"""`launch/tpu_vm.sh` against a gcloud that records what it is asked to do."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SCRIPT = REPOSITORY / "launch" / "tpu_vm.sh"
+ARGUMENTS = ["--config", "configs/cifar100.py:vit", "--config.optim.lr=1e-3"]
+STATE, REPORT = "value(state)", "_report"
+
+
+class Cloud:
+    """A folder with gcloud's calls and answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "bin").mkdir()
+        (folder / "bin" / "gcloud").symlink_to(REPOSITORY / "tests" / "launch" / "gcloud")
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        given = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("TPU_")},
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "GCLOUD_CALLS": str(self.folder / "calls"),
+            "GCLOUD_ANSWERS": str(self.folder / "answers"),
+            "TPU_NAME": "vit",
+            "TPU_ZONE": "europe-west4-a",
+            "TPU_TYPE": "v3-32",
+            "POLL_SECONDS": "0",
+        }
+        command = [str(SCRIPT), *arguments]
+        return subprocess.run(command, env=given | environment, capture_output=True, text=True, timeout=60)
+
+    def answers(self, *lines: tuple[str, str]) -> None:
+        (self.folder / "answers").write_text("".join(f"{pattern} -> {output}\n" for pattern, output in lines))
+
+    def calls(self) -> list[list[str]]:
+        """Each call's words after `compute tpus tpu-vm`."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        assert all(line.startswith("compute tpus tpu-vm ") for line in lines)
+        return [line.split()[3:] for line in lines]
+
+    def verbs(self) -> list[str]:
+        """What was done, without looking at the state: create, scp, ssh, delete ..."""
+        return [call[0] for call in self.calls() if call[0] != "describe" and REPORT not in call]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    return Cloud(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tpu_type", "image"),
+    [
+        ("v3-8", "tpu-ubuntu2204-base"),
+        ("v4-64", "tpu-ubuntu2204-base"),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5p-8", "v2-alpha-tpuv5"),
+        ("v6e-8", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_create(cloud, tpu_type, image):
+    assert cloud.run("create", TPU_TYPE=tpu_type).returncode == 0
+    expected = ["create", "--zone=europe-west4-a", "vit", f"--accelerator-type={tpu_type}", f"--version={image}"]
+    assert cloud.calls() == [expected]
+
+
+def test_create_spot_with_an_image_of_ones_own(cloud):
+    assert cloud.run("create", TPU_SPOT="1", TPU_IMAGE="mine", TPU_TYPE="v9-8").returncode == 0
+    assert cloud.calls()[0][-2:] == ["--version=mine", "--spot"]
+
+
+def test_setup_copies_and_installs_on_all_workers(cloud):
+    assert cloud.run("setup", BUCKET="my-runs").returncode == 0
+    copy, install = cloud.calls()
+    assert copy[0] == "scp" and copy[-2:] == ["vit:", "--worker=all"] and copy[2].endswith("/vit_jax.tar.gz")
+    assert install[:4] == ["ssh", "--zone=europe-west4-a", "vit", "--worker=all"]
+    assert install[-3:] == ["BUCKET=my-runs", "launch/tpu_vm.sh", "_install"]
+
+
+def test_start_quotes_the_arguments_for_the_remote_shell(cloud):
+    assert cloud.run("start", *ARGUMENTS, "--config.data.name=./my photos").returncode == 0
+    (call,) = cloud.calls()
+    assert call[:4] == ["ssh", "--zone=europe-west4-a", "vit", "--worker=all"]
+    remote = " ".join(call[4:]).removeprefix("--command=")
+    assert "nohup" in remote and remote.endswith(">>train.log 2>&1 </dev/null &")
+    words = shlex.split(remote.partition(">>")[0])
+    assert words[words.index("_run") + 1 :] == [*ARGUMENTS, "--config.data.name=./my photos"]
+
+
+def test_stop_logs_status_delete(cloud):
+    for command in ("stop", "logs", "status", "delete"):
+        assert cloud.run(command).returncode == 0
+    stop, logs, state, report, delete = cloud.calls()
+    assert "--worker=all" in stop and "TERM" in stop
+    assert "--worker=0" in logs and "vit_jax/train.log" in logs
+    assert state[0] == "describe" and "--worker=all" in report and "_report" in report
+    assert delete == ["delete", "--zone=europe-west4-a", "vit", "--quiet"]
+
+
+def test_dry_run_calls_nothing_and_prints_commands_that_a_shell_reads_back(cloud):
+    done = cloud.run("--dry-run", "watch", *ARGUMENTS, TPU_SPOT="1")
+    assert done.returncode == 0 and not cloud.calls()
+    printed = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("gcloud")]
+    assert [words[4] for words in printed] == ["create", "scp", "ssh", "ssh"]
+    assert "--spot" in printed[0]
+
+
+def test_watch_trains_to_the_end(cloud):
+    cloud.answers(
+        (STATE, "FAIL"),  # there is none yet
+        (STATE, "READY"),
+        (REPORT, "running"),
+        (STATE, "READY"),
+        (REPORT, "ended 0"),
+    )
+    assert cloud.run("watch", *ARGUMENTS).returncode == 0
+    assert cloud.verbs() == ["create", "scp", "ssh", "ssh"]
+
+
+def test_watch_makes_a_preempted_tpu_again(cloud):
+    cloud.answers(
+        (STATE, "READY"),
+        (REPORT, "lost (exit code 143)"),  # SIGTERM, because the machine is about to go
+        (STATE, "PREEMPTED"),
+        ("create", "FAIL"),  # nothing free
+        (STATE, "FAIL"),
+        (STATE, "CREATING"),
+        (STATE, "READY"),
+        (REPORT, "ended 0"),
+    )
+    assert cloud.run("watch", *ARGUMENTS, TPU_SPOT="1").returncode == 0
+    start, *rest = cloud.verbs()
+    assert start == "ssh" and rest == ["delete", "create", "create", "scp", "ssh", "ssh"]
+    starts = [call for call in cloud.calls() if "_run" in call]
+    assert len(starts) == 2 and starts[0] == starts[1], "the same command: the run goes on from its checkpoint"
+
+
+def test_watch_ends_with_the_runs_exit_code(cloud):
+    cloud.answers((STATE, "READY"), (REPORT, "ended 2"))
+    assert cloud.run("watch", *ARGUMENTS).returncode == 2
+    assert cloud.verbs() == []
+
+
+def test_watch_gives_up_on_a_run_that_dies_again_and_again(cloud):
+    cloud.answers(*[(STATE, "READY"), (REPORT, "lost (exit code 139)")] * 9)
+    done = cloud.run("watch", *ARGUMENTS)
+    assert done.returncode == 1 and "the run died 4 times on this TPU" in done.stderr
+    assert cloud.verbs() == ["ssh"] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        ([], {}, "launch/tpu_vm.sh [--dry-run] create"),
+        (["creat"], {}, "launch/tpu_vm.sh [--dry-run] create"),
+        (["start"], {}, "launch/tpu_vm.sh [--dry-run] start ARGS..."),
+        (["status"], {"TPU_NAME": ""}, "error: TPU_NAME is not set"),
+        (["create"], {"TPU_TYPE": ""}, "error: TPU_TYPE is not set; give the accelerator type"),
+        (["create"], {"TPU_TYPE": "v9-8"}, "no image is known for TPU_TYPE=v9-8; set TPU_IMAGE"),
+    ],
+)
+def test_mistakes(cloud, arguments, environment, expected):
+    done = cloud.run(*arguments, **environment)
+    assert done.returncode == 2 and expected in done.stderr and not cloud.calls()
+
+
+def worker(folder: Path, *arguments: str) -> str:
+    """A subcommand as it runs on a worker, in the copied tree."""
+    done = subprocess.run([str(SCRIPT), *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_worker_reports_how_its_run_ended(tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nexit "$4"\n')  # -m vit_jax.main --code N
+    python.chmod(0o755)
+    assert worker(tmp_path, "_report") == "new"
+    for code, report in [(0, "ended 0"), (2, "ended 2"), (134, "lost (exit code 134)"), (143, "lost (exit code 143)")]:
+        worker(tmp_path, "_run", "--code", str(code))
+        assert worker(tmp_path, "_report") == report
+    (tmp_path / "stopped").touch()
+    assert worker(tmp_path, "_report") == "ended 143", "because `stop` wanted it so"
+    (tmp_path / "exit_code").unlink()
+    assert worker(tmp_path, "_report") == "lost (the machine was restarted)"
+    (tmp_path / "pid").write_text(str(os.getpid()))
+    assert worker(tmp_path, "_report") == "running"

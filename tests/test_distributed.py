@@ -1,0 +1,174 @@
+"""Processes that form one run: what each launcher says about them, and two real ones that agree."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests.conftest import REPOSITORY
+from vit_jax import distributed, sharding
+from vit_jax.command import UserError
+from vit_jax.distributed import Launch
+
+# As Slurm 22.05 sets them in a step of `srun`, here the third of four tasks on two machines.
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "node[3-4]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_NODEID": "1",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+SBATCH_ONLY = {k: v for k, v in SRUN.items() if "STEP" not in k}
+MPIRUN = {
+    "OMPI_COMM_WORLD_SIZE": "3",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "3",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+SAID = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        SAID | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+        SBATCH_ONLY | {"SLURM_NTASKS": "1"},
+        SRUN | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"},
+        MPIRUN | {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+    ],
+)
+def test_one_process_waits_for_nobody(environment):
+    assert distributed.find(environment, on_tpu=False) is None
+
+
+def test_what_launchers_say():
+    assert distributed.find(SAID) == Launch(processes=3, process=2, address="host:1234", detect="deactivate")
+    assert distributed.find(SRUN) == Launch(processes=4, process=2)
+    assert distributed.find(MPIRUN) == Launch(processes=3, process=1)
+    assert distributed.find({}, on_tpu=True) == Launch()
+    assert distributed.find(SRUN | SAID, on_tpu=True) == distributed.find(SAID), "what is said explicitly counts"
+
+
+def test_a_tpu_machine_that_is_told_to_use_its_cpu_is_alone(monkeypatch):
+    monkeypatch.setattr("jax._src.cloud_tpu_init.running_in_cloud_tpu_vm", True)
+    assert distributed.find({}) == Launch()
+    assert distributed.find({"JAX_PLATFORMS": "tpu,cpu"}) == Launch()
+    assert distributed.find({"JAX_PLATFORMS": "cpu"}) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (SBATCH_ONLY, "this SLURM job has 4 tasks, and 1 was started; start the command with srun"),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, "has 4 tasks, and 1 was started"),
+        ({k: v for k, v in SAID.items() if k != "JAX_PROCESS_ID"}, "JAX_PROCESS_ID='' is not a number"),
+        (SAID | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' is not a number"),
+        (SAID | {"JAX_PROCESS_ID": "3"}, "JAX_PROCESS_ID=3 is not one of the 3 processes 0 .. 2"),
+        ({k: v for k, v in MPIRUN.items() if "orte" not in k}, "add: -x JAX_COORDINATOR_ADDRESS="),
+        (SRUN | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 GPUs cannot be divided among the 2 processes"),
+    ],
+)
+def test_missing_processes_are_an_error_at_the_start(environment, expected):
+    with pytest.raises(UserError) as mistake:
+        distributed.find(environment)
+    assert expected in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    ("tasks_per_node", "node", "local", "visible", "gpus"),
+    [
+        ("4", 0, 3, "0,1,2,3", (3,)),  # one process for each GPU
+        ("2(x2)", 1, 1, "0,1,2,3", (2, 3)),
+        ("1(x4)", 2, 0, "0,1,2,3,4,5,6,7", tuple(range(8))),  # one process for all GPUs of a machine
+        ("1,3", 1, 2, "0,1,2", (2,)),
+        ("4", 0, 3, "5", (0,)),  # bound by SLURM: each sees only its own
+        ("4", 0, 3, "", None),
+    ],
+)
+def test_the_processes_of_a_machine_share_its_gpus(tasks_per_node, node, local, visible, gpus):
+    environment = SRUN | {
+        "SLURM_STEP_TASKS_PER_NODE": tasks_per_node,
+        "SLURM_NODEID": str(node),
+        "SLURM_LOCALID": str(local),
+        "CUDA_VISIBLE_DEVICES": visible,
+    }
+    launch = distributed.find(environment)
+    assert launch is not None and launch.gpus == gpus
+
+
+def test_gpus_that_slurm_gave_to_the_task_are_its_own():
+    launch = distributed.find(SRUN | {"SLURM_GPUS_PER_TASK": "2", "CUDA_VISIBLE_DEVICES": "0,1"})
+    assert launch is not None and launch.gpus == (0, 1)
+
+
+def test_a_single_process_hears_at_once_what_it_says():
+    agree = distributed.Agreement(sharding.make_mesh(sharding.Settings()), delay=2)
+    assert [agree(number) for number in (0, 15, 0)] == [0, 15, 0]
+
+
+def test_a_single_process_joins_nobody():
+    with distributed.joined():
+        assert not jax.distributed.is_initialized()
+
+
+TWO = """
+import json, os, signal, sys
+from vit_jax import distributed, sharding
+with distributed.joined():
+    import jax
+    agree = distributed.Agreement(sharding.make_mesh(sharding.Settings()), delay=2)
+    said = {"0": [0, 0, 0, 0, 2, 0, 0, 0], "1": [0, 15, 0, 0, 0, 0, 0, 0]}[os.environ["JAX_PROCESS_ID"]]
+    heard = [agree(number) for number in said]
+    default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    print("heard", json.dumps([jax.process_index(), jax.process_count(), jax.device_count(), heard, default]))
+    signal.raise_signal(signal.SIGTERM) if "die" in sys.argv else None
+"""
+
+
+def two_processes(folder: Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    (folder / "two.py").write_text(TWO)
+    started = []
+    for process in range(2):
+        environment = os.environ | {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(process),
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+        command = [sys.executable, str(folder / "two.py"), *arguments]
+        started.append(subprocess.Popen(command, env=environment, text=True, stdout=-1, stderr=-1))
+    outputs = [process.communicate(timeout=200) for process in started]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(started, outputs, strict=True)
+    ]
+
+
+def test_two_processes_hear_the_same_at_the_same_step(tmp_path):
+    for index, process in enumerate(two_processes(tmp_path)):
+        assert process.returncode == 0, process.stderr
+        heard = [0, 0, 0, 15, 0, 0, 2, 0]
+        (line,) = [line for line in process.stdout.splitlines() if line.startswith("heard ")]  # Gloo prints too
+        assert json.loads(line.removeprefix("heard ")) == [index, 2, 4, heard, True]
+
+
+@pytest.mark.slow
+def test_sigterm_is_not_swallowed(tmp_path):
+    assert [process.returncode for process in two_processes(tmp_path, "die")] == [-15, -15]
