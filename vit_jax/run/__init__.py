@@ -26,7 +26,7 @@ from vit_jax.run.folder import (
     save_description,
 )
 from vit_jax.run.teacher import open_teacher
-from vit_jax.run.trained import Trained, open
+from vit_jax.run.trained import Predictions, Trained, open
 from vit_jax.run.weights import Arrays, find_weights, fit_weights, follow, start_from
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "CONFIG",
     "LABELS",
     "PREPROCESSING",
+    "Predictions",
     "Run",
     "Trained",
     "build",
