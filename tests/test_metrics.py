@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, recall_score, top_k_accuracy_score
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score, log_loss, recall_score, top_k_accuracy_score
 
 from vit_jax import metrics
 from vit_jax.command import UserError
@@ -144,3 +144,21 @@ def test_most_predicted():
 def test_mistakes_are_explained(logits, labels, names, message):
     with pytest.raises(UserError, match=message):
         metrics.summarize(logits, labels, names)
+
+
+def test_shape_bias_by_hand():
+    predictions, shapes, textures = (np.array(x) for x in ([0, 1, 2, 3, 0, 6], [0, 1, 0, 4, 0, 6], [1, 0, 2, 5, 0, 5]))
+    # two as the shape, one as the texture, one as neither, one whose shape and texture are the same, one as the shape
+    assert metrics.shape_bias(predictions, shapes, textures) == 3 / 4
+    assert metrics.shape_bias(textures[:3], shapes[:3], textures[:3]) == 0
+    assert math.isnan(metrics.shape_bias(np.array([7]), np.array([1]), np.array([2])))
+
+
+def test_error_consistency_is_cohens_kappa():
+    a, b = RNG.random((2, 101)) < np.array([[0.7], [0.4]])
+    b = np.where(RNG.random(101) < 0.5, a, b)
+    assert metrics.error_consistency(a, b) == pytest.approx(cohen_kappa_score(a, b), rel=1e-12)
+    assert metrics.error_consistency(a, a) == pytest.approx(1)
+    assert metrics.error_consistency(a, ~a) < 0
+    perfect = np.ones(5, bool)
+    assert math.isnan(metrics.error_consistency(perfect, perfect))

@@ -137,3 +137,27 @@ def most_predicted(predictions: Integer[np.ndarray, " n"], k: int) -> tuple[int,
     """The class predicted most often, and its share of all predictions; of -1, no class, there may be more."""
     counts = np.bincount(predictions[predictions != NO_CLASS], minlength=k)
     return int(counts.argmax()), float(counts.max() / len(predictions))
+
+
+def shape_bias(
+    predictions: Integer[np.ndarray, " n"], shapes: Integer[np.ndarray, " n"], textures: Integer[np.ndarray, " n"]
+) -> float:
+    """Of images with the shape of one class and the texture of another, the share that is taken for the shape's.
+
+    Among those that are taken for either (Geirhos et al. 2019, arXiv:1811.12231, s. 2.3); images whose two classes are
+    the same say nothing. NaN where none is left.
+    """
+    conflict = shapes != textures
+    as_shape, as_texture = (int(((predictions == labels) & conflict).sum()) for labels in (shapes, textures))
+    return as_shape / (as_shape + as_texture) if as_shape + as_texture else math.nan
+
+
+def error_consistency(a_correct: Bool[np.ndarray, " n"], b_correct: Bool[np.ndarray, " n"]) -> float:
+    """Cohen's kappa of which images two observers get right: 1 always the same, 0 as often as by chance.
+
+    (observed - expected) / (1 - expected), where independent observers of accuracies p and q agree on a share of
+    expected = p q + (1 - p)(1 - q) (Geirhos et al. 2020, arXiv:2006.16736, eq. 1 and 3). NaN where that is 1.
+    """
+    p, q = float(np.mean(a_correct)), float(np.mean(b_correct))
+    observed, expected = float(np.mean(a_correct == b_correct)), p * q + (1 - p) * (1 - q)
+    return (observed - expected) / (1 - expected) if expected < 1 else math.nan

@@ -12,7 +12,8 @@ from PIL import Image
 from tests import quick
 from tests.augment.pictures import PLAIN, keys, pictures
 from vit_jax import augment
-from vit_jax.augment import Settings
+from vit_jax.augment import Settings, policies
+from vit_jax.augment.operations import index_of
 
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -70,7 +71,13 @@ def test_views_stay_in_range_where_bicubic_overshoots():
     assert view.min() == 0 and view.max() == 1
 
 
-@pytest.mark.parametrize("off", [{}, {"zoom": (0.0, 0.0), "translation": (0.0,)}, {"fill": "reflect", "flip": 0.0}])
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"zoom": (0.0, 0.0), "translation": (0.0,), "fill": "reflect", "flip": 0.0},
+        {"policy": "randaugment", "rand_probability": 0.0, "blur_sigma": (1.0, 3.0), "crop_aspect": (1.0, 1.0)},
+    ],
+)
 def test_with_everything_off_the_views_are_the_same_program(off):
     settings = Settings(resize=(23,), mean=(0.4,), std=(0.2,), **off)
     train = jax.make_jaxpr(partial(augment.train_view, settings))(pictures(), keys(5)).jaxpr
@@ -82,11 +89,20 @@ def test_with_everything_off_the_views_are_the_same_program(off):
 
 
 @pytest.mark.parametrize(
-    "on", [{"flip": 0.5}, {"crop_padding": 3}, {"shear": 9.0}, {"zoom": (0.0, 0.1)}, {"erasing": 1.0}]
+    "on",
+    [
+        {"flip": 0.5},
+        {"crop_padding": 3, "zoom": (0.0, 0.1)},
+        {"shear": 9.0},
+        {"erasing": 1.0},
+        {"crop_area": (0.1, 1.0)},
+        {"policy": "trivialaugment"},
+        {"brightness": 0.2, "hue": 0.1},
+    ],
 )
 def test_an_operation_that_is_on_draws_anew_for_each_example(on):
     same = jnp.repeat(pictures(1), 5, axis=0)
-    views = np.asarray(augment.train_view(dataclasses.replace(PLAIN, **on), same, keys(5)))
+    views = np.asarray(quick.jit(partial(augment.train_view, dataclasses.replace(PLAIN, **on)))(same, keys(5)))
     assert len(np.unique(views.reshape(5, -1), axis=0)) == (2 if "flip" in on else 5)
 
 
@@ -97,6 +113,40 @@ def test_an_example_does_not_depend_on_its_batch():
     np.testing.assert_array_equal(everything(images[order], some_keys[order]), batch[order])
     alone = jnp.concatenate([everything(images[i : i + 1], some_keys[i : i + 1]) for i in range(5)])
     np.testing.assert_allclose(alone, batch, atol=2e-6)
+
+
+COLORS = Settings(
+    crop_area=(0.5, 1.0),
+    policy="randaugment",
+    three_augment=True,
+    brightness=0.3,
+    hue=0.1,
+    grey=0.2,
+    blur=0.5,
+    mean=(0.5,),
+    std=(0.25,),
+)
+
+
+def test_nor_do_the_colors_of_an_example():
+    view = quick.jit(partial(augment.train_view, COLORS))
+    images, some_keys = pictures(), keys(5)
+    batch = view(images, some_keys)
+    order = jnp.array([3, 0, 4, 2, 1])
+    np.testing.assert_array_equal(view(images[order], some_keys[order]), batch[order])
+
+
+def test_colors_of_probability_0_change_no_bit():
+    never = dataclasses.replace(PLAIN, policy="randaugment", rand_probability=1e-30, grey=1e-30, blur=1e-30)
+    found = quick.jit(partial(augment.train_view, never))(pictures(), keys(5))
+    np.testing.assert_array_equal(found, quick.jit(partial(augment.eval_view, PLAIN))(pictures()))
+
+
+def test_what_a_policy_uncovers_has_the_mean_colour(monkeypatch):
+    monkeypatch.setattr(policies, "chosen", lambda *_: (jnp.array([index_of("translate_x")]), jnp.array([19.0])))
+    settings = Settings(policy="trivialaugment", mean=(0.2, 0.4, 0.6), std=(1.0,))
+    view = quick.jit(partial(augment.train_view, settings))(pictures(), keys(5))
+    np.testing.assert_allclose(view, jnp.zeros((5, 17, 19, 3)), atol=1e-6)
 
 
 def test_jit_equals_eager():

@@ -6,27 +6,37 @@ once, so that what happens to an example depends on that example and its key alo
 bit for bit.
 """
 
-from vit_jax.augment.erasing import random_box, random_erase
+from vit_jax.augment.cue_conflict import cue_conflict
+from vit_jax.augment.erasing import cutout, random_box, random_erase
 from vit_jax.augment.geometry import affine_matrix, flip, pad_and_crop, random_affine, warp
 from vit_jax.augment.mix import mix
+from vit_jax.augment.perturb import Perturbation, check_perturbation, perturb
 from vit_jax.augment.settings import ErasingFill, Fill, Interpolation, Policy, Settings, check, check_channels
+from vit_jax.augment.sheet import contact_sheet, displayed
 from vit_jax.augment.views import eval_view, load, normalize, train_view
 
 __all__ = [
     "ErasingFill",
     "Fill",
     "Interpolation",
+    "Perturbation",
     "Policy",
     "Settings",
     "affine_matrix",
     "check",
     "check_channels",
+    "check_perturbation",
+    "contact_sheet",
+    "cue_conflict",
+    "cutout",
+    "displayed",
     "eval_view",
     "flip",
     "load",
     "mix",
     "normalize",
     "pad_and_crop",
+    "perturb",
     "random_affine",
     "random_box",
     "random_erase",

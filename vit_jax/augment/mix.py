@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
 
+from vit_jax.augment.erasing import random_window
 from vit_jax.augment.settings import Settings
 
 
@@ -47,9 +48,5 @@ def cutmix_mask(
     The box has the image's aspect, its centre is uniform, and what lies outside the image is cut off: the true share
     is the mask's mean, at least `share`. Sides are whole, even numbers of pixels, rounded down, as in timm.
     """
-    size = jnp.array([height, width])
-    half = jnp.floor(size * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
-    centre = jax.random.randint(key, (2,), 0, size)
-    y, x = jnp.arange(height)[:, None] - centre[0], jnp.arange(width)[None] - centre[1]
-    inside = (y >= -half[0]) & (y < half[0]) & (x >= -half[1]) & (x < half[1])
-    return 1.0 - inside
+    half = jnp.floor(jnp.array([height, width]) * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
+    return 1.0 - random_window(key, (height, width), half)

@@ -78,6 +78,8 @@ class Settings:
     erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
     # What the rectangle holds after normalisation: the mean colour, or standard normal noise per pixel.
     erasing_fill: ErasingFill = "zero"
+    # Side in pixels of a square that takes the mean colour, cut off at the image's edges; 0 = off.
+    cutout: int = 0
     # alpha of the Beta(alpha, alpha) from which MixUp draws a batch's share; 0 = off.
     mixup: float = 0.0
     # The same of CutMix.
@@ -100,6 +102,7 @@ def check(settings: Settings) -> None:
     _check_normalisation(settings)
     _check_interval(settings, "erasing_area", highest=1.0)
     _check_interval(settings, "erasing_aspect")
+    _require(settings.cutout >= 0, settings, "cutout", "0 (off) or a number of pixels")
     for name in ("mixup", "cutmix"):
         _require(0 <= getattr(settings, name) < float("inf"), settings, name, "0 (off) or a positive alpha")
 

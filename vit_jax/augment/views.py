@@ -8,21 +8,21 @@ from jax import Array
 from jaxtyping import Float, Key, UInt8
 
 from vit_jax.augment.color import jitter, random_blur, random_grey, three_augment
-from vit_jax.augment.erasing import random_erase
+from vit_jax.augment.erasing import cutout, random_erase
 from vit_jax.augment.geometry import flip, pad_and_crop, random_affine, random_resized_crop, warp
 from vit_jax.augment.policies import apply_policy
 from vit_jax.augment.settings import Settings, check_channels
 
 # What an operation folds into the example's key. Append only: a new operation then leaves the others' draws alone.
-CROP, FLIP, WARP, ERASE, RESIZED_CROP, POLICY, THREE_AUGMENT, JITTER, GREY, BLUR = range(10)
+CROP, FLIP, WARP, ERASE, RESIZED_CROP, POLICY, THREE_AUGMENT, JITTER, GREY, BLUR, CUTOUT = range(11)
 
 
 def train_view(settings: Settings, images: UInt8[Array, "n h w c"], keys: Key[Array, " n"]) -> Float[Array, "n H W c"]:
     """The images as a training step sees them; one typed key (`jax.random.key`) per image.
 
     The order: scale to 0..1, resize (or crop at random and resize), pad-and-crop, flip, one affine warp (shear,
-    rotation, zoom and translation in one sampling), policy, colours, clip to 0..1, normalise, erase. Policy and colours
-    work on uint8, as Pillow does. Needs `mean` and `std` filled in, else `UserError`.
+    rotation, zoom and translation in one sampling), policy, colours, clip to 0..1, normalise, erase, cut out.
+    Policy and colours work on uint8, as Pillow does. Needs `mean` and `std` filled in, else `UserError`.
     """
     check_channels(settings, images.shape[-1])
     return jax.vmap(partial(_train_image, settings))(images, keys)
@@ -51,6 +51,8 @@ def _train_image(settings: Settings, image: UInt8[Array, "h w c"], key: Key[Arra
     x = normalize(settings, x)
     if settings.erasing:
         x = random_erase(jax.random.fold_in(key, ERASE), x, settings)
+    if settings.cutout:
+        x = cutout(jax.random.fold_in(key, CUTOUT), x, settings.cutout)
     return x
 
 
