@@ -155,3 +155,12 @@ def test_a_run_without_a_usable_checkpoint(copied, tmp_path):
         tiny.damage(workdir, at)
     with pytest.raises(UserError, match=r"holds no usable checkpoint \(found steps \[.*23\]\)"):
         evaluate.main(["--workdir", str(workdir)])
+
+
+def test_perturbed_images_cost_accuracy_and_do_not_depend_on_the_batch(copied):
+    plain = evaluate.evaluate_run(copied)
+    perturbed = ["perturb.kind=noise", "perturb.severity=5"]
+    found = [evaluate.evaluate_run(copied, [*perturbed, f"evaluate.batch_size={size}"]) for size in (7, 40)]
+    assert found[0] == found[1] and found[0]["test/loss"] > plain["test/loss"]
+    with pytest.raises(UserError, match="set both or neither"):
+        evaluate.evaluate_run(copied, ["perturb.kind=blur"])

@@ -1,7 +1,8 @@
 """Trains several configurations, one after another, and puts their results into one table.
 
     python -m vit_jax.compare configs/a.py configs/b.py:arg --seeds 3 --out D
-    python -m vit_jax.compare configs/a.py --sweep model.patch_size=4,7,14 --evaluate evaluate.use=last,best --out D
+    python -m vit_jax.compare configs/a.py --sweep data.limit=500,5000 --out D
+    python -m vit_jax.compare configs/a.py --evaluate perturb.kind=blur,jpeg --evaluate perturb.severity=1,5 --out D
 
 What is finished is not trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every
 configuration with each of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained

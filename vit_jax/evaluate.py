@@ -79,7 +79,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
     eval_step = jax.jit(
-        step.make_eval_step(trained.model, trained.config.augment),
+        step.make_eval_step(trained.model, trained.config.augment, given.perturb),
         in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh), sharding.replicated(mesh)),
         out_shardings=sharding.replicated(mesh),
     )

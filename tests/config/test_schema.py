@@ -16,7 +16,14 @@ from vit_jax.config.parse import _schema
 from vit_jax.config.values import convert
 
 PACKAGE = Path(vit_jax.__file__).parent
-OWNERS = {"augment": "augment", "data": "data", "optim": "optim.py", "mesh": "sharding.py", "model": "models"}
+OWNERS = {
+    "perturb": "augment",
+    "augment": "augment",
+    "data": "data",
+    "optim": "optim.py",
+    "mesh": "sharding.py",
+    "model": "models",
+}
 FIELDS = {key: kind for family in models.FAMILIES for key, kind in _schema(family)}
 
 

@@ -51,7 +51,7 @@ OCCLUSION_PATCHES = 14  # per side, fewer in an image of fewer pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbation:
-    """The config group `perturb`: what happens to the images of an evaluation. The defaults change nothing."""
+    """The config group `perturb`, of the command `vit_jax.evaluate`: what happens to the images. Off by default."""
 
     kind: Kind = "none"
     severity: int = 0  # 1 to 5; 0: off

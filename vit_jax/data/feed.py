@@ -21,7 +21,7 @@ class Feed:
 
     With `on_device` the whole split is `frozen` ({"image", "label"}) and a batch holds {"index"}: a step gathers its
     images itself. Otherwise `frozen` is empty and a batch holds {"image" uint8 [n h w c], "label" int32 [n]}.
-    Evaluation batches have a "weight" too: 0 for padding and for broken images.
+    Evaluation batches have a "weight" too, 0 for padding and for broken images, and the image's "number" in the split.
     """
 
     def __init__(self, split: Split, mesh: Mesh, *, on_device: bool, threads: int = 4) -> None:
@@ -53,11 +53,12 @@ class Feed:
 
         def load(i: int) -> dict[str, np.ndarray]:
             indices, weights = batches[i].indices[rows], batches[i].weights[rows]
+            number = indices.astype(np.int32)
             if self.split.good is not None and self.on_device:
                 good = self.split.good[indices].astype(np.float32)
-                return {"index": indices.astype(np.int32), "weight": weights * good}
+                return {"index": number, "number": number, "weight": weights * good}
             images, labels, good = self.split.read_marked(indices)
-            return {"image": images, "label": labels, "weight": weights * good}
+            return {"image": images, "label": labels, "number": number, "weight": weights * good}
 
         return self._stream(load, range(len(batches)), batch_size)
 

@@ -1,5 +1,6 @@
 """The teacher of a distilled run: any finished run or published weights, looking at the student's images."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -23,13 +24,23 @@ class Teacher:
 
 
 def open_teacher(address: str, student: Config, class_names: tuple[str, ...]) -> Teacher:
-    """The teacher at an address; raises `UserError` unless it knows the student's classes, in the same order."""
+    """The teacher at an address; raises `UserError` unless it knows the student's classes, in the same order.
+
+    Where it names them otherwise (ImageNet's classes have numbers in TFDS, words on the hub), their order is trusted.
+    """
     trained = open(address)
-    if trained.class_names != class_names:
+    theirs = trained.class_names
+    if len(theirs) != len(class_names) or (theirs != class_names and set(theirs) & set(class_names)):
         raise UserError(
-            f"distill.teacher={address!r} knows the classes {', '.join(trained.class_names[:3])} ... "
-            f"({len(trained.class_names)}), the data set has {', '.join(class_names[:3])} ... ({len(class_names)}); "
+            f"distill.teacher={address!r} knows the classes {', '.join(theirs[:3])} ... ({len(theirs)}), the data set "
+            f"has {', '.join(class_names[:3])} ... ({len(class_names)}); "
             "choose a teacher trained on the same classes, in the same order"
+        )
+    if theirs != class_names:
+        logging.getLogger(__name__).warning(
+            "the teacher calls the classes %s, %s ..., the data set %s, %s ...: taken to be the same, in this order",
+            *theirs[:2],
+            *class_names[:2],
         )
     return Teacher(trained.variables, _forward(trained, student))
 

@@ -1,0 +1,74 @@
+"""Runs that learn from a teacher: another run, seen through its own preprocessing."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from vit_jax import config, run
+from vit_jax.command import UserError
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return tiny.finished(tmp_path_factory, "cnn")
+
+
+def learn(teacher, workdir, *overrides):
+    return tiny.start(workdir, "cnn", f"distill.teacher={teacher}", *overrides)
+
+
+def student_of(folder, mean):
+    return config.from_dict(config.to_dict(run.read_config(folder)), [f"augment.mean={mean}", "augment.std=(0.3,)"])
+
+
+def test_a_teacher_sees_the_images_as_it_learned_to(teacher):
+    """Whatever normalisation the student has, the teacher's logits are those that it gives by itself."""
+    trained = run.open(teacher)
+    images = np.random.default_rng(0).integers(0, 256, (5, 5, 7, 3), np.uint8)
+    for mean in ("(0.1,)", "(0.4,0.5,0.6)"):
+        student = student_of(teacher, mean)
+        found = run.open_teacher(str(teacher), student, trained.class_names)
+        seen = (images / 255 - np.asarray(student.augment.mean)) / np.asarray(student.augment.std)
+        logits = found.forward(found.variables, np.asarray(seen, np.float32))
+        np.testing.assert_allclose(logits, trained.logits(images), rtol=1e-4, atol=1e-4)
+
+
+def test_without_labels_a_student_learns_what_its_teacher_knows(teacher, tmp_path):
+    code, _ = learn(teacher, tmp_path, "distill.weight=1.0", "distill.kind=soft", "distill.temperature=2.0")
+    assert code == 0 and tiny.result(tmp_path)["test/accuracy"] > 0.8
+
+
+def test_a_distilled_run_resumes_exactly(teacher, tmp_path):
+    import signal
+
+    assert learn(teacher, tmp_path / "whole")[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(11, signal.SIGTERM, patch)
+        assert learn(teacher, tmp_path / "stopped")[0] == 143
+    assert learn(teacher, tmp_path / "stopped")[0] == 0
+    tiny.assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_distillation_token_needs_and_takes_a_teacher(tmp_path, tmp_path_factory):
+    vit = tiny.finished(tmp_path_factory, "vit")
+    token = ("model.distillation_token=true", "train.steps=4")
+    with pytest.raises(UserError, match=r"set distill\.teacher"):
+        tiny.start(tmp_path / "alone", "vit", *token)
+    code, _ = tiny.start(tmp_path / "taught", "vit", *token, f"distill.teacher={vit}")
+    head = [value for name, value in tiny.arrays(tmp_path / "taught").items() if "['params']['head_dist']" in name]
+    assert code == 0 and all(np.abs(value).max() > 0 for value in head)
+
+
+def test_a_teacher_of_other_classes_is_refused(teacher, tmp_path, caplog):
+    with pytest.raises(UserError, match=r"knows the classes class 0, .* \(3\), the data set has .* \(4\)"):
+        learn(teacher, tmp_path, "data.name=synthetic/5x7x3/4/200")
+    student = student_of(teacher, "(0.5,)")
+    with pytest.raises(UserError, match="in the same order"):
+        run.open_teacher(str(teacher), student, ("class 1", "class 0", "class 2"))
+    with caplog.at_level(logging.WARNING):
+        run.open_teacher(str(teacher), student, ("n1", "n2", "n3"))
+    assert "taken to be the same" in caplog.text
+    assert json.loads((teacher / run.LABELS).read_text()) == ["class 0", "class 1", "class 2"]

@@ -1,0 +1,1 @@
+"""Pictures for people: what a model is shown, and what it made of it."""
