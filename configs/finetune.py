@@ -1,7 +1,7 @@
 """Fine-tuning published weights, or those of a run, on any data set: the argument is WEIGHTS,DATASET.
 
 python -m vit_jax.main --config configs/finetune.py:vit_b16,cifar10
-python -m vit_jax.main --config configs/finetune.py:runs/imagenette-pretrain,./photos --config.train.steps=40 --config.optim.lr=1e-3
+python -m vit_jax.main --config configs/finetune.py:runs/imagenette-pretrain,./photos --config.optim.lr=1e-3
 python -m vit_jax.main --config configs/finetune.py:hf://google/vit-base-patch16-224,./photos
 """
 

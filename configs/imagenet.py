@@ -72,25 +72,12 @@ def mixer_b16() -> ConfigDict:
     """MLP-Mixer (Tolstikhin et al. 2021, arXiv:2105.01601): 76.44 % after 300 epochs."""
     c = imagenet("mixer/B16", 4096, 300.0, stochastic_depth=0.1)
     c.augment.policy = "randaugment"
-    c.augment.rand_magnitude = 15.0
     c.augment.mixup = 0.5
     c.optim.lr = 1e-3
     c.optim.weight_decay = 0.1
     c.optim.warmup_steps = 10_000
     c.optim.schedule = "linear"
     c.optim.clip_norm = 1.0
-    return c
-
-
-def sgd(name: str, batch_size: int, lr: float, step_epochs: tuple[float, ...], **fields: object) -> ConfigDict:
-    """BiT (Kolesnikov et al. 2020, arXiv:1912.11370) and ResNet (Goyal et al. 2017, arXiv:1706.02677)."""
-    c = imagenet(name, batch_size, 90.0, **fields)
-    c.optim.name = "sgd"
-    c.optim.lr = lr
-    c.optim.schedule = "step"
-    c.optim.step_epochs = step_epochs
-    c.optim.warmup_epochs = 5.0
-    c.optim.weight_decay = 1e-4
     return c
 
 
@@ -102,8 +89,6 @@ def get_config(arg: str = "") -> ConfigDict:
         "deit3_s16": lambda: deit3("S16", 0.0),
         "deit3_b16": lambda: deit3("B16", 0.1),
         "mixer_b16": mixer_b16,
-        "bit50": lambda: sgd("bit/50x1", 4096, 0.48, (30.0, 60.0, 80.0)),
-        "resnet50": lambda: sgd("resnet/50", 256, 0.1, (30.0, 60.0, 80.0)),
         "r26_s32": lambda: imagenet("hybrid/R26+S32", 1024, 300.0),
     }
     return config.choose(arg, recipes)()

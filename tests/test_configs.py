@@ -51,11 +51,27 @@ def test_there_are_configs_with_arguments_and_without():
     assert {"digits.py", "fashion_mnist.py:tiny", "cifar10.py:cnn", "cifar100.py:vit"} <= set(map(name, SPECS))
 
 
+class Unread:
+    """The source of a data set that is not here."""
+
+    def __init__(self, split: str):
+        self.split = split
+
+    def __len__(self) -> int:
+        return 100_000
+
+    def read(self, index: int):
+        raise AssertionError("no image is read before training")
+
+    def describe(self, index: int) -> str:
+        return f"image {index} of {self.split}"
+
+
 def opened(given: config.Config, patch: pytest.MonkeyPatch) -> data.Data:
     """The configuration's data set as far as metadata goes."""
     shape, k, train, test = DATA_SETS[given.data.name]
     classes = tuple(f"class {i}" for i in range(k))
-    dataset = Dataset(given.data.name, classes, shape, {"train": train, "test": test}, lambda split: None)
+    dataset = Dataset(given.data.name, classes, shape, {"train": train, "test": test}, Unread)
     patch.setattr(data, "open_dataset", lambda name, data_dir: dataset)
     patch.setattr(data, "choose_classes", lambda dataset, names: replace(dataset, class_names=names))
     return data.open_data(given.data, SOURCE.size)

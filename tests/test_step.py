@@ -384,7 +384,7 @@ def test_a_frozen_parameter_has_no_gradient_and_the_others_the_same(state):
     params = jax.tree.map(jnp.copy, state.params)
     after, [metrics] = train(frozen, start(params, SGD), 1)
     plain, _ = train(compiled(model, SGD), start(params, SGD), 1)
-    assert_same_bits(after.params["head"], plain.params["head"])
+    assert_close(after.params["head"], plain.params["head"])
     rest = [{k: v for k, v in tree.items() if k != "head"} for tree in (after.params, params)]
     assert_same_bits(*rest)
     change = jax.tree.map(jnp.subtract, params["head"], after.params["head"])

@@ -20,9 +20,10 @@ from vit_jax import augment, losses, trees
 from vit_jax.trees import PyTree
 
 Batch = Mapping[str, Array]
+Frozen = Mapping[str, PyTree]  # what a step reads but never changes: a split on the device, a teacher's variables
 Metrics = dict[str, Array]
 Gradients = Callable[..., tuple[PyTree, PyTree, Metrics]]
-TrainStep = Callable[["TrainState", Batch, Batch], tuple["TrainState", Metrics]]
+TrainStep = Callable[["TrainState", Batch, Frozen], tuple["TrainState", Metrics]]
 
 
 class Purpose(IntEnum):
@@ -75,7 +76,7 @@ def init_state(
     )
 
 
-def fetch(batch: Batch, frozen: Batch) -> tuple[Array, Array]:
+def fetch(batch: Batch, frozen: Frozen) -> tuple[Array, Array]:
     """Images uint8 [n h w c] and labels [n] of a batch."""
     if "index" in batch:
         return frozen["image"][batch["index"]], frozen["label"][batch["index"]]
@@ -139,7 +140,7 @@ def make_train_step(
     """
     gradients = _accumulated(_make_gradients(model, view, objective, seed, trained), accumulate)
 
-    def train_step(state: TrainState, batch: Batch, frozen: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
         grads, batch_stats, metrics = gradients(state, {**batch, "row": _rows(batch)}, frozen)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -161,7 +162,7 @@ def _make_gradients(
 ) -> Gradients:
     """`(state, part of a batch, frozen, number of the part) -> (gradients, batch statistics, metrics)`."""
 
-    def loss_fn(params: PyTree, state: TrainState, part: Batch, frozen: Batch, number: Any) -> tuple[Array, Any]:
+    def loss_fn(params: PyTree, state: TrainState, part: Batch, frozen: Frozen, number: Any) -> tuple[Array, Any]:
         params = jax.tree.map(
             lambda leaf, trains: leaf if trains else jax.lax.stop_gradient(leaf), params, trained(params)
         )
@@ -188,7 +189,7 @@ def _make_gradients(
         accuracy = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
         return loss, (changed.get("batch_stats", {}), {"loss": loss, "accuracy": accuracy})
 
-    def gradients(state: TrainState, part: Batch, frozen: Batch, number: Any = 0) -> tuple[PyTree, PyTree, Metrics]:
+    def gradients(state: TrainState, part: Batch, frozen: Frozen, number: Any = 0) -> tuple[PyTree, PyTree, Metrics]:
         grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, state, part, frozen, number)
         return grads, batch_stats, metrics
 
@@ -203,7 +204,7 @@ def _accumulated(gradients: Gradients, m: int) -> Gradients:
     if m == 1:
         return gradients
 
-    def accumulated(state: TrainState, batch: Batch, frozen: Batch) -> tuple[PyTree, PyTree, Metrics]:
+    def accumulated(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[PyTree, PyTree, Metrics]:
         parts = {k: jnp.moveaxis(x.reshape(len(x) // m, m, *x.shape[1:]), 1, 0) for k, x in batch.items()}
 
         def body(carry: tuple[PyTree, PyTree], inputs: tuple[Batch, Array]) -> tuple[tuple[PyTree, PyTree], Metrics]:
@@ -245,12 +246,12 @@ def evaluation_variables(state: TrainState) -> dict[str, PyTree]:
 
 def make_eval_step(
     model: nn.Module, view: augment.Settings, perturbation: augment.Perturbation | None = None
-) -> Callable[[PyTree, Batch, Batch], dict[str, Array]]:
+) -> Callable[[PyTree, Batch, Frozen], dict[str, Array]]:
     """`(variables, batch, frozen) -> {"logits" [n k], "label" [n], "weight" [n]}`; weight 0 is padding."""
 
     forward = make_forward(model, view)
 
-    def eval_step(variables: PyTree, batch: Batch, frozen: Batch) -> dict[str, Array]:
+    def eval_step(variables: PyTree, batch: Batch, frozen: Frozen) -> dict[str, Array]:
         images, labels = fetch(batch, frozen)
         if perturbation is not None:
             images = augment.perturb(perturbation, images, batch["number"])

@@ -63,7 +63,7 @@ def test_nothing_given_is_the_default():
         ("train.epochs=many", r"train\.epochs='many' is a str, expected a float"),
         ("train.batch_size", r"train\.batch_size='' is a str, expected an int"),
         ("model.patch_size=(4, 4.5)", r"model\.patch_size=4\.5 is a float, expected an int"),
-        ("model.pooling=mean", "choose from token, gap, map, flatten, none"),
+        ("model.pooling=mean", "choose from token, gap, token_gap, map, flatten, none"),
         ("optim.name=adam", "choose from adamw, sgd,"),
         ("optim.lr=-1", r"optim\.lr=-1\.0 is not positive"),
     ],

@@ -5,6 +5,7 @@ The annotations that a field may have: bool, int, float, str, Literal of strings
 
 import ast
 import sys
+import warnings
 from typing import Any, Literal, get_args, get_origin
 
 from vit_jax.command import UserError
@@ -21,7 +22,7 @@ def from_text(text: str, annotation: Any, key: str) -> Any:
         return values[text.lower()]
     if get_origin(annotation) is tuple:
         if get_args(annotation)[0] is str:
-            return tuple(part.strip(" '\"") for part in text.strip("()").split(",") if part.strip())
+            return _strings(text)
         text = text if text.strip("() ") else "()"
     try:
         value = ast.literal_eval(text)
@@ -30,6 +31,19 @@ def from_text(text: str, annotation: Any, key: str) -> Any:
     if get_origin(annotation) is tuple and not isinstance(value, tuple | list):
         return (value,)
     return value
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    """Of `a,b` or, where a string holds a comma, of `('a, b', 'c')`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # backslashes
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = None
+    if isinstance(value, tuple | list) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    return tuple(part.strip(" '\"") for part in text.strip("()").split(",") if part.strip())
 
 
 def convert(value: Any, annotation: Any, key: str) -> Any:
