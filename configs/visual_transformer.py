@@ -13,6 +13,7 @@ from vit_jax import config, models
 def cifar10(name: str) -> ConfigDict:
     """A student report's run: 10 epochs, batch 256, lr 1e-3, dropout 0.1; the rest, which it does not print, is ours.
 
+    One epoch in batches of 64 gives VT-R18 47.60 %, ResNet-18 56.00 % (images re-encoded as JPEG; 2 CPU cores).
     Images of 32 pixels get a stem of one 3x3 convolution: ImageNet's would leave the tokenizer a map of 2x2.
     """
     c = config.default()
