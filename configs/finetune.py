@@ -5,6 +5,8 @@ python -m vit_jax.main --config configs/finetune.py:runs/imagenette-pretrain,./p
 python -m vit_jax.main --config configs/finetune.py:hf://google/vit-base-patch16-224,./photos
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from vit_jax import config, models, pretrained, run
@@ -30,6 +32,8 @@ def get_config(arg: str = "") -> ConfigDict:
         tanh = {"activation": "gelu_tanh"} if "activation" in models.fields(row) else {}
         c.model = models.settings(row, **tanh)
         c.augment.resize = (224,) if row.startswith("mixer/") else (384,)  # a Mixer is tied to its image size
+    elif not (Path(name).exists() or "/" in name):
+        raise UserError(f"weights {name!r} are neither here nor one of {', '.join(pretrained.PUBLISHED)}")
     else:  # the weights tell their model and image size
         c.init.weights = name
         c.model = {**run.find_weights(name).model, "num_classes": 0}

@@ -114,3 +114,10 @@ def test_the_docstring_names_its_command(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_config_reads_like_a_table(path):
     assert len(path.read_text().splitlines()) < 100
+
+
+def test_unknown_weights_list_the_published_ones():
+    with pytest.raises(UserError, match=r"'vit_b99' are neither here nor one of vit_ti16, .*mixer_b16"):
+        config.load(str(REPOSITORY / "configs" / "finetune.py:vit_b99,cifar10"))
+    with pytest.raises(UserError, match="expected WEIGHTS,DATASET"):
+        config.load(str(REPOSITORY / "configs" / "finetune.py:vit_b16"))
