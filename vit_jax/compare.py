@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -158,12 +159,7 @@ def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
     used = [key for key in COLUMNS if any(row[key] for row in table)]
     header = ["run", *(COLUMNS[key] for key in used)]
     texts = [[row["run"], *(cell(key, row[key]) for key in used)] for row in table]
-    shown = Table(*header)
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for text in texts:
-        shown.add_row(*text)
-    console.print(shown)
+    _print(header, texts, console)
     lines = [header, ["---", *["---:"] * len(used)], *texts]
     (out / f"{NAME}.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     (out / f"{NAME}.json").write_text(json.dumps(table, indent=1) + "\n")
@@ -173,6 +169,17 @@ def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
         for row in table:
             numbers = [number for key in used for number in _mean_and_std(row[key])]
             writer.writerow([row["run"], len(row["seeds"]), *numbers])
+
+
+def _print(header: Sequence[str], texts: Sequence[Sequence[str]], console: Console) -> None:
+    """The table without the columns in which all rows agree: a terminal is narrow."""
+    differ = [i for i, column in enumerate(zip(*texts, strict=True)) if len(set(column)) > 1 or len(texts) == 1]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i in differ:
+        table.add_column(header[i], justify="right" if i else "left", overflow="fold")
+    for text in texts:
+        table.add_row(*(text[i] for i in differ))
+    console.print(table)
 
 
 def _mean_and_std(values: Sequence[int | float]) -> tuple[Any, Any]:
