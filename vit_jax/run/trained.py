@@ -22,7 +22,7 @@ from vit_jax.checkpoint import Checkpoints, Damaged, restore_variables
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import View
-from vit_jax.pretrained import Weights
+from vit_jax.pretrained import Preprocessing, Weights
 from vit_jax.run.build import input_shape
 from vit_jax.run.folder import CHECKPOINTS, CONFIG, LABELS, PREPROCESSING, is_run, read_config, read_preprocessing
 from vit_jax.run.images import Batch, Images, Pictures, all_files, batches, listed
@@ -193,12 +193,43 @@ class Trained:
         if before is not None:
             yield _fetched(*before)
 
+    def save_huggingface(self, folder: str | Path) -> None:
+        """Writes the model, its labels and its preprocessing into a folder that `transformers` loads.
+
+        Raises `UserError`, naming the field, for a model that the Vision Transformer of `transformers` is not.
+        """
+        from vit_jax.pretrained.write import save_huggingface
+
+        preprocessing = preprocessing_of(self.config, self.view)
+        variables = trees.unstack_layers(dict(self.variables))
+        save_huggingface(
+            Path(folder),
+            self.config.model,
+            {"params": variables["params"]},
+            self.class_names,
+            preprocessing,
+            preprocessing.size,
+        )
+
     def _check_head(self) -> None:
         if not self.class_names:
             raise UserError(
                 f"these weights of {self.config.model['name']!r} have no head and predict nothing; use `features`, "
                 "or train a head on them: init.weights"
             )
+
+
+def preprocessing_of(prepared: Config, view: View) -> Preprocessing:
+    """How an image becomes the model's input."""
+    height, width, _ = input_shape(prepared, view.shape)
+    return Preprocessing(
+        size=(height, width),
+        resize=view.resize,
+        crop_fraction=view.crop_fraction,
+        interpolation=view.interpolation,
+        mean=prepared.augment.mean,
+        std=prepared.augment.std,
+    )
 
 
 def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = ()) -> Trained:

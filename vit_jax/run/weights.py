@@ -14,7 +14,7 @@ from vit_jax.data import Data
 from vit_jax.pretrained import Preprocessing, Report, Weights
 from vit_jax.run.build import input_shape
 from vit_jax.run.folder import LABELS, is_run, read_config, read_preprocessing
-from vit_jax.run.trained import open
+from vit_jax.run.trained import open, preprocessing_of
 from vit_jax.step import TrainState
 from vit_jax.trees import PyTree
 
@@ -31,20 +31,14 @@ def _weights_of_run(folder: Path) -> Weights:
     view, filled = read_preprocessing(folder, given.augment)
     class_names = tuple(json.loads((folder / LABELS).read_text()))
     model = {**given.model, "num_classes": len(class_names)}
-    shape = input_shape(dataclasses.replace(given, augment=filled), view.shape)
+    prepared = dataclasses.replace(given, augment=filled)
+    shape = input_shape(prepared, view.shape)
     return Weights(
         address=str(folder),
         layout_name="vit_jax run",
         model=model,
         grid=pretrained.position_grid(model, shape),
-        preprocessing=Preprocessing(
-            size=shape[:2],
-            resize=view.resize,
-            crop_fraction=view.crop_fraction,
-            interpolation=view.interpolation,
-            mean=filled.mean,
-            std=filled.std,
-        ),
+        preprocessing=preprocessing_of(prepared, view),
         class_names=class_names,
         reader=lambda: canonical_arrays(open(folder).variables),
     )
