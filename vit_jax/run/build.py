@@ -134,21 +134,12 @@ def build(
     optim.check_params(prepared.optim, abstract.params)
     places = sharding.tree_shardings(abstract, mesh)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    objective = step.Objective(
-        num_classes=prepared.model["num_classes"],
-        loss=train.loss,
-        label_smoothing=train.label_smoothing,
-        teacher=teacher,
-        distillation=prepared.distill.kind,
-        distillation_weight=prepared.distill.weight,
-        temperature=prepared.distill.temperature,
-    )
     train_step = step.make_train_step(
         model,
         tx,
         rate,
         prepared.augment,
-        objective,
+        _objective(prepared, teacher),
         seed=prepared.seed,
         trained=partial(optim.trained, prepared.optim),
         accumulate=train.accumulate,
@@ -176,6 +167,18 @@ def build(
             in_shardings=(variables, batch, everywhere),
             out_shardings=everywhere,
         ),
+    )
+
+
+def _objective(prepared: Config, teacher: Callable[..., jax.Array] | None) -> step.Objective:
+    return step.Objective(
+        num_classes=prepared.model["num_classes"],
+        loss=prepared.train.loss,
+        label_smoothing=prepared.train.label_smoothing,
+        teacher=teacher,
+        distillation=prepared.distill.kind,
+        distillation_weight=prepared.distill.weight,
+        temperature=prepared.distill.temperature,
     )
 
 
