@@ -39,9 +39,9 @@ WARM = {"lr": 2.0, "warmup_steps": 20, "warmup_start_lr": 0.5}  # of 100 steps, 
     ids=lambda value: value.get("schedule", "") if isinstance(value, dict) else "",
 )
 def test_a_schedule_by_hand(fields, points):
-    rate = quick.jit(optim.schedule(Settings(**fields), total_steps=100, steps_per_epoch=10))
+    rate = quick.jit(optim.schedule(Settings(**fields), steps_per_epoch=10))
     for step, expected in points.items():
-        value = rate(jnp.int32(step))
+        value = rate(jnp.int32(step), 100)
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6, err_msg=f"at step {step}")
 
@@ -49,7 +49,7 @@ def test_a_schedule_by_hand(fields, points):
 @pytest.mark.parametrize("fields", [{"warmup_steps": 100}, {"warmup_epochs": 10.0}])
 def test_a_warm_up_as_long_as_the_run_explains(fields):
     with pytest.raises(UserError, match=r"the warm-up of 100 steps leaves nothing of the run's 100; shorten"):
-        optim.schedule(Settings(**fields), total_steps=100, steps_per_epoch=10)
+        optim.check_warmup(Settings(**fields), total_steps=100, steps_per_epoch=10)
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +146,16 @@ def random_tree(shapes: dict, seed: int) -> dict:
 
 def train(settings: Settings, params: dict, gradients: list[dict]):
     """Parameters and optimizer state after one update per gradient."""
-    tx = optim.create(settings, optim.schedule(settings, total_steps=7, steps_per_epoch=7))
+    tx, rate = optim.create(settings), optim.schedule(settings, steps_per_epoch=7)
     state = tx.init(params)
 
     @quick.jit
-    def update(params, state, gradient):
-        updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
+    def update(params, state, gradient, done):
+        directions, state = tx.update(gradient, state, params)
+        return jax.tree.map(lambda p, x: p - rate(done, 7) * x, params, directions), state
 
-    for gradient in gradients:
-        params, state = update(params, state, gradient)
+    for done, gradient in enumerate(gradients):
+        params, state = update(params, state, gradient, done)
     return params, state
 
 
@@ -291,7 +291,7 @@ def test_the_head_trains_alone_first_and_the_rest_begins_anew_behind_it():
 def test_a_masked_state_comes_back_from_a_checkpoints_tree_and_goes_on(stacked):
     settings = dataclasses.replace(SETTINGS, freeze=r"^embedding/|Dense_0/bias", head_warmup_steps=1, clip_norm=1.0)
     arrange = trees.stack_layers if stacked else lambda tree: jax.tree.map(jnp.asarray, tree)
-    tx = optim.create(settings, optim.schedule(settings, total_steps=7, steps_per_epoch=7))
+    tx = optim.create(settings)
     params = arrange(random_tree(SMALL, 0))
     state = tx.init(params)
     update = quick.jit(tx.update)
@@ -313,7 +313,7 @@ def test_layer_decay_scales_the_last_update_decay_included(name, stacked):
     moves = []
     for decay in (0.5, 1.0):
         settings = dataclasses.replace(SETTINGS, name=name, layer_decay=decay)
-        tx = optim.create(settings, optax.constant_schedule(1.0))
+        tx = optim.create(settings)
         moves.append(trees.unstack_layers(tx.update(gradient, tx.init(params), params)[0]))
     by_hand = {"embedding": 0.125, "encoderblock_0": 0.25, "encoderblock_1": 0.5, "head": 1.0}
     for (path, scaled), whole in zip(named(moves[0]), jax.tree.leaves(moves[1]), strict=True):
@@ -323,12 +323,11 @@ def test_layer_decay_scales_the_last_update_decay_included(name, stacked):
 
 def test_fine_tunings_defaults_leave_the_state_as_it_was():
     params = random_tree(SMALL, 0)
-    found = optim.create(Settings(clip_norm=1.0), optax.constant_schedule(1.0)).init(params)
+    found = optim.create(Settings(clip_norm=1.0)).init(params)
     expected = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(),
         optax.add_decayed_weights(0.0, mask=lambda tree: trees.mask(tree, "kernel$")),
-        optax.scale_by_learning_rate(optax.constant_schedule(1.0)),
     ).init(params)
     assert trees.names(found) == trees.names(expected)
 

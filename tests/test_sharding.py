@@ -140,7 +140,7 @@ def test_vit_b16_is_split_over_four_devices_but_for_small_leaves(mesh, parameter
 
 
 def test_an_optimizers_state_is_split_like_the_parameters(mesh, parameters):
-    tx = optim.create(optim.Settings(), lambda step: 1e-3)
+    tx = optim.create(optim.Settings())
     state = jax.eval_shape(tx.init, parameters)
     places = sharding.tree_shardings(state, mesh)
     assert places[0].mu == places[0].nu == sharding.tree_shardings(parameters, mesh)

@@ -42,7 +42,7 @@ def create(fields: dict):
     return models.create(models.settings("vit", **fields))
 
 
-def rate(count: jax.Array) -> jax.Array:
+def rate(count: jax.Array, total_steps: int) -> jax.Array:
     """Infinite at step 3."""
     return jnp.where(count == 3, jnp.inf, 0.01)
 
@@ -52,7 +52,7 @@ EVERY = get_args(optim.Optimizer)
 
 def all_in_one() -> optax.GradientTransformation:
     """All optimizers in one, chosen by the state's `which`: one compilation serves them all."""
-    every = [optim.create(optim.Settings(name=name, weight_decay=0.1), rate) for name in EVERY]
+    every = [optim.create(optim.Settings(name=name, weight_decay=0.1)) for name in EVERY]
 
     def init(params):
         return {"which": jnp.int32(0), "states": [tx.init(params) for tx in every]}
@@ -72,15 +72,15 @@ def all_in_one() -> optax.GradientTransformation:
 
 
 TX = all_in_one()  # AdamW unless a test says otherwise
-ADAMW = optim.create(optim.Settings(weight_decay=0.1), rate)
-SGD = optim.create(optim.Settings(name="sgd"), rate)
+ADAMW = optim.create(optim.Settings(weight_decay=0.1))
+SGD = optim.create(optim.Settings(name="sgd"))
 
 
 OBJECTIVE = step.Objective(K, label_smoothing=0.1)
 
 
 def compiled(model, tx=TX, objective=OBJECTIVE, **options):
-    return quick.jit(step.make_train_step(model, tx, rate, VIEW, objective, seed=SEED, **options))
+    return quick.jit(step.make_train_step(model, tx, rate, VIEW, objective, seed=SEED, total_steps=5, **options))
 
 
 def start(params, tx=TX, batch_stats=()) -> TrainState:
@@ -266,7 +266,7 @@ def mesh_losses(params, **mesh: int) -> tuple[list[float], TrainState]:
     devices = jax.devices()[: settings.data * settings.fsdp * settings.tensor]
     built = run.build(given, sharding.make_mesh(settings, devices), image_shape=SHAPE, train_images=29)
     places = sharding.tree_shardings(built.abstract_state, built.mesh)
-    state = jax.device_put(start(params, optim.create(given.optim, built.rate)), places)
+    state = jax.device_put(start(params, optim.create(given.optim)), places)
     train_step = built.train_step.lower(state, batch(0), {}).compile(quick.OPTIONS)
     found, batch_place = [], sharding.batch_sharding(built.mesh)
     for number in range(5):

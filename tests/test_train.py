@@ -18,6 +18,7 @@ from vit_jax import config, metrics, run, train
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import UserError
 from vit_jax.data import open_data
+from vit_jax.train import loop
 
 CACHES = ("device", "host", "none")
 DRIVER = """
@@ -283,3 +284,57 @@ def test_a_damaged_checkpoint_costs_steps_not_the_run(tmp_path, cnn, caplog):
     code, text = tiny.start(tmp_path, "cnn")
     assert code == 0 and "checkpoint 11 is damaged" in caplog.text and "resumed at step 9" in text
     tiny.assert_same_run(tmp_path, cnn)
+
+
+class Clock:
+    """A second passes whenever somebody looks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+BY_TIME = ("train.steps=0", "train.seconds=60", "evaluate.every_steps=1000", "log.every_steps=10")
+
+
+def test_a_run_by_time_ends_with_it_and_so_does_its_schedule(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", Clock())
+    assert tiny.start(tmp_path, "cnn", *BY_TIME)[0] == 0
+    found, lines = tiny.result(tmp_path), tiny.metric_lines(tmp_path)
+    assert 40 < found["steps"] <= 60  # a second for each step, and one for each log line
+    rates = [line["train/lr"] for line in lines if "train/lr" in line]
+    assert rates[0] > 0.8 * 3e-2 and rates == sorted(rates, reverse=True) and rates[-1] < 1e-3 * 3e-2 + 1e-4
+    code, text = tiny.start(tmp_path, "cnn", *BY_TIME)
+    assert code == 0 and "This run is finished." in text
+
+
+def test_a_run_by_time_that_is_interrupted_trains_for_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", Clock())
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(20, signal.SIGTERM, patch)
+        assert tiny.start(tmp_path, "cnn", *BY_TIME)[0] == 143
+    code, text = tiny.start(tmp_path, "cnn", *BY_TIME)
+    assert code == 0 and "resumed at step 20" in text
+    assert 40 < tiny.result(tmp_path)["steps"] <= 60
+
+
+def test_a_time_that_ends_within_the_warm_up_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", Clock())
+    code, text = tiny.start(tmp_path, "cnn", *BY_TIME, "optim.warmup_steps=500")
+    [warning] = tiny.result(tmp_path)["warnings"]
+    assert code == 0 and "the time was over within the warm-up of 500 steps" in warning and warning in text
+
+
+def test_time_and_steps_exclude_each_other():
+    with pytest.raises(UserError, match=r"train\.steps=23 and train\.seconds=5\.0 are both given"):
+        config.load(tiny.spec("cnn"), ["train.seconds=5"])
+    with pytest.raises(UserError, match=r"train\.seconds=-1\.0: one of them must be positive, and none negative"):
+        config.load(tiny.spec("cnn"), ["train.steps=0", "train.seconds=-1"])
+
+
+def test_parts_tell_the_noise_of_the_gradient(finished):
+    lines = [line for line in tiny.metric_lines(finished) if "train/loss" in line]
+    assert all(line["train/gradient_noise_scale"] > 0 for line in lines)

@@ -19,6 +19,7 @@ from vit_jax.trees import PyTree
 
 Optimizer = Literal["adamw", "sgd", "rmsprop", "lion", "lamb", "adafactor"]
 Schedule = Literal["cosine", "linear", "rsqrt", "step", "exponential", "constant"]
+Rate = Callable[[jax.Array | int, jax.Array | int], jax.Array]  # (step, steps of the whole run) -> learning rate
 HEAD = r"^(head|head_dist|head_hidden_\d+|pre_logits)/"  # the parameters that new classes begin without
 
 
@@ -48,7 +49,9 @@ class Settings:
     freeze: str = ""  # regular expression of the parameters that do not train; r"^(?!head/)": all but the last layer
     layer_decay: float = 1.0  # learning rate of each layer over that of the next: 0.65 to 0.9 for fine-tuning; 1: off
     head_warmup_steps: int = 0  # in which the head trains alone
+    sam_rho: float = 0.0  # gradients from so far up the slope (SAM, Foret et al. 2021, arXiv:2010.01412); 0: off
     ema_decay: float = 0.0  # exponential moving average of the parameters, which evaluation then uses; 0: off
+    ema_warmup: bool = False  # the decay begins low: (1 + t) / (10 + t) after t updates, until it is ema_decay
 
 
 def check(settings: Settings) -> None:
@@ -65,6 +68,7 @@ def check(settings: Settings) -> None:
         "warmup_start_lr",
         "final_lr",
         "head_warmup_steps",
+        "sam_rho",
     ):
         if getattr(settings, field) < 0:
             raise UserError(f"optim.{field}={getattr(settings, field)} is negative; 0 means off")
@@ -73,6 +77,8 @@ def check(settings: Settings) -> None:
             raise UserError(f"optim.{field}={getattr(settings, field)} is not in [0, 1)")
     if not 0 < settings.layer_decay <= 1:
         raise UserError(f"optim.layer_decay={settings.layer_decay} is not in (0, 1]; 1 means off")
+    if settings.ema_warmup and not settings.ema_decay:
+        raise UserError("optim.ema_warmup=True, but no average is kept; set optim.ema_decay, e.g. 0.9999")
     if settings.warmup_steps and settings.warmup_epochs:
         raise UserError("optim.warmup_steps and optim.warmup_epochs are both given; set one of them to 0")
     if settings.schedule == "step" and not settings.step_epochs:
@@ -131,12 +137,8 @@ def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:
     return settings.warmup_steps or round(settings.warmup_epochs * steps_per_epoch)
 
 
-def schedule(settings: Settings, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate of a step (from 0), float32: linear warm-up, then the decay over what remains.
-
-    Warm-up reaches `lr` at step `warmup_steps`. `rsqrt` is Zhai et al. 2022 (arXiv:2106.04560, s. 3.5) without
-    cool-down; `exponential` decays once an epoch, as Wu et al. 2020 (arXiv:2006.03677, s. 4.2).
-    """
+def check_warmup(settings: Settings, total_steps: int, steps_per_epoch: int) -> None:
+    """Raises `UserError` if the warm-up takes all of the run's steps."""
     warmup = warmup_steps(settings, steps_per_epoch)
     if warmup >= total_steps and warmup > 0:
         raise UserError(
@@ -144,7 +146,16 @@ def schedule(settings: Settings, total_steps: int, steps_per_epoch: int) -> opta
             "shorten optim.warmup_steps or optim.warmup_epochs, or train longer (train.epochs, train.steps)"
         )
 
-    def rate(step):
+
+def schedule(settings: Settings, steps_per_epoch: int) -> Rate:
+    """The learning rate, float32, of a step (from 0) of a run: linear warm-up, then the decay over what remains.
+
+    Warm-up reaches `lr` at step `warmup_steps`. `rsqrt` is Zhai et al. 2022 (arXiv:2106.04560, s. 3.5) without
+    cool-down; `exponential` decays once an epoch, as Wu et al. 2020 (arXiv:2006.03677, s. 4.2).
+    """
+    warmup = warmup_steps(settings, steps_per_epoch)
+
+    def rate(step: jax.Array | int, total_steps: jax.Array | int) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         rising = settings.warmup_start_lr + (settings.lr - settings.warmup_start_lr) * step / max(warmup, 1)
         return jnp.where(step < warmup, rising, _decayed(settings, step, warmup, total_steps, steps_per_epoch))
@@ -152,9 +163,11 @@ def schedule(settings: Settings, total_steps: int, steps_per_epoch: int) -> opta
     return rate
 
 
-def _decayed(settings: Settings, step: jax.Array, warmup: int, total_steps: int, steps_per_epoch: int) -> jax.Array:
+def _decayed(
+    settings: Settings, step: jax.Array, warmup: int, total_steps: jax.Array | int, steps_per_epoch: int
+) -> jax.Array:
     lr, final = settings.lr, settings.final_lr
-    progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+    progress = jnp.clip((step - warmup) / jnp.maximum(total_steps - warmup, 1), 0.0, 1.0)
     epoch = step / steps_per_epoch
     match settings.schedule:
         case "cosine":
@@ -172,8 +185,8 @@ def _decayed(settings: Settings, step: jax.Array, warmup: int, total_steps: int,
     return jnp.full_like(step, lr)
 
 
-def create(settings: Settings, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping, the optimizer's direction, weight decay, learning rate.
+def create(settings: Settings) -> optax.GradientTransformation:
+    """Clipping, the optimizer's direction, weight decay: what a step subtracts, but for the learning rate.
 
     Decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101) for adamw, lion and adafactor; LAMB's is inside its
     trust ratio (You et al. 2020, arXiv:1904.00962, alg. 2); sgd and rmsprop add it to the gradient as the papers that
@@ -187,7 +200,7 @@ def create(settings: Settings, rate: optax.Schedule) -> optax.GradientTransforma
     parts = _trained_alone(settings, _direction(settings))
     if settings.layer_decay < 1:
         parts.append(optax.stateless(partial(_scale_layers, settings.layer_decay)))
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+    return optax.chain(*parts)
 
 
 def _trained_alone(settings: Settings, direction: list[optax.GradientTransformation]) -> list[Any]:

@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from vit_jax import augment, losses, trees
+from vit_jax import augment, losses, optim, trees
 from vit_jax.trees import PyTree
 
 Batch = Mapping[str, Array]
@@ -123,33 +123,40 @@ def everything(params: PyTree) -> PyTree:
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    rate: optax.Schedule,
+    rate: optim.Rate,
     view: augment.Settings,
     objective: Objective,
     *,
     seed: int,
+    total_steps: int,
     trained: Callable[[PyTree], PyTree] = everything,
     accumulate: int = 1,
+    sam_rho: float = 0.0,
     ema_decay: float = 0.0,
+    ema_warmup: bool = False,
 ) -> TrainStep:
     """`(state, batch, frozen) -> (state, metrics)`: one update from one batch.
 
+    `tx` gives the direction, `rate` how far. `total_steps` 0: `frozen["total_steps"]` tells it at each step.
     `trained`, of the parameters, is a tree of booleans: which of them have a gradient at all.
     With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged. An update
     that is not finite is skipped and counted; the step number advances all the same.
     """
     gradients = _accumulated(_make_gradients(model, view, objective, seed, trained), accumulate)
+    if sam_rho:
+        gradients = _sharpness_aware(gradients, sam_rho)
 
     def train_step(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
         grads, batch_stats, metrics = gradients(state, {**batch, "row": _rows(batch)}, frozen)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        done = state.step - state.guard["skipped"]  # the schedules count the updates that were done
+        lr = rate(done, total_steps or frozen["total_steps"])
+        directions, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))
         new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
         if ema_decay:
-            new = new.replace(ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay))
-        # The schedule counts the updates that were done.
-        metrics["lr"] = rate(state.step - state.guard["skipped"])
-        metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+            decay = jnp.minimum(ema_decay, (1 + done) / (10 + done)) if ema_warmup else ema_decay
+            new = new.replace(ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, decay))
+        metrics |= {"lr": lr, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         new = _guarded(state, new, [metrics[k] for k in ("loss", "grad_norm", "param_norm")])
         metrics |= {"skipped_updates": new.guard["skipped"], "skipped_in_a_row": new.guard["in_a_row"]}
         return new.replace(step=state.step + 1), metrics
@@ -200,6 +207,10 @@ def _accumulated(gradients: Gradients, m: int) -> Gradients:
     """The same for the whole batch in m parts, one after another: the mean of their gradients and metrics.
 
     Part j takes the rows j, j + m, ...: each device then keeps the rows that it has.
+
+    From the gradients of two batch sizes come unbiased estimates of the squared norm of the true gradient, and of the
+    trace of the covariance of one image's (McCandlish et al. 2018, arXiv:1812.06162, appendix A.1): `grad_signal` and
+    `grad_variance`. Averages of many steps, divided, are the gradient noise scale, in images.
     """
     if m == 1:
         return gradients
@@ -212,13 +223,35 @@ def _accumulated(gradients: Gradients, m: int) -> Gradients:
             grads, batch_stats, metrics = gradients(
                 state.replace(batch_stats=batch_stats), inputs[0], frozen, inputs[1]
             )
+            metrics = {**metrics, "of_part": optax.tree.norm(grads, squared=True)}
             return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
         (total, batch_stats), metrics = jax.lax.scan(body, start, (parts, jnp.arange(m)))
-        return jax.tree.map(lambda x: x / m, total), batch_stats, jax.tree.map(jnp.mean, metrics)
+        grads, metrics = jax.tree.map(lambda x: x / m, total), jax.tree.map(jnp.mean, metrics)
+        of_part, of_whole = metrics.pop("of_part"), optax.tree.norm(grads, squared=True)
+        metrics["grad_signal"] = (m * of_whole - of_part) / (m - 1)
+        metrics["grad_variance"] = (of_part - of_whole) * len(batch["row"]) / (m - 1)
+        return grads, batch_stats, metrics
 
     return accumulated
+
+
+def _sharpness_aware(gradients: Gradients, rho: float) -> Gradients:
+    """The gradients at the worst point of a ball of radius `rho` around the parameters, to first order.
+
+    Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412, alg. 1), over the whole batch, with the same
+    randomness twice. Metrics and batch statistics are those of the parameters themselves.
+    """
+
+    def sharpness_aware(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[PyTree, PyTree, Metrics]:
+        grads, batch_stats, metrics = gradients(state, batch, frozen)
+        scale = rho / (optax.tree.norm(grads) + 1e-12)
+        worst = jax.tree.map(lambda p, g: p + scale * g, state.params, grads)
+        grads, _, _ = gradients(state.replace(params=worst), batch, frozen)
+        return grads, batch_stats, metrics
+
+    return sharpness_aware
 
 
 def _guarded(old: TrainState, new: TrainState, values: list[Array]) -> TrainState:
@@ -235,7 +268,7 @@ def _rows(batch: Batch) -> Int[Array, " n"]:
     return jnp.arange(len(jax.tree.leaves(batch)[0]))
 
 
-def _average(old: PyTree, new: PyTree, decay: float) -> PyTree:
+def _average(old: PyTree, new: PyTree, decay: Array | float) -> PyTree:
     return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 

@@ -20,6 +20,7 @@ class Train:
     batch_size: int = 128  # images per optimizer step, over all devices and processes
     epochs: float = 10.0
     steps: int = 0  # instead of epochs
+    seconds: float = 0.0  # instead of epochs: the time that training steps may take; the schedule follows the clock
     accumulate: int = 1  # parts in which a batch is processed, one after another, to save memory
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
@@ -109,8 +110,15 @@ def validate(config: Config) -> None:
             raise UserError(f"train.{name}={getattr(train, name)} is not positive")
     if train.batch_size % train.accumulate:
         raise UserError(f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}")
-    if train.steps < 0 or (not train.steps and train.epochs <= 0):
-        raise UserError(f"train.epochs={train.epochs} and train.steps={train.steps}: one of them must be positive")
+    if train.steps < 0 or train.seconds < 0 or not (train.steps or train.seconds or train.epochs > 0):
+        raise UserError(
+            f"train.epochs={train.epochs}, train.steps={train.steps}, train.seconds={train.seconds}: "
+            "one of them must be positive, and none negative"
+        )
+    if train.steps and train.seconds:
+        raise UserError(
+            f"train.steps={train.steps} and train.seconds={train.seconds} are both given; set one of them to 0"
+        )
     if not 0 <= train.label_smoothing < 1:
         raise UserError(f"train.label_smoothing={train.label_smoothing} is not in [0, 1)")
     if config.init.head == "keep" and not config.init.weights:

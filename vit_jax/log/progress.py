@@ -30,7 +30,7 @@ class Pace:
     """
 
     def __init__(self, *, total_steps: int, start_step: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total_steps = total_steps
+        self.total_steps = total_steps
         self._start_step = start_step
         self._clock = clock
         self._marks: deque[tuple[int, float]] = deque(maxlen=17)
@@ -51,7 +51,7 @@ class Pace:
 
     def seconds_left(self, step: int) -> float:
         """Time until the last step ends, nan where the pace is not known yet."""
-        remaining = max(0, self._total_steps - step)
+        remaining = max(0, self.total_steps - step)
         return remaining * self.seconds_per_step if remaining else 0.0
 
 
@@ -104,6 +104,10 @@ class Progress:
     ) -> None:
         if self._live:
             self._live.stop()
+
+    def expect(self, total_steps: int) -> None:
+        """Corrects how many steps the run will have."""
+        self._total_steps = self._pace.total_steps = total_steps
 
     def advance(self, step: int) -> None:
         """Notes that `step` was dispatched; call it at every step: it formats and draws nothing."""

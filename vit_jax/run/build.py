@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -46,7 +45,8 @@ def check_data(given: Config, data: Data) -> None:
             "set distill.teacher, or choose its twin without that head, e.g. vit/S16 for deit/S16"
         )
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
-    optim.schedule(given.optim, num_steps(given, per_epoch), per_epoch)
+    if not given.train.seconds:
+        optim.check_warmup(given.optim, num_steps(given, per_epoch), per_epoch)
 
 
 def input_shape(given: Config, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -56,7 +56,9 @@ def input_shape(given: Config, image_shape: tuple[int, int, int]) -> tuple[int, 
 
 
 def num_steps(given: Config, per_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; 0: as many as fit into its time."""
+    if given.train.seconds:
+        return 0
     return given.train.steps or max(1, round(given.train.epochs * per_epoch))
 
 
@@ -82,8 +84,7 @@ class Run:
     model: nn.Module
     image_shape: tuple[int, int, int]  # as the data has it, before `augment.resize`
     steps_per_epoch: int
-    total_steps: int
-    rate: optax.Schedule
+    total_steps: int  # 0: as many as fit into `train.seconds`
     abstract_state: PyTree
     init_state: Callable[[], PyTree]  # born sharded
     train_step: Any  # jitted: (state, batch, frozen) -> (state, metrics); the state's memory is reused
@@ -123,8 +124,7 @@ def build(
     model = models.create(prepared.model)
     per_epoch = steps_per_epoch(train.batch_size, train_images)
     total = num_steps(prepared, per_epoch)
-    rate = optim.schedule(prepared.optim, total, per_epoch)
-    tx = optim.create(prepared.optim, rate)
+    tx = optim.create(prepared.optim)
     shape = input_shape(prepared, image_shape)
 
     def init() -> PyTree:
@@ -137,13 +137,16 @@ def build(
     train_step = step.make_train_step(
         model,
         tx,
-        rate,
+        optim.schedule(prepared.optim, per_epoch),
         prepared.augment,
         _objective(prepared, teacher),
         seed=prepared.seed,
+        total_steps=total,
         trained=partial(optim.trained, prepared.optim),
         accumulate=train.accumulate,
+        sam_rho=prepared.optim.sam_rho,
         ema_decay=prepared.optim.ema_decay,
+        ema_warmup=prepared.optim.ema_warmup,
     )
     variables = sharding.tree_shardings(jax.eval_shape(step.evaluation_variables, abstract), mesh)
     return Run(
@@ -153,7 +156,6 @@ def build(
         image_shape=image_shape,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        rate=rate,
         abstract_state=abstract,
         init_state=jax.jit(init, out_shardings=places),
         train_step=jax.jit(

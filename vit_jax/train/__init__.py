@@ -52,7 +52,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
     with Interruption() as interruption, Trainer(built, data, feed, workdir, checkpoints, book, console) as trainer:
         state = trainer.loop(state, interruption)
         checkpoints.finish()
-        if interruption.signal and int(state.step) < built.total_steps:
+        if interruption.signal and int(state.step) < trainer.length.steps:
             console.print(f"Stopped at step {int(state.step)}, and saved: the same command goes on from there.")
             return interruption.exit_code
         result = trainer.finish(choose_variables(built, checkpoints, state))

@@ -21,6 +21,7 @@ from vit_jax.data import Data, Feed
 from vit_jax.energy import Meter
 from vit_jax.run import Run
 from vit_jax.step import evaluation_variables
+from vit_jax.train.length import UNKNOWN, Length
 from vit_jax.trees import PyTree
 
 RESULT, PREDICTIONS, CONFUSION = "result.json", "predictions.npz", "confusion.json"
@@ -41,6 +42,7 @@ class Book:
     training_seconds: float = 0.0  # of these, in training steps
     logged_seconds: float = 0.0  # of these, before the last log line
     energy_kwh: float | None = None
+    steps: int = 0  # of the whole run, as far as the last checkpoint knew
 
 
 class Trainer:
@@ -57,6 +59,8 @@ class Trainer:
         self.meter, self.earlier_kwh = Meter(), book.energy_kwh
         self.writer = log.MetricsWriter(workdir, active=False)  # until training begins
         self.progress: log.Progress
+        agree = distributed.Agreement(built.mesh, STEPS_IN_FLIGHT)
+        self.length = Length(built.total_steps or book.steps, built.config.train.seconds, agree)
 
     def __enter__(self) -> "Trainer":
         return self
@@ -69,10 +73,11 @@ class Trainer:
 
     def loop(self, state: PyTree, interruption: Interruption) -> PyTree:
         """Trains from the state's step to the end, or to an interruption; the state is then saved."""
-        settings, total, start = self.run.config, self.run.total_steps, int(state.step)
-        if start == total:
+        settings, start = self.run.config, int(state.step)
+        if start == self.length.steps:
             return state
-        batches = self.feed.train(settings.seed, settings.train.batch_size, start, total)
+        last = UNKNOWN if settings.train.seconds else self.length.steps
+        batches = self.feed.train(settings.seed, settings.train.batch_size, start, last)
         train_step, batches = self.compile(state, batches)
         if start == 0 and settings.evaluate.before:
             self.evaluate_before(state)
@@ -84,14 +89,15 @@ class Trainer:
             agree = distributed.Agreement(self.run.mesh, STEPS_IN_FLIGHT)
             self.mark = time.monotonic()
             for at, batch in enumerate(batches, start + 1):
-                state, step_metrics = train_step(state, batch, self.feed.frozen)
+                state, step_metrics = train_step(state, batch, self.frozen())
                 window.append(step_metrics)
                 if len(window) > STEPS_IN_FLIGHT:
                     jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
                 self.progress.advance(at)
+                ended = self.is_last(at)
                 agreed = agree(interruption.signal)
-                stop = bool(agreed) or at == total
-                if at % settings.log.every_steps == 0 or at == total:
+                stop = bool(agreed) or ended
+                if at % settings.log.every_steps == 0 or ended:
                     self.log_window(at, window)
                     window = []
                 if self.is_evaluation_step(at) or self.is_checkpoint_step(at) or stop:
@@ -102,6 +108,7 @@ class Trainer:
                 if stop:
                     interruption.signal = agreed
                     break
+            self.check_warmup()
         return state
 
     def compile(self, state: PyTree, batches: Iterator[Any]) -> tuple[Any, Iterator[Any]]:
@@ -110,7 +117,7 @@ class Trainer:
         began = time.monotonic()
         if self.active:
             self.console.print("Compiling the training step ...")
-        compiled = self.run.train_step.lower(state, first, self.feed.frozen).compile()
+        compiled = self.run.train_step.lower(state, first, self.frozen()).compile()
         if self.active:
             facts = describe(self.run, self.data, self.feed)
             facts["memory"] = memory(compiled)
@@ -120,13 +127,18 @@ class Trainer:
             log.overview(self.console, title=title, rows=facts, parameters=parameters)
         return compiled, itertools.chain([first], batches)
 
+    def frozen(self) -> dict[str, Any]:
+        """What a step reads besides its batch."""
+        by_time = {"total_steps": np.int32(self.length.steps)} if self.length.seconds else {}
+        return {**self.feed.frozen, **by_time}
+
     def open_log(self, start: int) -> None:
         settings = self.run.config
         self.writer = log.MetricsWriter(
             self.workdir, resume_step=start, tensorboard=settings.log.tensorboard, active=self.active
         )
         self.progress = log.Progress(
-            total_steps=self.run.total_steps,
+            total_steps=self.length.steps,
             start_step=start,
             steps_per_epoch=self.run.steps_per_epoch,
             images_per_step=settings.train.batch_size,
@@ -134,9 +146,17 @@ class Trainer:
             active=self.active,
         )
 
+    def is_last(self, at: int) -> bool:
+        """Whether the run ends with this step; where a time was given, it is looked at now."""
+        if self.length.seconds:
+            self.clock()
+            self.length.update(at, self.book.training_seconds)
+            self.progress.expect(self.length.steps)
+        return at == self.length.steps
+
     def is_evaluation_step(self, at: int) -> bool:
         every = self.run.config.evaluate.every_steps or self.run.steps_per_epoch
-        return self.validation is not None and (at % every == 0 or at == self.run.total_steps)
+        return self.validation is not None and (at % every == 0 or at == self.length.steps)
 
     def is_checkpoint_step(self, at: int) -> bool:
         every = self.run.config.checkpoint.every_steps
@@ -156,6 +176,9 @@ class Trainer:
         self.book.logged_seconds = self.book.training_seconds
         scalars = {f"train/{k}": float(np.mean([step[k] for step in steps])) for k in ("loss", "accuracy", "grad_norm")}
         scalars |= {f"train/{k}": steps[-1][k] for k in ("lr", "param_norm", "skipped_updates")}
+        if "grad_signal" in steps[0]:
+            signal, variance = (float(np.mean([step[k] for step in steps])) for k in ("grad_signal", "grad_variance"))
+            scalars["train/gradient_noise_scale"] = variance / signal if signal > 0 else np.inf
         scalars["train/images_per_second"] = len(steps) * self.run.config.train.batch_size / seconds
         self.writer.write(at, scalars)
         self.progress.update(at, scalars)
@@ -177,6 +200,7 @@ class Trainer:
                 self.book.best = self.book.validation
         self.book.window = _floats(window)
         self.account()
+        self.book.steps = self.length.steps
         self.checkpoints.save(state, at, {"book": vars(self.book)}, score)
 
     def score(self, validation: dict[str, float]) -> float:
@@ -214,7 +238,7 @@ class Trainer:
         """Warns of a model that learns nothing, once for each kind of trouble, once it had time to learn something."""
         settings = self.run.config
         warmup = optim.warmup_steps(settings.optim, self.run.steps_per_epoch)
-        if at < warmup + min(STEPS_TO_LEARN, self.run.total_steps // 2):
+        if at < warmup + min(STEPS_TO_LEARN, self.length.steps // 2):
             return
         warnings = log.diagnose(
             loss=loss if settings.train.loss == "softmax" else 0.0,
@@ -229,6 +253,20 @@ class Trainer:
                 self.book.warnings.append(f"step {at}: {text}")
                 self.progress.warn(text)
 
+    def check_warmup(self) -> None:
+        """Warns of a time so short that the learning rate never reached its peak."""
+        warmup = optim.warmup_steps(self.run.config.optim, self.run.steps_per_epoch)
+        if self.length.steps < warmup:
+            self.warn(
+                f"the time was over within the warm-up of {warmup} steps, at step {self.length.steps}; "
+                "shorten optim.warmup_steps or optim.warmup_epochs, or give train.seconds more"
+            )
+
+    def warn(self, text: str) -> None:
+        """Keeps the warning for the result, too."""
+        self.book.warnings.append(text)
+        self.progress.warn(text)
+
     def account(self) -> None:
         """Brings time and energy up to date."""
         self.book.seconds = self.earlier_seconds + time.monotonic() - self.started
@@ -241,7 +279,7 @@ class Trainer:
         feed = self.data.feed(self.data.split("test"), self.run.mesh)
         found = self.predict(variables, feed)
         self.account()
-        book, steps = self.book, self.run.total_steps
+        book, steps = self.book, self.length.steps
         images = steps * self.run.config.train.batch_size
         result = {
             **{f"test/{k}": v for k, v in evaluate.summarize(found).items()},
@@ -280,11 +318,14 @@ def describe(built: Run, data: Data, feed: Feed) -> dict[str, str]:
     mesh = "".join(f", {axis} {n}" for axis, n in built.mesh.shape.items() if n > 1)
     parts = f" in {settings.train.accumulate} parts" if settings.train.accumulate > 1 else ""
     epochs = built.total_steps / built.steps_per_epoch
+    length = f"{built.total_steps:,} ({epochs:.3g} epochs of {built.steps_per_epoch:,})"
+    if settings.train.seconds:
+        length = f"as many as take {log.human_seconds(settings.train.seconds)} ({built.steps_per_epoch:,} an epoch)"
     return {
         "images": ", ".join(f"{purpose} {size:,}" for purpose, size in sizes.items() if size) + f" ({kept})",
         "input": f"{height} x {width} x {channels}, {len(data.class_names)} classes",
         "batch": f"{settings.train.batch_size}{parts}",
-        "steps": f"{built.total_steps:,} ({epochs:.3g} epochs of {built.steps_per_epoch:,})",
+        "steps": length,
         "optimizer": f"{settings.optim.name}, learning rate {settings.optim.lr:g} {settings.optim.schedule}",
         "device": sharding.device_name(built.mesh) + mesh,
         "forward pass": f"{log.human_count(built.flops_per_image)}FLOP per image",

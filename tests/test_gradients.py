@@ -1,0 +1,98 @@
+"""What a step makes of its gradients: sharpness-aware ones, their noise, and averages that begin fast."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import quick
+from vit_jax import augment, optim, step
+from vit_jax.models.cnn import CNN
+from vit_jax.step import TrainState
+
+N, SHAPE, K, LR = 12, (6, 4, 3), 7, 0.01
+VIEW = augment.Settings(mean=(0.5,), std=(0.25,))
+OBJECTIVE = step.Objective(K, label_smoothing=0.1)
+MODEL = CNN(stages=((5,),), dense_widths=(), num_classes=K, norm="none")
+SGD = optim.create(optim.Settings(name="sgd", momentum=0.0))
+RNG = np.random.default_rng(0)
+BATCH = {
+    "image": jnp.asarray(RNG.integers(0, 256, (N, *SHAPE), np.uint8)),
+    "label": jnp.asarray(RNG.integers(0, K, N, np.int32)),
+}
+
+
+def rate(done, total_steps):
+    return LR * (1 - done / total_steps)
+
+
+def compiled(total_steps: int = 10**9, **options):
+    return quick.jit(
+        step.make_train_step(MODEL, SGD, rate, VIEW, OBJECTIVE, seed=0, total_steps=total_steps, **options)
+    )
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    return quick.jit(lambda: step.init_state(MODEL, SGD, 0, SHAPE, ema=True))()
+
+
+@pytest.fixture(scope="module")
+def gradient():
+    """Of the mean loss over some rows of the batch."""
+
+    def loss(params, images, labels):
+        logits = MODEL.apply({"params": params}, augment.eval_view(VIEW, images), train=False)
+        return OBJECTIVE(logits, OBJECTIVE.targets(labels), None)
+
+    of = quick.jit(jax.grad(loss))
+    return lambda params, rows=slice(None): of(params, BATCH["image"][rows], BATCH["label"][rows])
+
+
+def moved(before: TrainState, after: TrainState):
+    return jax.tree.map(lambda a, b: (a - b) / LR, before.params, after.params)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sam_takes_the_gradient_from_up_the_slope(state, gradient, accumulate):
+    rho, uphill = 0.5, gradient(state.params)
+    scale = rho / optax.tree.norm(uphill)
+    expected = gradient(jax.tree.map(lambda p, g: p + scale * g, state.params, uphill))
+    after, metrics = compiled(sam_rho=rho, accumulate=accumulate)(state, BATCH, {})
+    plain, plain_metrics = compiled()(state, BATCH, {})
+    for found, wanted, other in zip(*map(jax.tree.leaves, (moved(state, after), expected, uphill)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=2e-4)
+        assert np.abs(wanted - other).max() > 1e-3
+    np.testing.assert_allclose(metrics["loss"], plain_metrics["loss"], rtol=1e-5)  # of the parameters themselves
+
+
+def test_the_noise_of_the_gradient_by_hand(state, gradient):
+    parts = [gradient(state.params, slice(j, None, 3)) for j in range(3)]
+    whole = gradient(state.params)
+    small = np.mean([float(optax.tree.norm(part, squared=True)) for part in parts])
+    large = float(optax.tree.norm(whole, squared=True))
+    _, metrics = compiled(accumulate=3)(state, BATCH, {})
+    b, B = N // 3, N  # McCandlish et al. 2018, eq. A.2
+    assert metrics["grad_signal"] == pytest.approx((B * large - b * small) / (B - b), rel=1e-4)
+    assert metrics["grad_variance"] == pytest.approx((small - large) / (1 / b - 1 / B), rel=1e-4)
+
+
+def test_averages_begin_fast(state):
+    train_step, after, average = compiled(ema_decay=0.5, ema_warmup=True), state, state.params
+    for decay in (1 / 10, 2 / 11, 3 / 12, 4 / 13):
+        after, _ = train_step(after, BATCH, {})
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, after.params)
+    for found, wanted in zip(jax.tree.leaves(after.ema["params"]), jax.tree.leaves(average), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+    late = state.replace(step=jnp.int32(1000))
+    after, _ = train_step(late, BATCH, {})
+    kernel = state.params["head"]["kernel"]
+    np.testing.assert_allclose(after.ema["params"]["head"]["kernel"], (kernel + after.params["head"]["kernel"]) / 2)
+
+
+def test_the_length_of_a_run_may_be_told_at_each_step(state):
+    train_step = compiled(total_steps=0)
+    for total in (2, 8):
+        _, metrics = train_step(state.replace(step=jnp.int32(1)), BATCH, {"total_steps": np.int32(total)})
+        assert metrics["lr"] == pytest.approx(LR * (1 - 1 / total))
