@@ -9,6 +9,7 @@ import pytest
 
 from tests import quick
 from tests.models.random_params import random_params
+from vit_jax.command import UserError
 from vit_jax.models.attention import HeadProjection, MultiHeadDotProductAttention, dropout
 
 N, D, A, E = 2, 7, 3, 5  # A * E is not D
@@ -122,3 +123,64 @@ def test_dropout_is_the_identity_at_rate_0_and_outside_training():
     x = jnp.arange(7.0)
     assert dropout(x, 0.0, KEY, train=True) is x
     assert dropout(x, 0.9, KEY, train=False) is x
+
+
+def attend(kernel: str, tokens, **options):
+    """Output and gradient of a module of heads with 8 channels, in float16; its parameters are always the same."""
+    module = MultiHeadDotProductAttention(2, 8, kernel=kernel, dtype="float16", **options)
+    params = jax.tree.map(jnp.asarray, random_params(module, tokens, tokens, KEY, train=False))
+    apply = partial(module.apply, {"params": params}, tokens, tokens, KEY, train=True)
+    gradient = jax.grad(lambda p: module.apply({"params": p}, tokens, tokens, KEY, train=True).sum())(params)
+    return np.asarray(apply()), gradient
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """A machine that looks like one with a GPU: cuDNN's arguments are recorded, and computed by XLA."""
+    calls, attention = [], jax.nn.dot_product_attention
+
+    def recorded(q, k, v, *, implementation, **lengths):
+        calls.append((implementation, q.shape[1], k.shape[1]))
+        return attention(q, k, v, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    return calls
+
+
+@pytest.mark.parametrize("length", [6, 7], ids=["even", "odd"])
+def test_fused_attention_is_the_plain_one(fused_calls, length):
+    tokens = jnp.asarray(SEQUENCE[:, :length])
+    (found, gradient), (expected, plain_gradient) = (attend(kernel, tokens) for kernel in ("auto", "plain"))
+    assert set(fused_calls) == {("cudnn", length + length % 2, length + length % 2)}
+    np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-2)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=5e-2, atol=5e-2)
+
+
+def test_fused_attention_steps_back_where_its_probabilities_are_wanted(fused_calls):
+    tokens = jnp.asarray(SEQUENCE)
+    module = MultiHeadDotProductAttention(2, 8, kernel="cudnn", dtype="float16")
+    params = jax.tree.map(jnp.asarray, random_params(module, tokens, tokens, KEY, train=False))
+    fused_calls.clear()
+    _, seen = module.apply({"params": params}, tokens, tokens, KEY, train=False, mutable="intermediates")
+    assert seen["intermediates"]["attention"][0].shape == (N, 2, 7, 7) and not fused_calls
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"dropout": 0.1}, r"attention_dropout=0\.1"),
+        ({"positions": "relative"}, r"positions='relative'"),
+    ],
+)
+def test_fused_attention_says_what_it_cannot_do(fused_calls, options, named):
+    with pytest.raises(UserError, match=rf"^model\.attention='cudnn' cannot do {named}; it needs an NVIDIA GPU"):
+        attend("cudnn", jnp.asarray(SEQUENCE), **options)
+    attend("auto", jnp.asarray(SEQUENCE), **options)
+    assert not fused_calls
+
+
+def test_fused_attention_needs_a_gpu():
+    with pytest.raises(UserError, match=r"cannot do the device 'cpu'"):
+        attend("cudnn", jnp.asarray(SEQUENCE))

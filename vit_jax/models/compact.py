@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
+from vit_jax.models.attention import Kernel
 from vit_jax.models.layers import Activation, Dtype, PatchEmbedding, Remat, square
 from vit_jax.models.vit import Encoder, EncoderBlock, check_patches, check_positive, check_rates
 
@@ -127,6 +128,7 @@ class Compact(nn.Module):
     embedding_dropout: float = 0.0  # on embeddings plus positions
     stochastic_depth: float = 0.1  # of the last block; grows linearly from 0 at the first
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
+    attention: Kernel = "auto"  # plain, cudnn (NVIDIA's fused kernel), or auto: the fused one where it can be used
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
     remat: Remat = "none"  # recompute in the backward pass: all but matrix products (dots), or everything (full)
 

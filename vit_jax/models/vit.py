@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
+from vit_jax.models.attention import Kernel, MultiHeadDotProductAttention, dropout
 from vit_jax.models.layers import (
     Activation,
     AddPositions,
@@ -111,6 +111,7 @@ class EncoderBlock(nn.Module):
     mlp_output_activation: bool
     norm_epsilon: float
     dtype: str
+    attention: str = "plain"
     residual_norm: bool = False  # the MLP's residual connection carries the normalised tokens
 
     @nn.compact
@@ -135,6 +136,7 @@ class EncoderBlock(nn.Module):
             dropout=self.attention_dropout,
             positions=self.positions,
             grid=self.grid,
+            kernel=self.attention,
             dtype=self.dtype,
             name="MultiHeadDotProductAttention_1",
         )(y, y, rngs[0], train=train)
@@ -246,6 +248,7 @@ class ViT(nn.Module):
     zero_head: bool = True  # the last layer's kernel starts at zero
     head_bias: float = 0.0  # the last layer's initial bias
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
+    attention: Kernel = "auto"  # plain, cudnn (NVIDIA's fused kernel), or auto: the fused one where it can be used
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
     remat: Remat = "none"  # recompute in the backward pass: all but matrix products (dots), or everything (full)
 

@@ -26,7 +26,7 @@ Settings = Mapping[str, Any]  # `models.settings`
 # Fields of a model in which weights and model may differ. All others decide parameters, or what they compute.
 FREE = frozenset(
     (
-        *("name", "num_classes", "dtype", "scan", "remat", "norm_momentum"),
+        *("name", "num_classes", "dtype", "scan", "remat", "attention", "norm_momentum"),
         *("dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "head_dropout"),
         *("gaussian_dropout", "stochastic_depth"),
         *("zero_head", "head_bias", "zero_init_last_norm"),  # only initial values
