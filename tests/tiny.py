@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vit_jax import config, log, models, run, train
 
-TIMES = {"train/images_per_second"}
+TIMES = {"train/images_per_second", "train/input_wait_fraction"}
 
 
 def get_config(arg: str = "") -> ConfigDict:

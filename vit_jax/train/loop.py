@@ -59,6 +59,7 @@ class Trainer:
         self.meter, self.earlier_kwh = Meter(), book.energy_kwh
         self.writer = log.MetricsWriter(workdir, active=False)  # until training begins
         self.progress: log.Progress
+        self.waited = 0.0  # seconds since the last log line in which the loop had no batch
         agree = distributed.Agreement(built.mesh, STEPS_IN_FLIGHT)
         self.length = Length(built.total_steps or book.steps, built.config.train.seconds, agree)
 
@@ -88,7 +89,7 @@ class Trainer:
             window: list[dict[str, Any]] = list(self.book.window)  # floats, or arrays still on the device
             agree = distributed.Agreement(self.run.mesh, STEPS_IN_FLIGHT)
             self.mark = time.monotonic()
-            for at, batch in enumerate(batches, start + 1):
+            for at, batch in enumerate(self.timed(batches), start + 1):
                 state, step_metrics = train_step(state, batch, self.frozen())
                 window.append(step_metrics)
                 if len(window) > STEPS_IN_FLIGHT:
@@ -126,6 +127,16 @@ class Trainer:
             title = f"{self.run.config.model['name']} on {self.data.dataset.name}"
             log.overview(self.console, title=title, rows=facts, parameters=parameters)
         return compiled, itertools.chain([first], batches)
+
+    def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches; counts how long the loop waits for them."""
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
 
     def frozen(self) -> dict[str, Any]:
         """What a step reads besides its batch."""
@@ -180,6 +191,8 @@ class Trainer:
             signal, variance = (float(np.mean([step[k] for step in steps])) for k in ("grad_signal", "grad_variance"))
             scalars["train/gradient_noise_scale"] = variance / signal if signal > 0 else np.inf
         scalars["train/images_per_second"] = len(steps) * self.run.config.train.batch_size / seconds
+        scalars["train/input_wait_fraction"] = min(1.0, self.waited / seconds)
+        self.waited = 0.0
         self.writer.write(at, scalars)
         self.progress.update(at, scalars)
         self.diagnose(at, loss=scalars["train/loss"])
