@@ -95,10 +95,7 @@ class MultiHeadDotProductAttention(nn.Module):
             q = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="query_norm")(q)
             k = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="key_norm")(k)
 
-        if self._is_fused(train):
-            x = fused_attention(q, k, v)
-        else:
-            x = self._plain(q, k, v, rng, train)
+        x = fused_attention(q, k, v) if self._is_fused(train) else self._plain(q, k, v, rng, train)
         return nn.DenseGeneral(
             d, axis=(-2, -1), kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out"
         )(x)
@@ -119,8 +116,9 @@ class MultiHeadDotProductAttention(nn.Module):
         found = [obstacle for obstacle, there in obstacles.items() if there]
         if found and self.kernel == "cudnn":
             raise UserError(
-                f"model.attention='cudnn' cannot do {', '.join(found)}; it needs an NVIDIA GPU, dtype 'bfloat16' or 'float16', no "
-                "attention dropout, no positions in the logits, heads of a multiple of 8 up to 128; choose 'auto'"
+                f"model.attention='cudnn' cannot do {', '.join(found)}; it needs an NVIDIA GPU, dtype "
+                "'bfloat16' or 'float16', no attention dropout, no positions in the logits, heads of a multiple of 8 "
+                "up to 128; choose 'auto'"
             )
         return not found
 
