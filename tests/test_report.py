@@ -1,12 +1,15 @@
-"""Pictures of what a model is shown."""
+"""Pictures of what a model is shown, and what it goes by."""
+
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import tiny
 from tests.conftest import REPOSITORY
 from vit_jax.command import UserError
-from vit_jax.report import augmentations
+from vit_jax.report import augmentations, texture
 
 CONFIG = str(REPOSITORY / "configs" / "digits.py")
 
@@ -44,3 +47,41 @@ def test_without_augmentation_all_rows_are_the_first(tmp_path):
 def test_mistakes(tmp_path, flags, expected):
     with pytest.raises(UserError, match=expected):
         augmentations.main(["--config", CONFIG, "--out", str(tmp_path / "nowhere" / "sheet.png"), *flags])
+
+
+def test_pairs_in_conflict_are_of_two_classes():
+    labels = np.array([0, 0, 1, 2, 1, 0, 2])
+    shape, other = texture.conflicting(labels, seed=3)
+    assert len(shape) > 2 and (labels[shape] != labels[other]).all()
+    with pytest.raises(UserError, match="all images are of one class"):
+        texture.conflicting(np.zeros(4, int), seed=0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tiny.finished(tmp_path_factory, "cnn")
+
+
+def test_models_are_compared_by_shape_and_texture(tmp_path, finished, capsys):
+    twin = tmp_path / "twin"
+    twin.symlink_to(finished)
+    assert texture.main([str(finished), str(twin), "--out", str(tmp_path / "out"), "--images", "30"]) == 0
+    found = json.loads((tmp_path / "out" / "texture.json").read_text())
+    ours, theirs = found["models"].values()
+    taken = ours["taken_for_shape"], ours["taken_for_texture"]
+    assert ours == theirs and ours["accuracy"] == 1 and ours["shape_bias"] == pytest.approx(taken[0] / sum(taken))
+    [pair] = found["error_consistency"]
+    assert pair["models"] == ["run", "twin"] and pair["conflict"] == pytest.approx(1)
+    assert pair["unchanged"] is None  # no mistakes to agree on
+    assert size(tmp_path / "out" / "texture.png")[0] > 100
+    assert "shape bias" in " ".join(capsys.readouterr().out.split())
+
+
+def test_texture_explains_mistakes(tmp_path, finished):
+    with pytest.raises(UserError, match="a run is given twice"):
+        texture.main([str(finished), str(finished), "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="--images -1 is negative"):
+        texture.main([str(finished), "--images", "-1", "--out", str(tmp_path)])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to --out"):
+        texture.main([str(finished), "--images", "9", "--out", str(tmp_path / "file")])
