@@ -6,13 +6,14 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
+CACHE = Path(tempfile.gettempdir()) / f"vit_jax-test-cache-{os.getuid()}"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests start, too
 
 import jax  # noqa: E402 - after the flags that it reads
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-cache = Path(tempfile.gettempdir()) / f"vit_jax-test-cache-{os.getuid()}"
-jax.config.update("jax_compilation_cache_dir", str(cache))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -1,0 +1,36 @@
+"""Compiled programs are kept in the user's cache, or where JAX is told to."""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import jax
+from vit_jax import compilation
+print(compilation.keep_compiled())
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x @ x)(jax.numpy.ones((3, 3))).block_until_ready()
+"""
+
+
+def folder(**environment: str) -> str:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XDG_"))}
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**kept, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.strip()
+
+
+def test_programs_are_kept_in_the_users_cache(tmp_path):
+    found = folder(XDG_CACHE_HOME=str(tmp_path))
+    assert found.startswith(str(tmp_path / "vit_jax" / "compiled"))
+    assert os.listdir(found)
+
+
+def test_jaxs_own_variable_decides(tmp_path):
+    assert folder(JAX_COMPILATION_CACHE_DIR=str(tmp_path), XDG_CACHE_HOME="/nowhere") == str(tmp_path)
+    assert os.listdir(tmp_path)

@@ -1,0 +1,34 @@
+"""Compiled programs on disk: the second start of a run, a resumed one, an evaluation need not compile again."""
+
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def keep_compiled() -> Path:
+    """Makes JAX keep what took more than a second to compile, and read it again; the folder.
+
+    It is JAX_COMPILATION_CACHE_DIR where that is set, else a folder of this kind of processor in the user's cache:
+    programs compiled for a processor's instructions are useless on another that shares the home directory. The folder
+    may be deleted at any time; JAX_ENABLE_COMPILATION_CACHE=false uses none.
+    """
+    if os.environ.get(VARIABLE):
+        return Path(os.environ[VARIABLE])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "vit_jax" / "compiled" / f"{platform.machine()}-{_instructions()}"
+    os.environ[VARIABLE] = str(folder)  # which JAX reads when it is imported
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def _instructions() -> str:
+    """What this processor can do, in eight hexadecimal digits."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+    known = sorted({line for line in lines if line.startswith(("flags", "Features", "model name")) or len(lines) == 1})
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
