@@ -130,7 +130,8 @@ class Compact(nn.Module):
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
     attention: Kernel = "auto"  # plain, cudnn (NVIDIA's fused kernel), or auto: the fused one where it can be used
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
-    remat: Remat = "none"  # recompute in the backward pass: all but matrix products (dots), or everything (full)
+    # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
+    remat: Remat = "none"
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `UserError` if the fields do not fit each other or images of this shape (height, width, channels)."""

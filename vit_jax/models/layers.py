@@ -18,7 +18,7 @@ Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Positions = Literal["learned", "learned_2d", "sincos2d", "relative", "relative_bias", "none"]
 Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none"]
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "full", "auto"]
 
 
 def square(size: tuple[int, ...]) -> tuple[int, int]:

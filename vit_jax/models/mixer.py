@@ -88,7 +88,8 @@ class Mixer(nn.Module):
     stochastic_depth: float = 0.0  # of the last block
     zero_head: bool = True  # the head's kernel starts at zero
     dtype: Dtype = "float32"  # of matrix products; parameters stay float32
-    remat: Remat = "none"  # recompute in the backward pass: all but matrix products (dots), or everything (full)
+    # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
+    remat: Remat = "none"
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `UserError` if the fields do not fit images of this shape (height, width, channels)."""

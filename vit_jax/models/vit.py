@@ -86,7 +86,7 @@ def check_patches(patch_size: tuple[int, ...], image_shape: tuple[int, int, int]
 
 def recompute(layer: Callable[..., Any], remat: str, *, scan: bool = False) -> Callable[..., Any]:
     """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says."""
-    if remat == "none":
+    if remat in ("none", "auto"):  # auto: `run.fitting` has not chosen, as where nothing is trained
         return layer
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return nn.remat(layer, policy=policy, prevent_cse=not scan)
@@ -250,7 +250,8 @@ class ViT(nn.Module):
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
     attention: Kernel = "auto"  # plain, cudnn (NVIDIA's fused kernel), or auto: the fused one where it can be used
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
-    remat: Remat = "none"  # recompute in the backward pass: all but matrix products (dots), or everything (full)
+    # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
+    remat: Remat = "none"
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `UserError` if the fields do not fit each other or images of this shape (height, width, channels)."""

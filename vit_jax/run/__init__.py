@@ -25,6 +25,7 @@ from vit_jax.run.folder import (
     read_preprocessing,
     save_description,
 )
+from vit_jax.run.remat import device_memory, fitting
 from vit_jax.run.teacher import open_teacher
 from vit_jax.run.trained import Predictions, Trained, open
 from vit_jax.run.weights import Arrays, find_weights, fit_weights, follow, start_from
@@ -41,8 +42,10 @@ __all__ = [
     "build",
     "check_data",
     "default_workdir",
+    "device_memory",
     "find_weights",
     "fit_weights",
+    "fitting",
     "flops_per_image",
     "follow",
     "input_shape",

@@ -41,7 +41,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
     feed = data.feed(data.split("train"), mesh, on_device=True)
     prepared = run.prepare(settings, data, feed.split)
     forward = add_teacher(prepared, data, feed)
-    built = run.build(prepared, mesh, image_shape=data.view.shape, train_images=len(feed.split), teacher=forward)
+    built = build_fitting(prepared, data, feed, forward)
     if jax.process_index() == 0:
         run.save_description(workdir, given, prepared, data)
 
@@ -129,6 +129,28 @@ def add_teacher(prepared: Config, data: Data, feed: Feed) -> Callable[..., jax.A
     teacher = run.open_teacher(prepared.distill.teacher, prepared, data.class_names)
     feed.frozen["teacher"] = jax.device_put(teacher.variables, sharding.replicated(feed.mesh))
     return teacher.forward
+
+
+def build_fitting(prepared: Config, data: Data, feed: Feed, teacher: Callable[..., jax.Array] | None) -> Run:
+    """The run on the feed's mesh; with `model.remat='auto'` it recomputes what the devices cannot keep."""
+    mesh = feed.mesh
+
+    def build(chosen: Config) -> Run:
+        shape, size = data.view.shape, len(feed.split)
+        return run.build(chosen, mesh, image_shape=shape, train_images=size, teacher=teacher)
+
+    frozen = {**feed.frozen, "total_steps": jax.ShapeDtypeStruct((), "int32")}
+    return run.fitting(prepared, build, abstract_batch(prepared, data, feed), frozen, run.device_memory(mesh))
+
+
+def abstract_batch(prepared: Config, data: Data, feed: Feed) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of the feed."""
+    n = prepared.train.batch_size
+    whole = {
+        "image": jax.ShapeDtypeStruct((n, *data.view.shape), "uint8"),
+        "label": jax.ShapeDtypeStruct((n,), "int32"),
+    }
+    return {"index": jax.ShapeDtypeStruct((n,), "int32")} if feed.on_device else whole
 
 
 def restore_or_init(built: Run, checkpoints: Checkpoints, arrays: Arrays) -> tuple[PyTree, Book]:

@@ -334,6 +334,7 @@ def describe(built: Run, data: Data, feed: Feed) -> dict[str, str]:
     length = f"{built.total_steps:,} ({epochs:.3g} epochs of {built.steps_per_epoch:,})"
     if settings.train.seconds:
         length = f"as many as take {log.human_seconds(settings.train.seconds)} ({built.steps_per_epoch:,} an epoch)"
+    recomputed = settings.model.get("remat", "none")
     return {
         "images": ", ".join(f"{purpose} {size:,}" for purpose, size in sizes.items() if size) + f" ({kept})",
         "input": f"{height} x {width} x {channels}, {len(data.class_names)} classes",
@@ -342,6 +343,7 @@ def describe(built: Run, data: Data, feed: Feed) -> dict[str, str]:
         "optimizer": f"{settings.optim.name}, learning rate {settings.optim.lr:g} {settings.optim.schedule}",
         "device": sharding.device_name(built.mesh) + mesh,
         "forward pass": f"{log.human_count(built.flops_per_image)}FLOP per image",
+        **({} if recomputed == "none" else {"recomputed": recomputed}),
     }
 
 

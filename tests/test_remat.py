@@ -1,0 +1,62 @@
+"""`model.remat='auto'` recomputes as little as the memory allows."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from tests import tiny
+from vit_jax import config, models, run, sharding
+
+N, SHAPE = 64, (32, 32, 3)
+BATCH = {"image": jax.ShapeDtypeStruct((N, *SHAPE), "uint8"), "label": jax.ShapeDtypeStruct((N,), "int32")}
+AUTO = config.from_dict(
+    {
+        "model": models.settings(
+            "vit", patch_size=(4,), width=16, depth=4, mlp_width=64, heads=2, num_classes=3, scan=True, remat="auto"
+        ),
+        "augment": {"mean": (0.5,), "std": (0.5,)},
+        "train": {"batch_size": N, "steps": 5},
+    }
+)
+
+
+def build(prepared: config.Config) -> run.Run:
+    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])
+    return run.build(prepared, mesh, image_shape=SHAPE, train_images=640)
+
+
+def with_policy(policy: str) -> config.Config:
+    return dataclasses.replace(AUTO, model={**AUTO.model, "remat": policy})
+
+
+@pytest.fixture(scope="module")
+def needed() -> dict[str, float]:
+    return {policy: run.remat.needed(build(with_policy(policy)), BATCH, {}) for policy in ("none", "dots", "full")}
+
+
+def test_each_policy_needs_less(needed):
+    assert needed["none"] > 1.2 * needed["dots"] > 1.2 * needed["full"] > 1e6
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen"),
+    [("none", "none"), ("dots", "dots"), ("full", "full"), ("nothing", "full"), ("unknown", "none")],
+)
+def test_the_first_that_fits_is_taken(needed, limit, chosen):
+    limits = {**needed, "nothing": 1000, "unknown": 0}
+    memory = int(limits[limit] / run.remat.SHARE) + 1 if limits[limit] else 0
+    built = run.fitting(AUTO, build, BATCH, {}, memory)
+    assert built.model.remat == built.config.model["remat"] == chosen
+
+
+def test_a_policy_that_is_given_is_not_questioned():
+    assert run.fitting(with_policy("dots"), build, BATCH, {}, 1000).model.remat == "dots"
+
+
+def test_a_run_says_what_it_recomputes(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "device_memory", lambda mesh: 1000)
+    code, text = tiny.start(tmp_path, "vit", "model.remat=auto", "train.steps=2")
+    assert code == 0 and "recomputed" in text and "full" in text
+    assert tiny.result(tmp_path)["config"]["model"]["remat"] == "full"
+    assert config.load(str(tmp_path / "config.json")).model["remat"] == "auto"

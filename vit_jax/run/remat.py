@@ -1,0 +1,48 @@
+"""How much a run computes again in its backward pass: as little as its devices' memory allows."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vit_jax.config import Config
+from vit_jax.run.build import Run
+from vit_jax.trees import PyTree
+
+POLICIES = ("none", "dots", "full")  # of `model.remat`, from the fastest to the smallest
+SHARE = 0.92  # of the memory: the rest is for the runtime, and for what falls between two arrays
+
+
+def fitting(prepared: Config, build: Callable[[Config], Run], batch: PyTree, frozen: PyTree, memory: int) -> Run:
+    """`build(prepared)`; where `model.remat` is auto, with the first policy that fits into so many bytes a device.
+
+    The compiler counts, for a batch and a `frozen` of these shapes. With 0 bytes, not known, nothing is recomputed.
+    If no policy fits, it is the last; what to change then is for `vit_jax.plan` to say.
+    """
+    if prepared.model.get("remat") != "auto":
+        return build(prepared)
+    for policy in POLICIES:
+        built = build(dataclasses.replace(prepared, model={**prepared.model, "remat": policy}))
+        if not memory or policy == POLICIES[-1] or needed(built, batch, frozen) <= SHARE * memory:
+            break
+    return built
+
+
+def device_memory(mesh: Mesh) -> int:
+    """Bytes of a device's memory; 0 where it does not tell, as a CPU."""
+    stats: dict[str, Any] = mesh.local_devices[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0))
+
+
+def needed(built: Run, batch: PyTree, frozen: PyTree) -> float:
+    """Bytes a device while a step runs; infinite where the compiler refuses the program for want of memory."""
+    try:
+        stats = built.train_step.lower(built.abstract_state, batch, frozen).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return float("inf")
+        raise
+    kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return float(kept + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
