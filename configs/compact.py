@@ -1,4 +1,4 @@
-"""Compact Transformers on CIFAR (Hassani et al. 2021, arXiv:2104.05704): 3.7 million parameters, from scratch.
+"""Compact Transformers for small images (Hassani et al. 2021, arXiv:2104.05704): 3.7 million parameters, from scratch.
 
 python -m vit_jax.main --config configs/compact.py:cct_cifar10
 python -m vit_jax.main --config configs/compact.py:vit_lite_cifar100
@@ -7,6 +7,8 @@ python -m vit_jax.main --config configs/compact.py:vit_lite_cifar100
 from ml_collections import ConfigDict
 
 from vit_jax import config, models
+
+DATA_SETS = ("cifar10", "cifar100", "fashion_mnist")
 
 
 def recipe(name: str, dataset: str) -> ConfigDict:
@@ -32,7 +34,5 @@ def recipe(name: str, dataset: str) -> ConfigDict:
 
 def get_config(arg: str = "") -> ConfigDict:
     sizes = {"cct": "compact/CCT-7/3x1", "vit_lite": "compact/ViT-Lite-7/4", "cvt": "compact/CVT-7/4"}
-    choices = {
-        f"{key}_{dataset}": (name, dataset) for key, name in sizes.items() for dataset in ("cifar10", "cifar100")
-    }
+    choices = {f"{key}_{dataset}": (name, dataset) for key, name in sizes.items() for dataset in DATA_SETS}
     return recipe(*config.choose(arg, choices))

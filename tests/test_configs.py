@@ -25,6 +25,7 @@ DATA_SETS = {
     "cifar10": ((32, 32, 3), 10, 50000, 10000),
     "cifar100": ((32, 32, 3), 100, 50000, 10000),
     "imagenette/160px-v2": ((0, 0, 3), 10, 9469, 3925),
+    "imagenet21k": ((0, 0, 3), 21843, 14145922, 51200),
     "imagenet2012": ((0, 0, 3), 1000, 1281167, 50000),
 }
 # What published weights bring along; they are not here.

@@ -8,6 +8,7 @@ from vit_jax import log
 
 LEARNS = {
     "loss": 4.0,
+    "accuracy": 0.01,
     "num_classes": 100,
     "predicted_class_share": 0.02,
     "predicted_class": "cat",
@@ -21,6 +22,8 @@ LEARNS = {
         ({}, []),
         ({"loss": 4.51}, []),  # 0.98 ln(100) = 4.513
         ({"loss": 4.52}, ["the training loss 4.52 is still about ln(100) = 4.61, what guessing gives."]),
+        ({"loss": 9.0, "accuracy": 0.029}, ["the training loss 9.00 is still"]),
+        ({"loss": 9.0, "accuracy": 0.031}, []),  # it has learned: the loss is large for another reason
         ({"loss": 9.0}, ["the training loss 9.00 is still about ln(100) = 4.61"]),
         ({"loss": 0.69, "num_classes": 2}, ["the training loss 0.69 is still about ln(2) = 0.69"]),
         ({"loss": 0.0, "num_classes": 1}, []),

@@ -352,3 +352,23 @@ def test_time_and_steps_exclude_each_other():
 def test_parts_tell_the_noise_of_the_gradient(finished):
     lines = [line for line in tiny.metric_lines(finished) if "train/loss" in line]
     assert all(line["train/gradient_noise_scale"] > 0 for line in lines)
+
+
+def test_streamed_images_are_cropped_on_the_host_and_a_run_resumes_so(tmp_path, monkeypatch):
+    crop = ["data.cache=none", "data.crop_on=host", "data.image_size=(4,5)", "augment.crop_area=(0.3,1)"]
+    seen = set()
+    read = Feed.train
+
+    def watched(self, *arguments):
+        for batch in read(self, *arguments):
+            seen.add((self.crop is not None, batch["image"].shape))
+            yield batch
+
+    monkeypatch.setattr(Feed, "train", watched)
+    assert tiny.start(tmp_path / "whole", "cnn", *crop)[0] == 0
+    assert seen == {(True, (40, 4, 5, 3))}
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(11, signal.SIGTERM, patch)
+        assert tiny.start(tmp_path / "parts", "cnn", *crop)[0] == 143
+    assert tiny.start(tmp_path / "parts", "cnn", *crop)[0] == 0
+    tiny.assert_same_run(tmp_path / "parts", tmp_path / "whole")

@@ -123,5 +123,12 @@ def device_name(mesh: Mesh) -> str:
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        kind = f"CPU ({names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
+        kind = f"CPU ({names[0] if names else platform.processor() or platform.machine()}, {_cores()})"
     return f"{mesh.devices.size} x {kind}"
+
+
+def _cores() -> str:
+    """How many this process may use."""
+    there = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    return f"{there} cores" if usable == there else f"{usable} of {there} cores"

@@ -10,6 +10,7 @@ import numpy as np
 
 TRAIN, TEST = 23, 7
 Content = dict[str, dict[str, np.ndarray]]  # split -> feature -> values
+CIFAR100_LABELS = {"coarse_label": 20, "label": 100}
 
 
 def write(name: str, folder: Path, seed: int = 0, train: int = TRAIN, test: int = TEST) -> Content:
@@ -45,11 +46,30 @@ def write_cifar10(folder: Path, seed: int, train: int, test: int) -> Content:
 
 
 def write_cifar100(folder: Path, seed: int, train: int, test: int) -> Content:
-    labels = {"coarse_label": 20, "label": 100}
-    content = _random(seed, {"train": train, "test": test}, (32, 32, 3), labels)
-    members = {f"{split}.bin": b"".join(cifar_records(content[split], tuple(labels))) for split in content}
+    content = _random(seed, {"train": train, "test": test}, (32, 32, 3), CIFAR100_LABELS)
+    write_cifar100_content(folder, content)
+    return content
+
+
+def write_cifar100_content(folder: Path, content: Content) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    members = {f"{split}.bin": b"".join(cifar_records(content[split], tuple(CIFAR100_LABELS))) for split in content}
     members |= {"coarse_label_names.txt": _names("coarse", 20), "fine_label_names.txt": _names("label", 100)}
-    write_tar(folder / "cifar-100-binary.tar.gz", "cifar-100-binary", members)
+    path = folder / "cifar-100-binary.tar.gz"
+    write_tar(path, "cifar-100-binary", members)
+    return path
+
+
+def learnable_cifar100(classes: int, train: int, test: int) -> Content:
+    """Images of the first classes, in turn; each has four colours of its own, under noise of half their strength."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (classes, 2, 2, 3), np.uint8).repeat(16, axis=1).repeat(16, axis=2)
+    content = {}
+    for split, count in {"train": train, "test": test}.items():
+        labels = (np.arange(count) % classes).astype(np.uint8)
+        noise = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        image = ((2 * colours[labels].astype(np.uint16) + noise) // 3).astype(np.uint8)
+        content[split] = {"image": image, "coarse_label": labels // 5, "label": labels}
     return content
 
 

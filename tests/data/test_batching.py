@@ -72,3 +72,24 @@ def test_a_batch_larger_than_the_split():
     assert batching.steps_per_epoch(23, 23) == 1
     with pytest.raises(UserError, match="batch_size=24 is larger than the training split of 23 images; .* at most 23"):
         batching.steps_per_epoch(24, 23)
+
+
+@given(SEEDS, EPOCHS, st.integers(1, 29), st.integers(29, 97), st.integers(1, 5))
+def test_with_repeats_each_image_comes_so_often_in_a_row(seed, number, batch_size, size, repeats):
+    steps = batching.steps_per_epoch(batch_size, size)
+    batches = [batching.train_indices(seed, number * steps + i, batch_size, size, repeats) for i in range(steps)]
+    seen = np.concatenate(batches)
+    order = batching.epoch_order(seed, number, size)
+    assert len(seen) == steps * batch_size  # an epoch keeps its length
+    np.testing.assert_array_equal(seen, [order[q // repeats] for q in range(len(seen))])
+
+
+@given(SEEDS, st.integers(0, 10**6), st.integers(1, 29), st.integers(29, 97))
+def test_one_repeat_changes_nothing(seed, step, batch_size, size):
+    ours = batching.train_indices(seed, step, batch_size, size, 1)
+    np.testing.assert_array_equal(ours, batching.train_indices(seed, step, batch_size, size))
+
+
+def test_repeats_see_other_images_in_other_epochs():
+    seen = [set(batching.train_indices(0, e * 8, 12, 97, 3)) for e in range(30)]
+    assert {len(images) for images in seen} == {4} and len(set().union(*seen)) > 60

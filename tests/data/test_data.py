@@ -181,6 +181,8 @@ def test_the_view_crops_and_interpolates_as_the_settings_say():
         ({"crop_fraction": 0.0}, r"data\.crop_fraction=0\.0 is not in \(0, 1\]"),
         ({"crop_fraction": 1.1}, r"data\.crop_fraction=1\.1 is not in"),
         ({"max_bad_fraction": -0.1}, r"data\.max_bad_fraction=-0\.1"),
+        ({"repeats": 0}, r"data\.repeats=0 is not positive"),
+        ({"crop_on": "host", "cache": "device"}, r"data\.crop_on='host' .* set data\.cache=none or auto"),
     ],
 )
 def test_settings_out_of_range(settings, expected):
@@ -208,3 +210,67 @@ def test_auto_keeps_small_splits_on_the_device_medium_ones_on_the_host(monkeypat
     monkeypatch.setattr(data, "HOST_CACHE_BYTES", 21 * 105)
     found = open_data(Settings(name="synthetic/5x7x3/2/23"))
     assert [found.cache(found.split(spec)) for spec in ("test", "train", "train+test")] == ["device", "host", "none"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> str:
+    """A folder of images that differ in size."""
+    folder = tmp_path_factory.mktemp("photos")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for label in "ab":
+        (folder / label).mkdir()
+        for i in range(10):
+            Image.fromarray(pixels[: 30 + i, i:]).save(folder / label / f"{i}.png")
+    return str(folder)
+
+
+CROP = {"size": (13, 11), "area": (0.2, 0.9), "aspect": (1.0, 2.0)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_host"),
+    [
+        ({"cache": "none"}, True),
+        ({"cache": "host"}, False),
+        ({"cache": "device"}, False),
+        ({}, False),
+        ({"crop_on": "host"}, True),
+        ({"crop_on": "device", "cache": "none"}, False),
+    ],
+)
+def test_where_images_of_different_sizes_are_cropped(photos, settings, on_host):
+    found = open_data(Settings(name=photos, image_size=(17,), interpolation="bicubic", channels=1, **settings))
+    crop = found.random_crop(**CROP)
+    assert (crop == data.RandomCrop((13, 11), 1, (0.2, 0.9), (1.0, 2.0), "bicubic")) == on_host
+    assert (crop is None) != on_host
+    assert found.random_crop(**{**CROP, "area": ()}) is None
+
+
+@pytest.mark.parametrize(("size", "on_host"), [((), False), ((5, 7), False), ((4, 6), True)])
+def test_streamed_images_of_one_size_are_cropped_on_the_host_if_they_are_resized(size, on_host):
+    found = open_data(Settings(name="synthetic/5x7x3/2/23", image_size=size, cache="none"))
+    assert (found.random_crop(**CROP) is not None) == on_host
+
+
+def test_a_feed_that_crops_streams_and_evaluation_does_not_crop(photos):
+    found = open_data(Settings(name=photos, image_size=(17,), crop_on="host", repeats=2, validation="none"))
+    mesh, crop = sharding.make_mesh(sharding.Settings()), found.random_crop(**CROP)
+    feed = found.feed(found.split("train"), mesh, on_device=True, crop=crop)
+    assert not feed.on_device and feed.split.images is None
+    [batch] = feed.train(0, 4, 0, 1)
+    assert batch["image"].shape == (4, 13, 11, 3)
+    mean, _ = feed.split.statistics()
+    np.testing.assert_allclose(mean, found.split("train").load().images.mean((0, 1, 2)) / 255)
+    evaluation = found.feed(found.split("test"), mesh)
+    assert next(evaluation.evaluation(4))["image"].shape == (4, 17, 17, 3)
+    assert feed.repeats == 2 and batch["label"][0] == batch["label"][1]
+
+
+def test_the_crop_sees_all_pixels_of_the_stored_image(photos):
+    found = open_data(Settings(name=photos, image_size=(17,), crop_on="host", validation="none"))
+    crop = found.random_crop(**CROP)
+    feed = found.feed(found.split("train"), sharding.make_mesh(sharding.Settings()), crop=crop)
+    [batch] = feed.train(3, 4, 0, 1)
+    for row, index in enumerate(data.batching.train_indices(3, 0, 4, len(feed.split))):
+        stored = ops.decode(feed.split.source.read(int(index))[0], 3)
+        np.testing.assert_array_equal(batch["image"][row], crop.at(3, 0, row)(stored))

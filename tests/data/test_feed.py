@@ -10,18 +10,21 @@ import pytest
 from tests.data.images import SHAPE, Images
 from vit_jax import sharding
 from vit_jax.command import UserError
-from vit_jax.data import Feed, Split, View, batching
+from vit_jax.data import Feed, RandomCrop, Split, View, batching
 
 CACHES = ("device", "host", "none")
 SIZE = 23
 
 
-def make(cache: str, broken=(), devices=4, **options) -> Feed:
+CROP = RandomCrop((3, 2), 3, (0.3, 1.0), (3 / 4, 4 / 3))
+
+
+def make(cache: str, broken=(), devices=4, repeats=1, crop=None, **options) -> Feed:
     split = Split("train", Images(SIZE, broken), View(SHAPE[:2], "crop", 3), **options)
     if cache != "none":
         split.load()
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:devices])
-    return Feed(split, mesh, on_device=cache == "device", threads=2)
+    return Feed(split, mesh, on_device=cache == "device", threads=2, repeats=repeats, crop=crop)
 
 
 def seen(feed: Feed, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
@@ -69,6 +72,48 @@ def test_every_cache_gives_the_same_bits_from_any_step_on_any_devices(cache):
     assert_same(train(cache), expected)
     assert_same(train(cache, start=4), expected[4:])
     assert train(cache, start=7) == []
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_repeats_are_seen_in_training_alone(cache):
+    for step, batch in enumerate(train(cache, repeats=3)):
+        rows = batching.train_indices(5, step, 8, SIZE, 3)
+        np.testing.assert_array_equal(batch["image"], Images(SIZE).pixels[rows])
+        assert len(set(rows)) in (3, 4)
+    assert list(evaluation(cache, repeats=3)["number"][:SIZE]) == list(range(SIZE))
+
+
+def test_crops_on_the_host_are_the_same_bits_from_any_step_on_any_devices():
+    expected = train("none", devices=1, crop=CROP)
+    assert_same(train("none", crop=CROP), expected)
+    assert_same(train("none", start=4, crop=CROP), expected[4:])
+    pixels = Images(SIZE).pixels
+    for step, batch in enumerate(expected):
+        rows = batching.train_indices(5, step, 8, SIZE)
+        np.testing.assert_array_equal(batch["image"], [CROP.at(5, step, i)(pixels[row]) for i, row in enumerate(rows)])
+        np.testing.assert_array_equal(batch["label"], rows % 11)
+
+
+def test_repeats_of_an_image_are_cropped_apart():
+    [batch] = train("none", stop=1, repeats=3, crop=CROP)
+    rows = batching.train_indices(5, 0, 8, SIZE, 3)
+    assert rows[0] == rows[1] == rows[2] and len(np.unique(batch["image"][:3], axis=0)) == 3
+
+
+def test_evaluation_is_not_cropped():
+    np.testing.assert_array_equal(evaluation("none", crop=CROP)["image"], evaluation("none")["image"])
+
+
+def test_a_broken_image_is_replaced_by_the_next_ones_crop():
+    found, clean = train("none", broken=[13], max_bad_fraction=0.1, crop=CROP), train("none", crop=CROP)
+    replaced = 0
+    for step, (ours, theirs) in enumerate(zip(found, clean, strict=True)):
+        hit = batching.train_indices(5, step, 8, SIZE) == 13
+        np.testing.assert_array_equal(ours["image"][~hit], theirs["image"][~hit])
+        for row in np.flatnonzero(hit):
+            np.testing.assert_array_equal(ours["image"][row], CROP.at(5, step, int(row))(Images(SIZE).pixels[14]))
+            replaced += 1
+    assert replaced >= 2
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -10,13 +10,14 @@ from typing import Literal
 from jax.sharding import Mesh
 
 from vit_jax.command import UserError, data_dir
+from vit_jax.data.crop import RandomCrop
 from vit_jax.data.feed import Batch, Feed
 from vit_jax.data.ops import Interpolation
 from vit_jax.data.selection import choose_classes, choose_images
 from vit_jax.data.sources import Dataset, MissingDataset, Source, open_dataset
 from vit_jax.data.split import Split, View
 
-__all__ = ["Batch", "Data", "Feed", "MissingDataset", "Settings", "Split", "View", "check", "open_data"]
+__all__ = ["Batch", "Data", "Feed", "MissingDataset", "RandomCrop", "Settings", "Split", "View", "check", "open_data"]
 
 DEVICE_CACHE_BYTES = 2**30
 HOST_CACHE_BYTES = 8 * 2**30
@@ -42,6 +43,10 @@ class Settings:
     interpolation: Interpolation = "bilinear"
     channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
     cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed
+    # Where `augment.crop_area` crops. host: the images as stored, while they are decoded for each step; device: what
+    # was resized to `image_size`; auto: on the host where training images are streamed and would be resized.
+    crop_on: Literal["auto", "host", "device"] = "auto"
+    repeats: int = 1  # times that a training image comes in a row, each augmented anew; an epoch keeps its length
     threads: int = 4  # that decode
     max_bad_fraction: float = 0.0  # of a split's images that may be broken, and are then skipped
 
@@ -56,6 +61,13 @@ def check(settings: Settings) -> None:
         raise UserError(f"data.channels={settings.channels} is not 0 (as stored), 1 (grey) or 3 (colour)")
     if settings.threads < 1:
         raise UserError(f"data.threads={settings.threads} is not positive")
+    if settings.repeats < 1:
+        raise UserError(f"data.repeats={settings.repeats} is not positive; 1 shows each image once in an epoch")
+    if settings.crop_on == "host" and settings.cache in ("device", "host"):
+        raise UserError(
+            f"data.crop_on='host' crops stored images for each step, but data.cache={settings.cache!r} keeps decoded "
+            "ones; set data.cache=none or auto, or data.crop_on=device"
+        )
     for field in ("limit", "images_per_class", "choice"):
         if getattr(settings, field) < 0:
             raise UserError(f"data.{field}={getattr(settings, field)} is negative")
@@ -114,15 +126,39 @@ class Data:
             return "device"
         return "host" if split.num_bytes <= HOST_CACHE_BYTES else "none"
 
-    def feed(self, split: Split, mesh: Mesh, *, on_device: bool = False) -> Feed:
+    def random_crop(
+        self, *, size: tuple[int, int], area: tuple[float, ...], aspect: tuple[float, float]
+    ) -> RandomCrop | None:
+        """How the host crops training images, to the model's `size` (h, w); None where the device does, or nothing.
+
+        `area`, () = no crop, and `aspect` are `crop_area` and `crop_aspect` of `augment.Settings`. Where the host
+        crops, the device must neither crop nor resize.
+        """
+        streamed = self.cache(self.split("train")) == "none"
+        resized = self.dataset.image_shape[:2] != self.view.size
+        on_host = self.settings.crop_on == "host" or (self.settings.crop_on == "auto" and streamed and resized)
+        if not (area and on_host):
+            return None
+        return RandomCrop(size, self.view.channels, area, aspect, self.view.interpolation)
+
+    def feed(self, split: Split, mesh: Mesh, *, on_device: bool = False, crop: RandomCrop | None = None) -> Feed:
         """The split's way to the devices, cached as the settings say; on the device itself only if that is allowed.
 
         Training allows it. Evaluation does not: each split on the device has its own shape, and compiles its own step.
+        With `crop`, of `random_crop`, training images are streamed, and cropped on the host.
         """
-        cache = self.cache(split)
+        cache = "none" if crop else self.cache(split)
         if cache != "none":
             split.load()
-        return Feed(split, mesh, on_device=on_device and cache == "device", threads=self.settings.threads)
+        settings = self.settings
+        return Feed(
+            split,
+            mesh,
+            on_device=on_device and cache == "device",
+            threads=settings.threads,
+            repeats=settings.repeats,
+            crop=crop,
+        )
 
 
 def open_data(settings: Settings, default_size: tuple[int, int] = (0, 0)) -> Data:

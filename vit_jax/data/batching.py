@@ -29,10 +29,18 @@ def steps_per_epoch(batch_size: int, size: int) -> int:
     return size // batch_size
 
 
-def train_indices(seed: int, step: int, batch_size: int, size: int) -> Int[np.ndarray, " batch_size"]:
-    """The images of a training step, counted from 0."""
+def train_indices(
+    seed: int, step: int, batch_size: int, size: int, repeats: int = 1
+) -> Int[np.ndarray, " {batch_size}"]:
+    """The images of a training step, counted from 0.
+
+    With `repeats` r each image comes r times in a row, each time under other draws of the augmentation; an epoch keeps
+    its length and shows the first 1/r of its order (Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019,
+    arXiv:1902.05509; in this order DeiT, r = 3).
+    """
     epoch, position = divmod(step, steps_per_epoch(batch_size, size))
-    return epoch_order(seed, epoch, size)[position * batch_size : (position + 1) * batch_size]
+    places = np.arange(position * batch_size, (position + 1) * batch_size)
+    return epoch_order(seed, epoch, size)[places // repeats]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from vit_jax import sharding
 from vit_jax.data import batching
+from vit_jax.data.crop import RandomCrop
 from vit_jax.data.split import Split
 
 Batch = dict[str, jax.Array]
@@ -22,10 +23,23 @@ class Feed:
     With `on_device` the whole split is `frozen` ({"image", "label"}) and a batch holds {"index"}: a step gathers its
     images itself. Otherwise `frozen` is empty and a batch holds {"image" uint8 [n h w c], "label" int32 [n]}.
     Evaluation batches have a "weight" too, 0 for padding and for broken images, and the image's "number" in the split.
+
+    Only for training: each image comes `repeats` times in a row (see `batching.train_indices`), and `crop`, of a split
+    that is streamed, has a random part of each image instead of the split's view, at the size that it says.
     """
 
-    def __init__(self, split: Split, mesh: Mesh, *, on_device: bool, threads: int = 4) -> None:
+    def __init__(
+        self,
+        split: Split,
+        mesh: Mesh,
+        *,
+        on_device: bool,
+        threads: int = 4,
+        repeats: int = 1,
+        crop: RandomCrop | None = None,
+    ) -> None:
         self.split, self.mesh, self.on_device, self.threads = split, mesh, on_device, threads
+        self.repeats, self.crop = repeats, crop
         self.frozen: Batch = {}
         if on_device:
             split.load()
@@ -38,10 +52,11 @@ class Feed:
         rows = sharding.local_rows(self.mesh, batch_size)
 
         def load(step: int) -> dict[str, np.ndarray]:
-            indices = batching.train_indices(seed, step, batch_size, len(self.split))[rows]
+            indices = batching.train_indices(seed, step, batch_size, len(self.split), self.repeats)[rows]
             if self.on_device:
                 return {"index": self.split.usable(indices).astype(np.int32)}
-            images, labels = self.split.read(indices)
+            crops = [self.crop.at(seed, step, int(row)) for row in rows] if self.crop else ()
+            images, labels = self.split.read(indices, crops)
             return {"image": images, "label": labels}
 
         return self._stream(load, range(start, stop), batch_size)

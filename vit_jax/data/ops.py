@@ -1,6 +1,9 @@
 """Decodes and resizes images on the host, with NumPy and Pillow: from a file's bytes to uint8 [h w c]."""
 
 import io
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -9,10 +12,13 @@ from jaxtyping import Integer, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 Interpolation = Literal["bilinear", "bicubic"]
+DRAFT_MARGIN = 2  # times a wanted size: what a JPEG decoder that reduces an image leaves at least
+Box = tuple[int, int, int, int]  # top, left, height, width
 
 # Pillow's modes that hold no colour. 16-bit grey comes as "I;16" (any byte order), or as "I" from PGM and TIFF files.
 _GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_GREY_16_BIT)
+_REDUCIBLE = ("JPEG", "MPO")  # while they are decoded
 _MOST_PIXELS = 2**26  # of a scaled image that is then cut: that of a strip could fill the memory
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601 in 1/65536, as in Pillow's convert("L")
 
@@ -44,6 +50,29 @@ def decode_reduced(
     return _with_channels(image, channels), extent
 
 
+def decode_part(
+    encoded: bytes | UInt8[np.ndarray, "h w _"],
+    channels: int,
+    choose: Callable[[tuple[int, int]], Box],
+    size: tuple[int, int],
+    interpolation: Interpolation = "bilinear",
+) -> UInt8[np.ndarray, "_ _ c"]:
+    """`decode`, a cut, and a resize to `size` (h, w), but only the part that is cut is converted.
+
+    `choose` gets the (h, w) of the upright image and says what is cut. A JPEG file is decoded at 1/2, 1/4 or 1/8 of
+    its size where at least `DRAFT_MARGIN` times `size` then remains of the part. Raises `BrokenImage`.
+    """
+    if isinstance(encoded, np.ndarray):
+        top, left, height, width = choose(encoded.shape[:2])
+        part, box = encoded[top : top + height, left : left + width], (0.0, 0.0, float(width), float(height))
+    else:
+        part, box = _decode_part(encoded, choose, size)
+    part = _with_channels(part, channels)
+    pixels = Image.fromarray(part[..., 0] if part.shape[-1] == 1 else part)
+    resized = pixels.resize(size[::-1], Image.Resampling[interpolation.upper()], box)
+    return np.asarray(resized).reshape(*size, -1)
+
+
 def header_shape(file: Path) -> tuple[int, int, int]:
     """The (h, w, c) that `decode` will return as stored, from the file's header alone; raises `BrokenImage`."""
     try:
@@ -51,7 +80,7 @@ def header_shape(file: Path) -> tuple[int, int, int]:
             width, height = image.size
             # A PNG may carry its EXIF block behind the pixels; getexif would decode the image to reach it.
             known = image.format != "PNG" or "exif" in image.info
-            turned = known and image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            turned = known and image.format != "TIFF" and _orientation(image) >= 5
             shape = (width, height) if turned else (height, width)
             return *shape, 1 if image.mode in _GREY else 3
     except Exception as fault:
@@ -128,16 +157,58 @@ def _crop_box(given: tuple[float, float], size: tuple[int, int], fraction: float
 def _decode_file(
     encoded: bytes, at_least: tuple[int, int] | None = None
 ) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float]]:
+    with _opened(encoded) as image:
+        extent = _reduce(image, at_least) if at_least else None
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = _pixels(image)
+        return pixels, extent or _shape(pixels)
+
+
+def _decode_part(
+    encoded: bytes, choose: Callable[[tuple[int, int]], Box], size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float, float, float]]:
+    """The whole pixels around the part, and the box (left, top, right, bottom) in them that is the part."""
+    with _opened(encoded) as image:
+        extent = part = None
+        if image.format in _REDUCIBLE:  # and then the header tells how the image lies
+            whole = image.size[::-1] if _orientation(image) < 5 else image.size
+            part = choose(whole)
+            height, width = (DRAFT_MARGIN * a * b / c for a, b, c in zip(size, whole, part[2:], strict=True))
+            extent = _reduce(image, (math.ceil(height), math.ceil(width)))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        given = image.size[::-1]
+        if part is None:
+            whole, part = given, choose(given)
+        down, across = (a / b for a, b in zip(extent or given, whole, strict=True))
+        return _cut(image, part, down, across)
+
+
+def _cut(
+    image: Image.Image, part: Box, down: float, across: float
+) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float, float, float]]:
+    """`_decode_part` of a loaded image that is `down` and `across` times as high and wide as the one of `part`."""
+    top, left, height, width = part
+    x, y, right, bottom = left * across, top * down, (left + width) * across, (top + height) * down
+    around = (int(x), int(y), min(image.width, math.ceil(right)), min(image.height, math.ceil(bottom)))
+    return _pixels(image.crop(around)), (x - int(x), y - int(y), right - int(x), bottom - int(y))
+
+
+@contextmanager
+def _opened(encoded: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            extent = _reduce(image, at_least) if at_least else None
-            image.load()
-            pixels = _pixels(ImageOps.exif_transpose(image))
-            return pixels, extent or _shape(pixels)
+            yield image
     except BrokenImage:
         raise
     except Exception as fault:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         raise BrokenImage(_reason(fault) if encoded else "the file is empty") from fault
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF says, 1 to 8: from 5 on, rows and columns change places."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _reduce(image: Image.Image, at_least: tuple[int, int]) -> tuple[float, float] | None:
@@ -145,9 +216,9 @@ def _reduce(image: Image.Image, at_least: tuple[int, int]) -> tuple[float, float
 
     A turned image whose sides are no multiples stays whole: its incomplete row or column would come first.
     """
-    if image.format not in ("JPEG", "MPO"):
+    if image.format not in _REDUCIBLE:
         return None
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = _orientation(image)
     height, width = at_least if orientation < 5 else at_least[::-1]
     for divisor in (8, 4, 2):
         w, h = (side // divisor for side in image.size)

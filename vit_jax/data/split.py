@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,9 +12,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from vit_jax.command import UserError
 from vit_jax.data import ops
+from vit_jax.data.crop import RandomCrop
 from vit_jax.data.sources import Source
 
-DRAFT_MARGIN = 2
 STATISTICS_IMAGES = 10_000  # mean and deviation of a streamed split are taken over so many, evenly spaced
 
 
@@ -35,13 +36,13 @@ class View:
         """The image, decoded and brought to its size.
 
         `draft` has the JPEG decoder reduce photos several times too large, which is three to four times as fast: to
-        1/2, 1/4 or 1/8, so that at least `DRAFT_MARGIN` times the size remains. Photos differ by 0.3 levels of 255 in
-        the mean then, and by 6 at most.
+        1/2, 1/4 or 1/8, so that at least `ops.DRAFT_MARGIN` times the size remains. Photos differ by 0.3 levels of 255
+        in the mean then, and by 6 at most.
         """
         extent = None
         if draft and isinstance(encoded, bytes):
             height, width = ops.covering(self.size, self.crop_fraction)
-            at_least = (DRAFT_MARGIN * height, DRAFT_MARGIN * width)
+            at_least = (ops.DRAFT_MARGIN * height, ops.DRAFT_MARGIN * width)
             image, extent = ops.decode_reduced(encoded, self.channels, at_least)
         else:
             image = ops.decode(encoded, self.channels)
@@ -87,15 +88,22 @@ class Split:
         good = np.flatnonzero(self.good)
         return indices if len(good) == len(self) else good[np.searchsorted(good, indices) % len(good)]
 
-    def read(self, indices: Int[np.ndarray, " n"]) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
-        """Images and labels for training: the next good image instead of a broken one."""
+    def read(
+        self, indices: Int[np.ndarray, " n"], crops: Sequence[RandomCrop] = ()
+    ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+        """Images and labels for training: the next good image instead of a broken one.
+
+        `crops`, one for each image, take the place of the split's view; the split must not be loaded then.
+        """
         if self.images is not None and self.labels is not None:
+            assert not crops, "images that are loaded have been resized already"
             indices = self.usable(indices)
             return self.images[indices], self.labels[indices]
-        images, labels, good = self.read_marked(indices)
+        images, labels, good = self._decode(indices, parallel=False, crops=crops)
         for row in np.flatnonzero(~good):
             for ahead in range(1, len(self)):
-                image, label, found = self.read_marked(np.asarray([(indices[row] + ahead) % len(self)]))
+                another = np.asarray([(indices[row] + ahead) % len(self)])
+                image, label, found = self._decode(another, parallel=False, crops=crops[int(row) : int(row) + 1])
                 if found[0]:
                     images[row], labels[row] = image[0], label[0]
                     break
@@ -124,14 +132,15 @@ class Split:
             std[c] = np.sqrt(share @ (levels - mean[c]) ** 2)
         return mean, std
 
-    def _decode(self, indices, parallel: bool = True):
-        images = np.zeros((len(indices), *self.view.shape), np.uint8)
+    def _decode(self, indices, parallel: bool = True, crops: Sequence[RandomCrop] = ()):
+        views: Sequence[View | RandomCrop] = crops or [self.view] * len(indices)
+        images = np.zeros((len(indices), *views[0].shape), np.uint8)
         labels, good = np.zeros(len(indices), np.int32), np.ones(len(indices), bool)
 
         def decode(row: int) -> None:
             try:
                 encoded, labels[row] = self.source.read(int(indices[row]))
-                images[row] = self.view(encoded)
+                images[row] = views[row](encoded)
             except Exception as error:  # whatever a damaged file makes its reader raise
                 good[row] = False
                 self._count_bad(int(indices[row]), error)

@@ -4,13 +4,22 @@ import math
 
 from vit_jax.log.human import human_percent
 
+LEARNED = 3  # times the accuracy of guessing
+
 
 def diagnose(
-    *, loss: float, num_classes: int, predicted_class_share: float, predicted_class: str, true_class_share: float
+    *,
+    loss: float,
+    accuracy: float,
+    num_classes: int,
+    predicted_class_share: float,
+    predicted_class: str,
+    true_class_share: float,
 ) -> list[str]:
     """Warnings of one or two sentences; none for a model that learns.
 
-    loss: mean training loss (cross-entropy, in nats).
+    loss, accuracy: mean training loss (cross-entropy, in nats), and share of the training images that were right: a
+      model that is right far more often than by guessing has learned, however large its loss.
     predicted_class_share: share in [0, 1] of the validation predictions that fall in `predicted_class`, the class
       predicted most often; true_class_share: share of the validation images that do belong to it.
     """
@@ -21,7 +30,7 @@ def diagnose(
         ]
     warnings = []
     guessing = math.log(num_classes)
-    if num_classes > 1 and loss >= 0.98 * guessing:
+    if num_classes > 1 and loss >= 0.98 * guessing and accuracy < LEARNED / num_classes:
         warnings.append(
             f"the training loss {loss:.2f} is still about ln({num_classes}) = {guessing:.2f}, what guessing gives."
             " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from vit_jax import augment, flops, models, optim, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.data import Data, Split
+from vit_jax.data import Data, RandomCrop, Split
 from vit_jax.data.batching import steps_per_epoch
 from vit_jax.trees import PyTree
 
@@ -53,6 +53,12 @@ def input_shape(given: Config, image_shape: tuple[int, int, int]) -> tuple[int, 
     """Height, width and channels as the model gets them."""
     height, width = (given.augment.resize * 2)[:2] or image_shape[:2]
     return height, width, image_shape[2]
+
+
+def host_crop(given: Config, data: Data) -> RandomCrop | None:
+    """How the host crops training images to the model's input size; None where the device crops, or nothing does."""
+    height, width, _ = input_shape(given, data.view.shape)
+    return data.random_crop(size=(height, width), area=given.augment.crop_area, aspect=given.augment.crop_aspect)
 
 
 def num_steps(given: Config, per_epoch: int) -> int:
@@ -109,11 +115,13 @@ def build(
     *,
     image_shape: tuple[int, int, int],
     train_images: int,
+    cropped: bool = False,
     teacher: Callable[..., jax.Array] | None = None,
 ) -> Run:
     """The model, its state and its steps on a mesh, for images [.. h w c] uint8 as the data has them.
 
-    `teacher` is that of `step.Objective`.
+    `cropped`: training images come as `host_crop` cut them, at the model's size. `teacher` is that of
+    `step.Objective`.
     """
     train, shards = prepared.train, sharding.batch_shards(mesh)
     if train.batch_size % (shards * train.accumulate):
@@ -134,11 +142,12 @@ def build(
     optim.check_params(prepared.optim, abstract.params)
     places = sharding.tree_shardings(abstract, mesh)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    view = dataclasses.replace(prepared.augment, crop_area=(), resize=()) if cropped else prepared.augment
     train_step = step.make_train_step(
         model,
         tx,
         optim.schedule(prepared.optim, per_epoch),
-        prepared.augment,
+        view,
         _objective(prepared, teacher),
         seed=prepared.seed,
         total_steps=total,

@@ -38,7 +38,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
     arrays = fit_weights(weights, settings, data, console)
 
     mesh = sharding.make_mesh(given.mesh)
-    feed = data.feed(data.split("train"), mesh, on_device=True)
+    feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(settings, data))
     prepared = run.prepare(settings, data, feed.split)
     forward = add_teacher(prepared, data, feed)
     built = build_fitting(prepared, data, feed, forward)
@@ -136,8 +136,8 @@ def build_fitting(prepared: Config, data: Data, feed: Feed, teacher: Callable[..
     mesh = feed.mesh
 
     def build(chosen: Config) -> Run:
-        shape, size = data.view.shape, len(feed.split)
-        return run.build(chosen, mesh, image_shape=shape, train_images=size, teacher=teacher)
+        shape, size, cropped = data.view.shape, len(feed.split), feed.crop is not None
+        return run.build(chosen, mesh, image_shape=shape, train_images=size, cropped=cropped, teacher=teacher)
 
     frozen = {**feed.frozen, "total_steps": jax.ShapeDtypeStruct((), "int32")}
     return run.fitting(prepared, build, abstract_batch(prepared, data, feed), frozen, run.device_memory(mesh))
@@ -147,7 +147,7 @@ def abstract_batch(prepared: Config, data: Data, feed: Feed) -> dict[str, jax.Sh
     """The shapes of a batch of the feed."""
     n = prepared.train.batch_size
     whole = {
-        "image": jax.ShapeDtypeStruct((n, *data.view.shape), "uint8"),
+        "image": jax.ShapeDtypeStruct((n, *(feed.crop or data.view).shape), "uint8"),
         "label": jax.ShapeDtypeStruct((n,), "int32"),
     }
     return {"index": jax.ShapeDtypeStruct((n,), "int32")} if feed.on_device else whole

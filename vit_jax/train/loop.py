@@ -195,7 +195,7 @@ class Trainer:
         self.waited = 0.0
         self.writer.write(at, scalars)
         self.progress.update(at, scalars)
-        self.diagnose(at, loss=scalars["train/loss"])
+        self.diagnose(at, loss=scalars["train/loss"], accuracy=scalars["train/accuracy"])
         in_a_row = int(steps[-1]["skipped_in_a_row"])
         if in_a_row >= self.run.config.train.max_bad_steps:
             raise UserError(
@@ -246,7 +246,14 @@ class Trainer:
             self.console.print(f"Before training: test accuracy {accuracy:.2%}, macro F1 {f1:.2%}")
 
     def diagnose(
-        self, at: int, *, loss: float = 0.0, predicted: int = 0, share: float = 0.0, true_share: float = 1.0
+        self,
+        at: int,
+        *,
+        loss: float = 0.0,
+        accuracy: float = 0.0,
+        predicted: int = 0,
+        share: float = 0.0,
+        true_share: float = 1.0,
     ) -> None:
         """Warns of a model that learns nothing, once for each kind of trouble, once it had time to learn something."""
         settings = self.run.config
@@ -255,6 +262,7 @@ class Trainer:
             return
         warnings = log.diagnose(
             loss=loss if settings.train.loss == "softmax" else 0.0,
+            accuracy=accuracy,
             num_classes=len(self.data.class_names),
             predicted_class_share=share,
             predicted_class=self.data.class_names[predicted],
