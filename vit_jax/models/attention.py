@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
+from vit_jax.models.bits import bernoulli
 
 # How attention is computed. cudnn: NVIDIA's fused kernel, which never stores the probabilities; auto: cudnn on a GPU
 # where it can do what is asked, else plain.
@@ -24,7 +25,7 @@ def dropout(x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: 
     """
     if not train or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+    keep = bernoulli(rng, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0)
 
 

@@ -1,0 +1,38 @@
+"""Bits that fuse are JAX's own bits."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests import quick
+from vit_jax.models import bits
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 1, 5), (2, 3, 4, 65)], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999, 1.0])
+def test_the_bits_are_jaxs_own(shape, p):
+    for seed in (0, 2**31 + 5):
+        rng = jax.random.fold_in(jax.random.key(seed), 3)
+        expected = jax.random.bernoulli(rng, p, shape)
+        np.testing.assert_array_equal(bits.bernoulli(rng, p, shape), expected)
+        np.testing.assert_array_equal(bits._bernoulli(jax.random.key_data(rng), p, shape), expected)
+
+
+def test_other_generators_are_left_to_jax():
+    rng = jax.random.key(1, impl="rbg")
+    np.testing.assert_array_equal(bits.bernoulli(rng, 0.3, (9,)), jax.random.bernoulli(rng, 0.3, (9,)))
+
+
+def test_each_row_of_a_batch_of_keys_has_its_own():
+    keys = jax.random.split(jax.random.key(0), 3)
+    drawn = quick.jit(jax.vmap(lambda key: bits.bernoulli(key, 0.5, (64,))))(keys)
+    expected = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (64,)))(keys)
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_threefrys_known_answer():
+    """Of the authors' Random123: key and counter of zeros, and of ones."""
+    zero, ones = np.zeros(2, np.uint32), np.full(2, 2**32 - 1, np.uint32)
+    for key, expected in ((zero, (0x6B200159, 0x99BA4EFE)), (ones, (0x1CB996FC, 0xBB002BE7))):
+        x, y = bits.threefry(jax.numpy.asarray(key), *(jax.numpy.asarray(key[i]) for i in range(2)))
+        assert (int(x), int(y)) == expected

