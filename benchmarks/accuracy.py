@@ -1,0 +1,169 @@
+"""accuracy.md: what each published model reaches here, from the results of real runs.
+
+    python -m benchmarks.accuracy                                   # writes accuracy.md anew
+    python -m benchmarks.accuracy runs/x configs/a.py:arg [--config.train.seconds=3600 ...]   # adds a finished run
+
+A run is added only with the very command that it came from: its configuration is compared, field by field.
+"""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.tables import markdown
+from vit_jax import command, config, log, run
+from vit_jax.command import UserError
+from vit_jax.train import RESULT
+
+PAGE = Path(__file__).parent / "accuracy.md"
+FOLDER = machine.RESULTS / "accuracy"
+HEADER = ("model", "published", "here", "training", "device", "time", "command: `python -m vit_jax.main --config ...`")
+KEPT = ("steps", "seconds", "images_per_second", "energy_kwh", "device", "parameters", "flops_per_image", "warnings")
+INTRODUCTION = """# Accuracy
+
+Test accuracy (top-1, percent) of the models of five published reports and of their papers, and what they reach here.
+`python -m benchmarks.accuracy` writes this page from `results/accuracy/`: the metrics, the whole configuration and the
+versions of each run. Time is that of the whole run, with compilation and validation. A row with `train.seconds` trained
+for so long instead of for the published schedule, which has a row of its own. CIFAR-10's images were re-encoded as JPEG
+(quality 75) before they came here: compare these numbers among themselves.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model as somebody published it, or a recipe of ours, and the command that trains it."""
+
+    model: str
+    published: str  # test accuracy in percent, or what else there is
+    spec: str
+    waits: str = "not yet run on a GPU"
+
+
+WEIGHTS = "not yet run: the published weights were out of reach"
+SECTIONS: dict[str, tuple[Row, ...]] = {
+    "A. Fashion-MNIST": (
+        Row("ViT, patch 6", "93.00", "configs/fashion_mnist.py:vit6"),
+        Row("ViT, patch 8", "91.86", "configs/fashion_mnist.py:vit8"),
+        Row("CNN", "90.32", "configs/fashion_mnist.py:cnn"),
+        Row("small compact transformer (ours)", "", "configs/fashion_mnist.py:small", "not yet run"),
+        Row("tiny ViT (ours)", "", "configs/fashion_mnist.py:tiny", "not yet run"),
+        Row("CCT-7/3x1 (ours)", "", "configs/compact.py:cct_fashion_mnist"),
+    ),
+    "B. CIFAR-100": (
+        Row("ViT of the Keras example", "1.0", "configs/cifar100.py:vit"),
+        Row("ResNet101V2", "47.93", "configs/cifar100.py:resnet"),
+        Row("plain ViT (ours)", "", "configs/cifar100.py:plain"),
+        Row("CCT-7/3x1", "80.9", "configs/compact.py:cct_cifar100"),
+        Row("ViT-Lite-7/4", "69.8", "configs/compact.py:vit_lite_cifar100"),
+    ),
+    "C. Footwear (a private data set; here classes 5, 7 and 9 of Fashion-MNIST), from published weights": (
+        Row("ViT-B/16", "99.33", "configs/footwear.py:vit", WEIGHTS),
+        Row("ResNet-152", "92.76", "configs/footwear.py:resnet152", WEIGHTS),
+        Row("ResNet-50", "80.03", "configs/footwear.py:resnet50", WEIGHTS),
+    ),
+    "D. CIFAR-10": (
+        Row("ViT", "77", "configs/cifar10.py:vit"),
+        Row("CNN", "89", "configs/cifar10.py:cnn"),
+        Row("the same ViT, our recipe", "", "configs/cifar10.py:vit_strong"),
+        Row("the same CNN, our recipe", "", "configs/cifar10.py:cnn_strong"),
+        Row("tiny ViT (ours)", "", "configs/cifar10.py:tiny", "not yet run"),
+        Row("CCT-7/3x1", "96.5", "configs/compact.py:cct_cifar10"),
+        Row("ViT-Lite-7/4", "91.4", "configs/compact.py:vit_lite_cifar10"),
+    ),
+    "E. Visual Transformers": (
+        Row("VT-ResNet-18, CIFAR-10 (the report's “VT” was a plain ViT)", "70.45", "configs/visual_transformer.py:r18"),
+        Row("ResNet-18, CIFAR-10 (the report's CNN is not printed)", "69.37", "configs/visual_transformer.py:resnet18"),
+        Row("VT-ResNet-18, ImageNet-1k", "72.0", "configs/visual_transformer.py:imagenet_r18"),
+        Row("VT-ResNet-34, ImageNet-1k", "74.8", "configs/visual_transformer.py:imagenet_r34"),
+    ),
+    "Imagenette at 160 pixels": (
+        Row("ViT-S/16", "", "configs/imagenette.py:vit_s16"),
+        Row("ResNet-50", "", "configs/imagenette.py:resnet50"),
+    ),
+}
+
+
+def add(workdir: Path, spec: str, overrides: list[str]) -> Path:
+    """Keeps the result of a finished run that this command trained."""
+    if not (workdir / RESULT).exists():
+        raise UserError(f"{workdir} holds no finished run: {RESULT} is missing")
+    known = [row.spec for rows in SECTIONS.values() for row in rows]
+    if spec not in known:
+        raise UserError(f"{spec} is no row of accuracy.md; choose from {', '.join(known)}")
+    given = config.load(spec, overrides)
+    different = config.differences(run.read_config(workdir), given)
+    if different:
+        fields = ", ".join(f"{key} ({there} there, {here} here)" for key, (there, here) in different.items())
+        raise UserError(f"{workdir} was not trained by this command: {fields}")
+    found = json.loads((workdir / RESULT).read_text())
+    finished = time.strftime("%Y-%m-%d", time.gmtime((workdir / RESULT).stat().st_mtime))
+    versions = machine.describe()["versions"]
+    about: dict[str, Any] = {"spec": spec, "overrides": overrides, "date": finished, "versions": versions}
+    metrics = {key: value for key, value in found.items() if "/" in key}
+    kept = {key: found[key] for key in KEPT}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    name = "-".join([Path(spec.partition(":")[0]).stem, spec.partition(":")[2], *overrides])
+    path = FOLDER / f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', name)}-{device(found['device'])}.json"
+    path.write_text(json.dumps({**about, **kept, **metrics, "config": config.to_dict(given)}, indent=1) + "\n")
+    return path
+
+
+def device(name: str) -> str:
+    """`1 x CPU (AMD EPYC, 2 cores)` as part of a file's name."""
+    return "cpu" if "CPU" in name else re.sub(r"\W+", "-", name.removeprefix("1 x ")).strip("-").lower()
+
+
+def page() -> str:
+    """The text of accuracy.md."""
+    results = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+    text = [INTRODUCTION]
+    for title, rows in SECTIONS.items():
+        lines = [line for row in rows for line in _lines(row, [r for r in results if r["spec"] == row.spec])]
+        text.append(f"\n## {title}\n\n{markdown(HEADER, lines, len(HEADER))}")
+    return "".join(text)
+
+
+def _lines(row: Row, results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The published schedule first, then what was trained with less."""
+    whole = [result for result in results if not result["overrides"]]
+    less = sorted((r for r in results if r["overrides"]), key=lambda r: r["test/accuracy"], reverse=True)
+    lines = [_line(row, result) for result in (*whole, *less)]
+    if not whole:
+        lines.insert(0, (row.model, row.published, row.waits, "", "", "", f"`{row.spec}`"))
+    return lines
+
+
+def _line(row: Row, result: dict[str, Any]) -> tuple[str, ...]:
+    settings = result["config"]["train"]
+    images = result["steps"] * settings["batch_size"]
+    length = f"{settings['epochs']:g} epochs"
+    if settings["steps"] or settings["seconds"]:
+        length = f"{images:,} images"
+    score = f"{100 * result['test/accuracy']:.2f}"
+    called = " ".join([row.spec, *(f"--config.{text}" for text in result["overrides"])])
+    took = log.human_seconds(result["seconds"])
+    return row.model, row.published, f"**{score}**", length, result["device"].removeprefix("1 x "), took, f"`{called}`"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = command.Parser(
+        prog="python -m benchmarks.accuracy", description="Writes accuracy.md; may add a run to it."
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run to add")
+    parser.add_argument("spec", nargs="?", metavar="CONFIG[:ARG]", help="the configuration that it was trained with")
+    flags, overrides = parser.parse(argv)
+    if flags.run and not flags.spec:
+        raise UserError(f"which configuration trained {flags.run}? Give it, e.g. configs/cifar10.py:vit")
+    if flags.run:
+        print(add(flags.run, flags.spec, overrides))
+    PAGE.write_text(page())
+    return command.DONE
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,260 @@
+"""Writes the tables of README.md from the results: `python -m benchmarks.tables`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced. Of two results of
+the same measurement on the same device the newer one counts.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from vit_jax import command, log
+from vit_jax.command import UserError
+
+README = Path(__file__).parent / "README.md"
+KINDS = ("throughput", "input", "startup")
+NOT_YET = "not yet run on a GPU"
+VOID_BELOW = 650.0  # TFLOP/s of an H200 in bfloat16: below that something else used it, and the measurement is void
+CASE = ("device", "model", "mode", "dtype", "batch_size", "image_size", "memory", "overrides")
+Row = dict[str, Any]
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows of all results in a folder, each with its kind, device, date and run; `newest`: not measured again."""
+    paths = [path for kind in KINDS for path in folder.glob(f"{kind}-*.json")]
+    files = [(path.name, json.loads(path.read_text())) for path in paths]
+    rows, newest = [], {}
+    for name, content in sorted(files, key=lambda file: (file[1]["machine"]["date"], file[0])):
+        about = {key: content.get(key) for key in ("kind", "device", "gpu", "ceilings")}
+        about |= {key: content["machine"].get(key) for key in ("cores_used", "load_average")}
+        about |= {"date": content["machine"]["date"][:10], "run": name}
+        for row in content["rows"]:
+            found = about | row
+            rows.append(found)
+            fields = (*CASE, "kind", "cores_used", "contender", "data", "threads", "workers", "cache")
+            newest[json.dumps([found.get(field) for field in fields])] = found
+    return [row | {"newest": any(row is last for last in newest.values())} for row in rows]
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """How many times as fast ours was, round by round."""
+    return [peer / own for own, peer in zip(ours, theirs, strict=True)]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int) -> str:
+    """A table whose columns are aligned to the right from a certain one on."""
+    rule = ["---:" if i >= numbers_from else "---" for i in range(len(header))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *rows))
+
+
+def device(row: Row) -> str:
+    """Its name; of CPUs the cores used where they are not all, and the load where others used them too."""
+    used = row["cores_used"]
+    every = re.search(r", (\d+) cores\)", row["device"])
+    part = "" if row["gpu"] or not every or int(every[1]) == used else f", {used} used"
+    busy = "" if row["gpu"] or (row["load_average"] or 0) < used + 1 else f", load {row['load_average']:.0f}"
+    return row["device"].removeprefix("1 x ") + part + busy
+
+
+def what(row: Row) -> list[str]:
+    """The cells that say what was measured."""
+    model = " ".join([row["model"], *(f"`{text}`" for text in row["overrides"])])
+    return [device(row), model, row["mode"], row["dtype"], str(row["batch_size"])]
+
+
+def throughput_table(rows: Sequence[Row]) -> str:
+    header = ("device", "model", "mode", "dtype", "batch", "images/s", "TFLOP/s", "MFU", "memory", "compile", "date")
+    cells = []
+    for row in _of(rows, "throughput", contender="ours", memory="own"):
+        if "failed" in row:
+            cells.append([*what(row), f"failed: {row['failed']}", "", "", "", "", row["date"]])
+            continue
+        memory = log.human_bytes(row["peak_bytes"]) if row["peak_bytes"] else ""
+        share = f"{100 * row['mfu']:.1f} %" if row["gpu"] else ""  # on CPUs others' work disturbs it too much
+        speed = [f"{row['images_per_second']:,.1f}", f"{row['tflops']:.3g}", share]
+        cells.append([*what(row), *speed, memory, f"{row['compile_seconds']:.1f} s", row["date"]])
+    return markdown(header, cells, 4)
+
+
+def peers_table(rows: Sequence[Row]) -> str:
+    header = ["device", "model", "mode", "dtype", "batch", "memory kept", "peer", "peer, images/s", "ours, images/s"]
+    header += ["ours / peer", "range", "by CPU time"]
+    cells = []
+    for peer in _of(rows, "throughput"):
+        ours = _same(rows, peer)
+        if peer["contender"] == "ours" or ours is None or "failed" in peer:
+            continue
+        found = ratios(ours["seconds_per_step"], peer["seconds_per_step"])
+        cpu = ratios(ours["cpu_seconds_per_step"], peer["cpu_seconds_per_step"])
+        by = {"own": "ours", "kept": "both", "freed": "neither"}[peer["memory"]]
+        cells.append(
+            [
+                *what(peer),
+                "" if peer["gpu"] else by,
+                peer["contender"],
+                *(f"{row['images_per_second']:,.1f}" for row in (peer, ours)),
+                f"{statistics.median(found):.2f}",
+                f"{min(found):.2f} to {max(found):.2f}",
+                "" if peer["gpu"] else f"{statistics.median(cpu):.2f}",
+            ]
+        )
+    return markdown(header, cells, 7)
+
+
+def input_table(rows: Sequence[Row]) -> str:
+    header = ("device", "data", "pixels", "threads", "workers", "way", "images/s", "date")
+    cells = [
+        [
+            device(row),
+            row["data"],
+            str(row["image_size"]),
+            *((str(row["threads"]), "") if row["contender"].startswith("feed") else ("", str(row["workers"]))),
+            row["contender"],
+            f"{row['images_per_second']:,.0f}",
+            row["date"],
+        ]
+        for row in _of(rows, "input")
+    ]
+    return markdown(header, cells, 6)
+
+
+def startup_table(rows: Sequence[Row]) -> str:
+    header = (
+        "device",
+        "model",
+        "dtype",
+        "compilation cache",
+        "imports",
+        "build and compile",
+        "first step",
+        "all",
+        "date",
+    )
+    stages = ("import_seconds", "build_seconds", "step_seconds", "seconds")
+    cells = [
+        [device(row), row["model"], row["dtype"], {"cold": "empty", "warm": "filled"}[row["cache"]]]
+        + [f"{row[stage]:.1f} s" for stage in stages]
+        + [row["date"]]
+        for row in _of(rows, "startup")
+    ]
+    return markdown(header, cells, 4)
+
+
+def targets_table(rows: Sequence[Row]) -> str:
+    """What this library wants to reach, and whether it does."""
+    cells = []
+    for model, share in {"vit/B16": 0.55, "vit/L16": 0.60, "vit/S16": 0.45}.items():
+        found = [row for row in _of(rows, "throughput", gpu=True, model=model, mode="train", contender="ours")]
+        found = [row for row in found if row["dtype"] == "bfloat16" and "mfu" in row and not void(row)]
+        cells.append([f"{model} training in bfloat16 on a GPU, MFU", f">= {share:.0%}", _best(found, "mfu", "{:.1%}")])
+    found = [row for row in _of(rows, "throughput", gpu=True, model="cifar10:vit", mode="train", contender="ours")]
+    cells.append(["cifar10:vit training on a GPU, images/s", ">= 60,000", _best(found, "images_per_second", "{:,.0f}")])
+    waits = [row | {"wait": waiting(row)} for row in found if row.get("input_seconds_per_step")]
+    least = f"{min(row['wait'] for row in waits):.1%}" if waits else NOT_YET
+    cells.append(["cifar10:vit training on a GPU, waiting for input at most", "< 2%", least])
+    for model in ("vit/B16", "vit/S16", "cifar10:vit"):
+        text = _ratio(rows, gpu=True, model=model, contender="torch.compile")
+        cells.append([f"{model} training on a GPU against torch.compile", ">= 1.15x", text])
+    for model in ("cifar10:vit", "vit/Ti16"):
+        for contender, least in {"torch": "1.00", "flax": "1.25"}.items():
+            text = _ratio(rows, gpu=False, model=model, contender=contender)
+            peer = {"torch": "PyTorch eager", "flax": "a textbook Linen ViT"}[contender]
+            cells.append([f"{model} training on a CPU against {peer}", f">= {least}x", text])
+    for peer, how in {"crop": "the same on the host", "train": "random crop and flip on the host too"}.items():
+        text = _input_ratio(rows, f"torch, {peer}")
+        cells.append([f"streamed input against a PyTorch DataLoader, {how}", ">= 1.50x", text])
+    return markdown(("what", "target", "measured"), cells, 1)
+
+
+def waiting(row: Row) -> float:
+    """The share of the time that the host spent on batches; the device waits for part of that, or none."""
+    return sum(row["input_seconds_per_step"]) / sum(row["seconds_per_step"])
+
+
+def void(row: Row) -> bool:
+    """Whether a GPU was not free: its own matrix products were too slow."""
+    best = (row["ceilings"] or {}).get("bfloat16", {}).get("tflops", 0.0)
+    return "H200" in row["device"] and best < VOID_BELOW
+
+
+def _best(rows: Sequence[Row], field: str, form: str) -> str:
+    found = [row[field] for row in rows if field in row]
+    return form.format(max(found)) if found else NOT_YET
+
+
+def _ratio(rows: Sequence[Row], *, gpu: bool, model: str, contender: str) -> str:
+    found = []
+    for peer in _of(rows, "throughput", gpu=gpu, model=model, mode="train", contender=contender, memory="own"):
+        ours = _same(rows, peer)
+        if ours and "failed" not in peer and peer["dtype"] == ("bfloat16" if gpu else "float32"):
+            median = statistics.median(ratios(ours["seconds_per_step"], peer["seconds_per_step"]))
+            found.append((peer["batch_size"], median))
+    if not found:
+        return NOT_YET if gpu else "not yet run"
+    return ", ".join(f"{median:.2f}x (batch {size})" for size, median in sorted(found))
+
+
+def _input_ratio(rows: Sequence[Row], peer: str) -> str:
+    found = {row["contender"]: row for row in _of(rows, "input")}
+    if not {"feed, streamed", peer} <= found.keys():
+        return "not yet run"
+    pair = [found[name]["rounds"] for name in (peer, "feed, streamed")]
+    return f"{statistics.median(ratios(*pair)):.2f}x"
+
+
+def _of(rows: Sequence[Row], kind: str, **values: Any) -> list[Row]:
+    """The newest rows of a kind with these values, in a fixed order."""
+    found = [row for row in rows if row["kind"] == kind and row["newest"]]
+    found = [row for row in found if all(row[key] == value for key, value in values.items())]
+    first = ("device", "model", "mode", "dtype", "batch_size", "memory", "contender", "cache", "date")
+    return sorted(found, key=lambda row: [(not row["gpu"], *(str(row.get(key, "")).zfill(9) for key in first))])
+
+
+def _same(rows: Sequence[Row], peer: Row) -> Row | None:
+    """Ours, measured in the same rounds as the peer."""
+    for row in rows:
+        same = row["run"] == peer["run"] and row["contender"] == "ours"
+        if same and "failed" not in row and all(row[field] == peer[field] for field in CASE):
+            return row
+    return None
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "targets": targets_table,
+    "throughput": throughput_table,
+    "peers": peers_table,
+    "input": input_table,
+    "startup": startup_table,
+}
+
+
+def fill(text: str, rows: Sequence[Row]) -> str:
+    """The text with every table made anew."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        if text.count(start) != 1 or end not in text.partition(start)[2]:
+            raise UserError(
+                f"README.md has {text.count(start)} places for the table {name!r}; expected one: "
+                f"<!-- table: {name} --> ... {end}"
+            )
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n{table(rows)}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = command.Parser(prog="python -m benchmarks.tables", description="Rewrites the tables of README.md.")
+    parser.add_argument("--results", type=Path, default=machine.RESULTS, help="folder of the JSON files")
+    flags, overrides = parser.parse(argv)
+    if overrides:
+        raise UserError(f"--config.{overrides[0]}: this command takes no overrides; leave it out")
+    README.write_text(fill(README.read_text(), read(flags.results)))
+    return command.DONE
+
+
+if __name__ == "__main__":
+    command.run(main)

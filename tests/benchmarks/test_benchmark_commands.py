@@ -1,0 +1,123 @@
+"""Flags, turns and figures of the benchmark commands; nothing is computed by a model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, input, machine, startup, throughput
+from benchmarks.throughput import Failed, Worker, add_efficiency, contenders, in_turns, list_of
+from benchmarks.workloads import Case
+from vit_jax import command
+from vit_jax.command import UserError
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "message"),
+    [
+        (throughput, "--models vit/B17", "'vit/B17' is unknown"),
+        (throughput, "--modes training", "--modes: 'training' is unknown; choose from train, inference"),
+        (throughput, "--dtypes fp16", "choose from float32, bfloat16, float16"),
+        (throughput, "--batch-sizes 8,8", "expected different values"),
+        (throughput, "--batch-sizes 8,x", "expected numbers of images"),
+        (throughput, "--peer keras", "choose from torch, flax"),
+        (throughput, "--memory none", "choose from own, kept, freed"),
+        (throughput, "--rounds 0", "--rounds 0 is not positive"),
+        (throughput, "--round-s 2", "unrecognized arguments"),
+        (input, "--batch-size 0", "--batch-size 0 is not positive"),
+        (input, "--workers -1", "--workers -1 is negative"),
+        (input, "--peer tf", "choose from torch"),
+        (input, "--config.seed=1", "reads no configuration"),
+        (startup, "--models nothing", "'nothing' is unknown"),
+        (startup, "--rounds 0", "--rounds 0"),
+        (gpu, "--minutes 0", "--minutes 0.0 is not positive"),
+    ],
+)
+def test_a_mistake_is_one_line(module, argv: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as mistake:
+        module.main(argv.split())
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_misspelt_flag_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["throughput", "--modles", "vit/B16"])
+    with pytest.raises(SystemExit) as end:
+        command.run(throughput.main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_turns_change_and_times_are_per_step() -> None:
+    order = []
+
+    def timer(name: str, seconds: float):
+        def run(steps: int) -> dict[str, float]:
+            order.append(name)
+            return {"seconds": steps * seconds, "cpu_seconds": 2 * steps * seconds}
+
+        return run
+
+    times, failed = in_turns({"a": timer("a", 0.5), "b": timer("b", 3.0)}, {"a": 7, "b": 2}, rounds=3)
+    assert not failed and "".join(order) == "abbaab"
+    assert times["a"] == [{"seconds": 0.5, "cpu_seconds": 1.0}] * 3
+    assert [found["seconds"] for found in times["b"]] == [3.0] * 3
+
+
+def test_who_breaks_down_does_not_stop_the_others() -> None:
+    left = iter([1.0])
+
+    def breaks(steps: int) -> dict[str, float]:
+        for seconds in left:
+            return {"seconds": seconds}
+        raise Failed("out of memory")
+
+    times, failed = in_turns({"a": breaks, "b": lambda steps: {"seconds": 2.0}}, {"a": 1, "b": 1}, rounds=3)
+    assert failed == {"a": "out of memory"} and times["b"] == [{"seconds": 2.0}] * 3
+    assert in_turns({}, {}, rounds=2) == ({}, {})
+
+
+def test_training_is_three_forward_passes() -> None:
+    about = vars(Case("vit/B16", "train", "float32", 8))
+    rows = [
+        {**about, "contender": "ours", "images_per_second": 10.0, "flops_per_image": 2 * 10**10},
+        {**about, "contender": "torch", "images_per_second": 5.0},
+        {**about, "mode": "inference", "contender": "ours", "images_per_second": 10.0, "flops_per_image": 2 * 10**10},
+        {**about, "contender": "flax", "failed": "out of memory"},
+    ]
+    add_efficiency(rows, {"float32": 1.2})
+    assert [row.get("tflops") for row in rows] == pytest.approx([0.6, 0.3, 0.2, None])
+    assert rows[0]["mfu"] == pytest.approx(0.5) and rows[1]["mfu"] == pytest.approx(0.25)
+
+
+def test_the_textbook_runs_against_vits_only() -> None:
+    peers = ["torch", "flax"]
+    assert contenders(Case("cifar10:vit", "train", "float32", 8), peers) == ["ours", "torch", "torch.compile", "flax"]
+    assert contenders(Case("resnet/50", "train", "float32", 8), peers) == ["ours", "torch", "torch.compile"]
+    assert list_of("a, b", "--x") == ["a", "b"]
+
+
+def test_a_worker_that_dies_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import sys; print('noise'); print('@{}', flush=True); sys.exit('ValueError: out of memory')"
+    real = throughput.subprocess.Popen
+    monkeypatch.setattr(
+        throughput.subprocess, "Popen", lambda words, **options: real([sys.executable, "-c", program], **options)
+    )
+    with Worker({}) as dies:
+        assert dies.answer() == {}
+        with pytest.raises(Failed, match="^ValueError: out of memory$"):
+            dies.time(1)
+
+
+def test_a_step_that_hangs_ends_with_its_time() -> None:
+    assert gpu.limited(["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], 0.5) is None
+    assert gpu.limited(["benchmarks"], 60) == 1
+
+
+def test_results_are_whole_after_each_row(tmp_path: Path) -> None:
+    first, second = (machine.Results("input", tmp_path, device="x") for _ in range(2))
+    first.add({"images_per_second": 1.0})
+    again = machine.Results("input", tmp_path)
+    again.content["machine"]["date"] = first.content["machine"]["date"]
+    assert '"images_per_second": 1.0' in first.path.read_text()
+    assert not list(tmp_path.glob("*.tmp")) and second.path.parent == tmp_path
+    assert {"date", "cpu", "cores_used", "versions", "python"} <= first.content["machine"].keys()
