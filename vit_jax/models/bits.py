@@ -16,7 +16,8 @@ def bernoulli(rng: Key[Array, ""], p: float, shape: tuple[int, ...]) -> Bool[Arr
     JAX's CPU code makes the random bits in a call of their own, which writes them to memory: 42 ms for the dropout of
     [128, 65, 512] on one core. Written as plain arithmetic, each bit is made where it is read: 6 ms.
     """
-    own = jax.random.key_impl(rng) == "threefry2x32" and jax.config.jax_threefry_partitionable
+    partitionable = getattr(jax.config, "jax_threefry_partitionable", True)
+    own = jax.random.key_impl(rng) == "threefry2x32" and partitionable
     if not own or math.prod(shape) >= 2**32:
         return jax.random.bernoulli(rng, p, shape)
     return jax.lax.platform_dependent(
