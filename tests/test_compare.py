@@ -27,19 +27,6 @@ def flags(out):
     return [SPEC, "--seeds", "2", *sweep, "--config.train.steps=12", "--out", str(out)]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("model.patch_size=4,7", ("model.patch_size", ["4", "7"])),
-        ("a.b=(1,2),(3,4)", ("a.b", ["(1,2)", "(3,4)"])),
-        ("data.train=train[:1%],train[:10%]", ("data.train", ["train[:1%]", "train[:10%]"])),
-        ("optim.lr=1e-3", ("optim.lr", ["1e-3"])),
-    ],
-)
-def test_values_are_divided_at_commas_outside_brackets(text, expected):
-    assert compare.split_values(text) == expected
-
-
 def test_every_combination_is_trained_with_each_seed(compared):
     table = json.loads((compared / "comparison.json").read_text())
     widths, sizes = ("dense_widths=(5,)", "dense_widths=(17,)"), ("batch_size=7", "batch_size=40")

@@ -13,7 +13,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rich.table import Table
 from vit_jax import command, config, evaluate, log, run
 from vit_jax.command import UserError
 from vit_jax.config import Config
+from vit_jax.config.sweep import combinations
 from vit_jax.train import RESULT, train
 
 NAME = "comparison"
@@ -51,21 +52,6 @@ class Variant:
 
     name: str
     runs: tuple[tuple[Config, Path], ...]  # one for each seed
-
-
-def split_values(text: str) -> tuple[str, list[str]]:
-    """The field and the values of `FIELD=V,V`; commas inside brackets do not divide: `a.b=(1,2),(3,4)`."""
-    field, _, values = text.partition("=")
-    found = [value.strip() for value in re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|[^,([])+", values)]
-    if not (field and found):
-        raise UserError(f"{text!r}: expected FIELD=VALUE,VALUE, e.g. model.patch_size=4,7,14")
-    return field, found
-
-
-def combinations(sweeps: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of each combination of the sweeps' values; one empty list without any."""
-    fields = [[f"{field}={value}" for value in values] for field, values in map(split_values, sweeps)]
-    return (list(chosen) for chosen in itertools.product(*fields))
 
 
 def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Sequence[str], out: Path) -> list[Variant]:

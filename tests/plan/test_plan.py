@@ -1,0 +1,227 @@
+"""Plans: the sizes of what is planned, memory and advice, the modelled time, the command."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from tests import tiny
+from vit_jax import config, plan, sharding
+from vit_jax.command import UserError
+from vit_jax.plan import hlo, memory, subject, timing, topology
+from vit_jax.plan.collectives import Collective
+from vit_jax.plan.memory import Memory
+from vit_jax.plan.topology import CHIPS, GIB, Machine
+
+IMAGENET = "configs/imagenet.py:vit_b16"
+SMALL = ("model.depth=1", "model.width=16", "model.mlp_width=32", "model.heads=2", "augment.policy=none")
+
+
+def flags(*words):
+    shape = "--config.data.name=synthetic/4x6x3/3/200"
+    return ["--config", tiny.spec("cnn"), shape, "--topology", "cpu:2", *words]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """Two meshes on two simulated devices; one step is really taken."""
+    out = tmp_path_factory.mktemp("plan") / "plan.json"
+    assert plan.main(flags("--sweep", "mesh.fsdp=1,2", "--price", "3.5", "--measure", "--out", str(out))) == 0
+    return json.loads(out.read_text())
+
+
+def test_a_plan_says_what_the_step_takes(planned):
+    row = planned[0]
+    assert (row["topology"], row["devices"], row["batch_size"], row["images_per_core"]) == ("cpu:2", 2, 40, 20)
+    assert row["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1} and row["steps"] == 23
+    gradients = row["collectives"]["all-reduce"]["bytes"]
+    assert 4 * row["parameters"] <= gradients < 4 * row["parameters"] + 100  # and the metrics
+    assert row["memory"]["fits"] and row["advice"] == [] and row["assumed"] == []
+    assert row["hours"] == pytest.approx(23 * row["step_seconds"] / 3600)
+    assert row["images_per_second"] == pytest.approx(40 / row["step_seconds"])
+    assert row["cost"] == pytest.approx(3.5 * 2 * row["hours"])
+
+
+def test_fsdp_shards_the_state(planned):
+    assert [row["sweep"] for row in planned] == [["mesh.fsdp=1"], ["mesh.fsdp=2"]]
+    whole, sharded = (row["memory"]["state"] for row in planned)
+    assert sharded < 0.75 * whole  # the largest matrix, and its two moments
+
+
+def test_what_is_planned_is_what_is_measured(planned):
+    """The compiler's count of arguments is ours, and a step really runs in the memory of its order."""
+    for row in planned:
+        assert row["measured"]["step_seconds"] > 0 and row["measured"]["peak_bytes"] >= 0
+        # The training split, images and labels, lies on each device; a batch holds indices.
+        assert row["memory"]["arguments"] - row["memory"]["state"] == 180 * (4 * 6 * 3 + 4) + 20 * 4
+
+
+def test_the_table_shows_what_differs(planned, capsys):
+    assert plan.main(flags("--sweep", "mesh.fsdp=1,2")) == 0
+    printed = capsys.readouterr().out
+    assert "cpu:2 fsdp=1" in printed and "cpu:2 fsdp=2" in printed and "state" in printed and "cores" not in printed
+
+
+def test_a_data_set_that_is_not_here_is_planned_by_its_published_size():
+    size = ("data.data_dir=/nowhere", "data.image_size=(160,192)", "augment.resize=(32,)")
+    given = subject.prepare(config.load(IMAGENET, [*size, *SMALL]))
+    assert given.config.model["num_classes"] == 1000
+    assert given.data.size("train") == 1_153_050  # without the tenth that validates
+    assert "1,281,167 images of 1,000 classes, 224x224x3" in given.assumed[0]
+    other = subject.prepare(
+        config.load(IMAGENET, ["data.name=ours", "optim.warmup_steps=0", *SMALL]), images=5000, classes=7
+    )
+    assert other.config.model["num_classes"] == 7 and other.data.size("train") == 4500
+    with pytest.raises(UserError, match="--images N --classes K"):
+        subject.prepare(config.load(IMAGENET, ["data.name=ours", "data.data_dir=/nowhere", *SMALL]))
+
+
+def test_a_teacher_is_left_out_and_said_so():
+    loaded = config.load(IMAGENET, ["data.data_dir=/nowhere", "distill.teacher=runs/x", *SMALL])
+    assert "teacher is left out" in subject.prepare(loaded).assumed[1]
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(sharding.Settings(), jax.devices()[:4])
+
+
+def needed(**parts):
+    return Memory(**{"state": 0, "arguments": 0, "outputs": 0, "temporaries": 0, "program": 0, "capacity": 94, **parts})
+
+
+def test_what_fits(mesh):
+    assert needed(temporaries=94).fits and not needed(temporaries=94, program=1).fits
+    assert needed(temporaries=10**9, capacity=0).fits
+
+
+def test_advice(mesh):
+    given = config.load(IMAGENET, ["train.batch_size=48"])
+    state = {"Dense_0": {"kernel": jax.ShapeDtypeStruct((8, 2), "float32")}}  # 64 bytes, 16 over four devices
+    assert memory.advice(given, needed(temporaries=50), state, mesh) == []
+    # 12 images a core. Of 94, 200 / 3 fits; 75 of state and a third of it never do, half of 64 and 36 do.
+    images = memory.advice(given, needed(temporaries=200), state, mesh)
+    assert images == ["--config.train.accumulate=3", "--config.model.remat=full"]
+    parameters = memory.advice(given, needed(state=75, arguments=75, temporaries=36), state, mesh)
+    assert parameters == ["--config.mesh.fsdp=2", "--config.model.remat=full"]
+    both = memory.advice(given, needed(state=75, arguments=75, temporaries=150), state, mesh)
+    assert both == ["--config.train.accumulate=3 --config.mesh.fsdp=2", "--config.model.remat=full"]
+    one_image = config.load(IMAGENET, ["train.batch_size=4", "model.remat=full"])
+    assert "smaller model" in memory.advice(one_image, needed(temporaries=200), state, mesh)[0]
+
+
+def test_what_the_compiler_says_when_memory_runs_out():
+    used = memory.of_refusal("RESOURCE_EXHAUSTED: XLA:TPU ... Used 27.50G of 15.48G hbm. Exceeded", 2, 3, 16 * GIB)
+    assert used is not None and not used.fits and used.total == int(27.5 * GIB)
+    words = "the total memory required for HLO temporaries (108.42G) exceeds available HBM (95.74G)."
+    other = memory.of_refusal(words, 2, 3 * GIB, 95 * GIB)
+    assert other is not None and other.temporaries == int(108.42 * GIB) - 3 * GIB and other.arguments == 3 * GIB
+    assert memory.of_refusal("INTERNAL: something else", 2, 3, 16) is None
+
+
+def test_the_compilers_cycles_over_the_clock():
+    machine = Machine("v3:2x1", tuple(jax.devices()[:4]), CHIPS["v3"])
+    work = timing.Work(flops=1e12, bytes=1e9, cycles=94_000_000)
+    exchanged = [
+        Collective("all-reduce", 10**9, group=4, times=1, hidden=False),
+        Collective("all-gather", 10**9, group=4, times=1, hidden=True),
+    ]
+    found = timing.of_tpu(work, exchanged, machine)
+    assert found.method == "compiler" and found.computing == pytest.approx(0.1)
+    assert found.exposed == pytest.approx(1.5 / 164) and found.links == pytest.approx(3 * 0.75 / 164)
+    assert found.seconds == pytest.approx(0.1 + 1.5 / 164)
+
+
+def test_a_time_budget_gives_the_steps(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        plan, "time_of_step", lambda *_: timing.StepTime(method="m", computing=0.5, links=0.0, exposed=0.0)
+    )
+    out = tmp_path / "plan.json"
+    assert plan.main(flags("--config.train.steps=0", "--config.train.seconds=90", "--out", str(out))) == 0
+    (row,) = json.loads(out.read_text())
+    assert row["steps"] == 180 and row["hours"] == 90 / 3600 and row["images_per_second"] == 80
+
+
+def test_the_roofline_where_the_clock_is_not_published():
+    machine = Machine("v6e:2x2", tuple(jax.devices()[:4]), CHIPS["v6e"])
+    by_products = timing.of_tpu(timing.Work(flops=918e9, bytes=1e6, cycles=7), [], machine)
+    assert by_products.method == "roofline" and by_products.seconds == pytest.approx(1e-3)
+    by_bytes = timing.of_tpu(timing.Work(flops=1e6, bytes=3.2e9, cycles=7), [], machine)
+    assert by_bytes.seconds == pytest.approx(2e-3)
+    late = [Collective("all-gather", 4 * 10**9, group=4, times=1, hidden=True)]  # 3 GB over 400 GB/s: 7.5 ms
+    assert timing.of_tpu(timing.Work(flops=1e6, bytes=3.2e9, cycles=7), late, machine).exposed == pytest.approx(5.5e-3)
+
+
+def test_bytes_are_scaled_by_the_turns_that_the_compiler_leaves_out():
+    module = hlo.parse("ENTRY %main (x: f32[]) -> f32[] {\n  ROOT %x = f32[] parameter(0)\n}\n")
+    assert timing.work(module, 600.0, {"flops": 200.0, "bytes accessed": 10.0}).bytes == 30
+    assert timing.work(module, 150.0, {"flops": 200.0, "bytes accessed": 10.0}).bytes == 10
+
+
+def test_simulated_devices_share_the_machine():
+    work, ceilings = timing.Work(flops=4e9, bytes=6e9, cycles=0), timing.Ceilings(flops=2e9, bandwidth=3e9)
+    assert timing.of_cpu(work, ceilings, 2).seconds == pytest.approx(8)
+
+
+def test_published_figures_agree_with_each_other():
+    for name, chip in CHIPS.items():
+        assert chip.flops / chip.hbm_bandwidth > 50, name
+    arrays = {"v2": 2, "v3": 4, "v5e": 4, "v5p": 8}  # of 128 x 128 multiply-adds in a chip
+    for name, n in arrays.items():
+        assert CHIPS[name].flops == pytest.approx(2 * n * 128**2 * CHIPS[name].clock, rel=0.01), name
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--topology", "v9:2x2"], "'v9' is unknown; choose from cpu, v2"),
+        (["--topology", "v3"], "has no size; write e.g. v3:4x4"),
+        (["--topology", "cpu:2x2"], "write e.g. cpu:8"),
+        (["--topology", "v3:2x2", "--measure"], "give only --topology cpu:N"),
+        (["--price", "-1"], "must not be negative"),
+        (["--sweep", "mesh.fsdp"], "expected FIELD=VALUE"),
+        (["--sweep", "mesh.fsd=1"], "did you mean"),
+        (["--sweep", "mesh.fsdp=3"], "found 2"),
+        (["--config.train.batch_size=41"], "use a multiple of 2"),
+        (["--out", "/nowhere/plan.json"], "cannot write --out"),
+    ],
+)
+def test_mistakes(words, expected, monkeypatch):
+    monkeypatch.setattr(plan, "compile_step", lambda planned: (None, needed(arguments=1, capacity=0)))
+    with pytest.raises(UserError, match=expected):
+        plan.main(flags(*words))
+
+
+def test_a_step_that_does_not_fit_is_a_row_all_the_same(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "compile_step", lambda planned: (None, needed(temporaries=200)))
+    assert plan.main(flags()) == 0
+    assert "no; try --config.train.accumulate=4" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_its_compiler_a_tpu_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "vit_jax\[tpu\]"'):
+        topology.describe("v3:2x2")
+
+
+@pytest.mark.slow
+def test_the_tpu_compiler_plans_a_small_configuration(tmp_path):
+    pytest.importorskip("libtpu", reason='the TPU compiler is not installed: pip install "vit_jax[tpu]"')
+    out = tmp_path / "plan.json"
+    words = ["--config", "configs/digits.py", "--topology", "v3:2x2", "--config.train.batch_size=64"]
+    assert plan.main([*words, "--config.model.depth=2", "--sweep", "mesh.fsdp=1,8", "--out", str(out)]) == 0
+    whole, sharded = json.loads(out.read_text())
+    assert whole["devices"] == 8 and whole["chips"] == 4 and whole["device_kind"] == "TPU v3"
+    assert whole["method"] == "compiler" and 0 < whole["step_seconds"] < 0.1
+    assert whole["memory"]["arguments"] < whole["memory"]["capacity"] == int(15.48 * GIB) and whole["memory"]["fits"]
+    assert sharded["memory"]["state"] < whole["memory"]["state"] and "all-gather" in sharded["collectives"]
+    with pytest.raises(UserError, match="not divisible"):
+        topology.describe("v3:3x5")
+
+
+def test_every_part_of_the_memory_is_in_the_total():
+    parts = {"arguments": 2, "outputs": 3, "temporaries": 5, "program": 7}
+    assert needed(**parts).total == sum(parts.values())
+    assert {f.name for f in dataclasses.fields(Memory)} == {*parts, "state", "capacity"}

@@ -1,0 +1,187 @@
+"""Plans a run without the machine: compiles its real train step for a described one, and reads the answer off.
+
+    python -m vit_jax.plan --config configs/imagenet.py:vit_b16 --topology v3:16x16,v5e:16x16 --price 1.2
+    python -m vit_jax.plan --config configs/scaling.py:vit_g14 --topology v5p:8x8x4 --sweep mesh.fsdp=8,64
+    python -m vit_jax.plan --config configs/digits.py --topology cpu:1 --measure
+
+TPUs need only their compiler (`pip install "vit_jax[tpu]"`), and `cpu:8` simulates eight devices. `topology` describes
+the machine, `subject` the step on it, `hlo` and `collectives` read the compiled program, `memory` and `timing` say what
+it takes, `measure` holds that against a real CPU.
+"""
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from vit_jax import command, config, flops, sharding, trees
+from vit_jax.command import UserError
+from vit_jax.config.sweep import combinations
+from vit_jax.plan import collectives, hlo, measure, memory, subject, table, timing, topology
+from vit_jax.plan.memory import Memory
+from vit_jax.plan.subject import Given, Subject
+from vit_jax.plan.timing import StepTime
+from vit_jax.plan.topology import Machine
+
+__all__ = ["main", "plan"]
+
+
+def plan(given: Given, machine: Machine, *, price: float = 0.0, measured_steps: int = 0) -> dict[str, Any]:
+    """What the configuration's train step takes on the machine; `price` in dollars per chip and hour.
+
+    `measured_steps`: so many steps are really run (only on `cpu:N`). Memory is that of one core.
+    """
+    planned = subject.build(given, machine)
+    start = time.perf_counter()
+    compiled, needed = compile_step(planned)
+    seconds = time.perf_counter() - start
+    found = describe(planned) | {"assumed": list(given.assumed), "compile_seconds": seconds}
+    found["memory"] = asdict(needed) | {"total": needed.total, "fits": needed.fits}
+    found["advice"] = memory.advice(given.config, needed, planned.run.abstract_state, planned.run.mesh)
+    found |= modelled(planned, compiled, price)
+    found["measured"] = measure.run_steps(planned, compiled, measured_steps).to_dict() if measured_steps else {}
+    return found
+
+
+def compile_step(planned: Subject) -> tuple[Any, Memory]:
+    """The compiled step (None where the compiler refused it, for want of memory), and the memory of a core."""
+    run, capacity = planned.run, planned.machine.memory
+    state, arguments = memory.of_arguments(planned.arguments, run.mesh)
+    try:
+        compiled = run.train_step.lower(*planned.arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        refused = memory.of_refusal(str(error), state, arguments, capacity)
+        if refused is None:
+            raise
+        return None, refused
+    return compiled, memory.of_program(compiled.memory_analysis(), state, capacity)
+
+
+def describe(planned: Subject) -> dict[str, Any]:
+    """What is known before anything is compiled."""
+    run, machine = planned.run, planned.machine
+    batch_size, devices = run.config.train.batch_size, len(machine.devices)
+    return {
+        "topology": machine.name,
+        "devices": devices,
+        "chips": machine.chips,
+        "device_kind": machine.devices[0].device_kind,
+        "mesh": dict(run.mesh.shape),
+        "model": run.config.model["name"],
+        "dtype": run.config.model.get("dtype", "float32"),
+        "remat": run.config.model.get("remat", ""),
+        "parameters": trees.count(run.abstract_state.params),
+        "flops_per_image": run.flops_per_image,
+        "train_flops_per_image": flops.count(run.train_step, *planned.arguments) / batch_size,
+        "batch_size": batch_size,
+        "images_per_core": batch_size / sharding.batch_shards(run.mesh),
+        "steps": run.total_steps,
+    }
+
+
+def modelled(planned: Subject, compiled: Any, price: float) -> dict[str, Any]:
+    """Collectives, time and cost; empty where there is no program."""
+    run, machine = planned.run, planned.machine
+    if compiled is None:
+        names = ("step_seconds", "link_seconds", "images_per_second", "mfu", "hours", "chip_hours", "cost")
+        return {"collectives": {}, "method": "", **dict.fromkeys(names)}
+    module = hlo.parse(compiled.as_text())
+    exchanged = collectives.find(module, len(machine.devices))
+    step = time_of_step(planned, module, compiled.cost_analysis(), exchanged)
+    budget = run.config.train.seconds
+    hours = (budget or run.total_steps * step.seconds) / 3600
+    per_second = run.config.train.batch_size / step.seconds
+    peak = machine.chip.flops * machine.chips if machine.chip else 0
+    return {
+        "collectives": collectives.summary(exchanged),
+        "method": step.method,
+        "step_seconds": step.seconds,
+        "link_seconds": step.links,
+        "images_per_second": per_second,
+        "mfu": 3 * run.flops_per_image * per_second / peak if peak else None,
+        "steps": run.total_steps or int(budget / step.seconds),
+        "hours": hours,
+        "chip_hours": hours * machine.chips,
+        "cost": price * hours * machine.chips if price else None,
+        "compiler": {k: compiled.cost_analysis().get(k) for k in ("flops", "bytes accessed", "optimal_seconds")},
+        "loops_counted_once": module.unknown_loops(),
+    }
+
+
+def time_of_step(planned: Subject, module: hlo.Module, costs: dict[str, float], exchanged: Sequence[Any]) -> StepTime:
+    """The modelled time, by the method that the machine allows."""
+    machine, devices = planned.machine, len(planned.machine.devices)
+    products = flops.count(planned.run.train_step, *planned.arguments) / devices
+    work = timing.work(module, products, costs)
+    if machine.chip:
+        return timing.of_tpu(work, exchanged, machine)
+    return timing.of_cpu(work, timing.measure_ceilings(), devices)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = command.Parser(
+        prog="python -m vit_jax.plan",
+        description="Compiles a run's train step for a machine that is not there: memory, time and cost.",
+        epilog="Any field of the configuration: --config.<group>.<field>=<value>, e.g. --config.mesh.fsdp=8",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file of configs/, or a config.json")
+    parser.add_argument("--topology", required=True, metavar="T,T", help="v3:4x4, v5e:16x16, v5p:8x8x4 ...; cpu:8")
+    parser.add_argument("--sweep", action="append", default=[], metavar="FIELD=V,V", help="plan with each value")
+    parser.add_argument("--price", type=float, default=0.0, help="dollars per chip and hour")
+    parser.add_argument("--images", type=int, default=0, help="to train with, where the data set is not at hand")
+    parser.add_argument("--classes", type=int, default=0, help="of it, likewise")
+    parser.add_argument("--measure", action="store_true", help="cpu: run some steps, and compare")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="writes the plans as JSON")
+    parser.add_data_dir()
+    flags, overrides = parser.parse(argv)
+    if min(flags.price, flags.images, flags.classes) < 0:
+        raise UserError("--price, --images and --classes must not be negative")
+    names = topology.split_topologies(flags.topology)
+    if flags.measure and not all(name.startswith("cpu:") for name in names):
+        raise UserError("--measure runs the step on this machine; give only --topology cpu:N")
+    if flags.data_dir:
+        overrides.append(f"data.data_dir={flags.data_dir}")
+    sizes = {"images": flags.images, "classes": flags.classes}
+    planned = [
+        (chosen, subject.prepare(config.load(flags.config, [*overrides, *chosen]), **sizes))
+        for chosen in combinations(flags.sweep)
+    ]
+    topology.prepare(names)
+    console = Console(highlight=False)
+    rows = []
+    for name in names:
+        machine = topology.describe(name)
+        for chosen, given in planned:
+            about = {"config": flags.config, "overrides": overrides, "sweep": chosen, "versions": versions()}
+            with console.status(f"compiling for {' '.join([name, *chosen])}"):
+                rows.append(about | plan(given, machine, price=flags.price, measured_steps=5 * flags.measure))
+            if flags.out:  # after each: a later one may fail
+                write(flags.out, rows)
+    table.show(console, rows)
+    return command.DONE
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the answer."""
+    found = {name: _version(name) for name in ("jax", "libtpu")}
+    return {name: version for name, version in found.items() if version}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    try:
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write --out {path}: {error}; give a file in a folder that exists") from error

@@ -1,0 +1,6 @@
+"""The command `python -m vit_jax.plan`."""
+
+from vit_jax import command
+from vit_jax.plan import main
+
+command.run(main)
