@@ -19,8 +19,8 @@ def pretraining(size: str) -> ConfigDict:
     c.model.scan = True
     c.model.remat = "full"
     c.data.name = "imagenet21k"
-    c.data.image_size = (256,)
-    c.augment.resize = (224,)
+    c.data.image_size = (224,)
+    c.data.crop_fraction = 0.875
     c.augment.crop_area = (0.05, 1.0)
     c.augment.flip = 0.5
     c.optim.name = "adafactor"

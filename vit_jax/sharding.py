@@ -4,12 +4,15 @@ Models know nothing of this. Axes: `data` splits the batch, `fsdp` splits the ba
 Rajbhandari et al. 2020, arXiv:1910.02054), `tensor` splits heads and MLP width (Megatron, arXiv:1909.08053).
 """
 
+import contextlib
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -78,6 +81,38 @@ def make_mesh(settings: Settings, devices: Sequence[jax.Device] = ()) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis split over the devices, for everything with one entry an image."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+_activations: ContextVar[Mesh | None] = ContextVar("mesh of the activations", default=None)
+
+
+def on_mesh(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`fn`, traced so that `split_batch` in it means this mesh."""
+
+    def traced(*args: Any) -> Any:
+        with _activations_on(mesh):
+            return fn(*args)
+
+    return traced
+
+
+@contextlib.contextmanager
+def _activations_on(mesh: Mesh) -> Iterator[None]:
+    token = _activations.set(mesh)
+    try:
+        yield
+    finally:
+        _activations.reset(token)
+
+
+def split_batch(x: jax.Array) -> jax.Array:
+    """Activations [n ...] with their images split over the devices, inside `on_mesh`; elsewhere as they are.
+
+    Left alone, XLA follows the parameters' fsdp sharding: every device computes all images with a part of the width,
+    and adds up activations instead of gradients.
+    """
+    mesh = _activations.get()
+    return x if mesh is None or mesh.size == 1 else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def batch_shards(mesh: Mesh) -> int:

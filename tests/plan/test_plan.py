@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from tests import tiny
-from vit_jax import config, plan, sharding
+from vit_jax import config, models, plan, sharding
 from vit_jax.command import UserError
 from vit_jax.plan import hlo, memory, subject, timing, topology
 from vit_jax.plan.collectives import Collective
@@ -69,7 +69,7 @@ def test_a_data_set_that_is_not_here_is_planned_by_its_published_size():
     given = subject.prepare(config.load(IMAGENET, [*size, *SMALL]))
     assert given.config.model["num_classes"] == 1000
     assert given.data.size("train") == 1_153_050  # without the tenth that validates
-    assert "1,281,167 images of 1,000 classes, 224x224x3" in given.assumed[0]
+    assert "1,281,167 images of 1,000 classes, 160x192x3" in given.assumed[0]
     other = subject.prepare(
         config.load(IMAGENET, ["data.name=ours", "optim.warmup_steps=0", *SMALL]), images=5000, classes=7
     )
@@ -225,3 +225,20 @@ def test_every_part_of_the_memory_is_in_the_total():
     parts = {"arguments": 2, "outputs": 3, "temporaries": 5, "program": 7}
     assert needed(**parts).total == sum(parts.values())
     assert {f.name for f in dataclasses.fields(Memory)} == {*parts, "state", "capacity"}
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_fsdp_adds_up_gradients_not_activations(scan):
+    """Left alone, XLA computes all images on every device with a part of the width, and adds up activations."""
+    model = models.settings("vit", patch_size=(4,), width=16, depth=2, mlp_width=32, heads=2, num_classes=3, scan=scan)
+    given = config.from_dict(
+        {
+            "model": model,
+            "data": {"name": "synthetic/32x32x3/3/600"},
+            "train": {"batch_size": 256, "steps": 5},
+            "mesh": {"data": 1, "fsdp": 4},
+        }
+    )
+    found = plan.plan(subject.prepare(given), topology.describe("cpu:4"))
+    gradients = 4 * found["parameters"]
+    assert 0 < found["collectives"]["all-reduce"]["bytes"] <= 1.1 * gradients

@@ -25,6 +25,7 @@ from vit_jax.models.layers import (
     drop_path,
     square,
 )
+from vit_jax.sharding import split_batch
 
 # width, depth, MLP width, heads, the patch sizes it was published with.
 SIZES: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
@@ -178,7 +179,7 @@ class Encoder(nn.Module):
         x = dropout(x, self.embedding_dropout, jax.random.fold_in(rng, self.depth), train=train)
 
         def layer(block: EncoderBlock, x: Float[Array, "n l d"], inputs: tuple[Any, Any]) -> tuple[Any, None]:
-            return block(x, *inputs, train=train), None
+            return split_batch(block(split_batch(x), *inputs, train=train)), None
 
         layer = recompute(layer, self.remat, scan=self.scan)
         rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(self.depth))

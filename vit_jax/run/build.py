@@ -168,13 +168,13 @@ def build(
         abstract_state=abstract,
         init_state=jax.jit(init, out_shardings=places),
         train_step=jax.jit(
-            train_step,
+            sharding.on_mesh(train_step, mesh),
             in_shardings=(places, batch, everywhere),
             out_shardings=(places, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            step.make_eval_step(model, prepared.augment),
+            sharding.on_mesh(step.make_eval_step(model, prepared.augment), mesh),
             in_shardings=(variables, batch, everywhere),
             out_shardings=everywhere,
         ),
