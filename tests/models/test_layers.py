@@ -12,6 +12,7 @@ from scipy.special import erf
 from tests import quick
 from tests.models.random_params import random_params
 from vit_jax.command import UserError
+from vit_jax.models import layers
 from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
 from vit_jax.models.layers import (
     AddPositions,
@@ -178,3 +179,15 @@ def test_map_head_is_attention_by_a_probe_and_an_mlp():
     output = apply(module, params, x)
     assert output.shape == (2, 6)
     np.testing.assert_allclose(output, expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 8e-3)])
+def test_gelu_is_flaxs(dtype, tolerance):
+    x = jnp.linspace(-8, 8, 1001).astype(dtype)
+    exact = nn.gelu(x.astype(jnp.float32), approximate=False)
+    found = layers.gelu(x)
+    assert found.dtype == x.dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=tolerance, atol=1e-6)
+    flaxs = partial(nn.gelu, approximate=False)
+    slopes = [jax.vmap(jax.grad(f))(x.astype(jnp.float32)) for f in (layers.gelu, flaxs)]
+    np.testing.assert_allclose(*slopes, atol=2e-6)

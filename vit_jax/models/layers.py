@@ -30,7 +30,18 @@ def activate(x: Float[Array, "..."], activation: str) -> Float[Array, "..."]:
     """The activation function; outside a gated MLP `swiglu` means its gate's swish."""
     if activation not in get_args(Activation):
         raise UserError(f"activation={activation!r} is unknown; choose from {', '.join(get_args(Activation))}")
-    return nn.swish(x) if activation == "swiglu" else nn.gelu(x, approximate=activation == "gelu_tanh")
+    if activation == "gelu":
+        return gelu(x)
+    return nn.swish(x) if activation == "swiglu" else nn.gelu(x)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the normal distribution's share below x (Hendrycks & Gimpel 2016, arXiv:1606.08415), in float32.
+
+    By erf: `nn.gelu`'s erfc computes two branches for each entry, and takes twice as long on CPUs and TPUs.
+    """
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1.0 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 def drop_path(x: Float[Array, "n l d"], rate: Float[Array, ""], rng: Key[Array, ""]) -> Float[Array, "n l d"]:
