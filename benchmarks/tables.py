@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, plans
 from vit_jax import command, log
 from vit_jax.command import UserError
 
@@ -37,7 +37,8 @@ def read(folder: Path) -> list[Row]:
             rows.append(found)
             fields = (*CASE, "kind", "cores_used", "contender", "data", "threads", "workers", "cache")
             newest[json.dumps([found.get(field) for field in fields])] = found
-    return [row | {"newest": any(row is last for last in newest.values())} for row in rows]
+    measured = [row | {"newest": any(row is last for last in newest.values())} for row in rows]
+    return measured + plans.read(folder)
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -229,6 +230,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "peers": peers_table,
     "input": input_table,
     "startup": startup_table,
+    "plans": lambda rows: markdown(*plans.plans(rows), 2),
+    "textbook": lambda rows: markdown(*plans.textbook(rows), 1),
+    "checks": lambda rows: markdown(*plans.checks(rows), 2),
 }
 
 

@@ -1,0 +1,81 @@
+"""The tables of what `vit_jax.plan` and `benchmarks.tpu_plan` compiled for machines that are not there."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_jax import log
+
+Row = dict[str, Any]
+
+
+def read(folder: Path) -> list[Row]:
+    """A row for each plan, and for each comparison with the textbook's model."""
+    rows = []
+    for path in sorted(folder.glob("plan-*.json")):
+        content = json.loads(path.read_text())
+        for row in content if isinstance(content, list) else [content]:
+            rows.append(row | {"kind": "textbook" if "textbook" in row else "plan"})
+    return rows
+
+
+def plans(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells."""
+    header = ["machine", "configuration", "cores", "images a core", "memory of a core", "of it state", "step"]
+    header += ["images/s", "MFU"]
+    cells = [
+        [
+            row["topology"],
+            " ".join([row["config"].removeprefix("configs/"), *(f"`{text}`" for text in _changes(row))]),
+            str(row["devices"]),
+            f"{row['images_per_core']:g}",
+            log.human_bytes(row["memory"]["total"]) + ("" if row["memory"]["fits"] else ": too much"),
+            log.human_bytes(row["memory"]["state"]),
+            f"{1000 * row['step_seconds']:,.0f} ms" if row["step_seconds"] else "",
+            f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
+            f"{100 * row['mfu']:.1f} %" if row["mfu"] else "",
+        ]
+        for row in rows
+        if row["kind"] == "plan" and not row["measured"]
+    ]
+    return header, cells
+
+
+def checks(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: what was predicted for this CPU, and what then was measured on it."""
+    header = ["machine", "configuration", "step, predicted", "measured", "memory, predicted", "measured"]
+    cells = [
+        [
+            row["topology"],
+            row["config"].removeprefix("configs/"),
+            f"{1000 * row['step_seconds']:,.0f} ms",
+            f"{1000 * row['measured']['step_seconds']:,.0f} ms",
+            log.human_bytes(row["memory"]["total"]),
+            log.human_bytes(row["measured"]["peak_bytes"]),
+        ]
+        for row in rows
+        if row["kind"] == "plan" and row["measured"]
+    ]
+    return header, cells
+
+
+def textbook(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: ViT-B/16's modelled step beside that of a textbook's ViT."""
+    header = ["machine", "images a core", "textbook's step", "ours", "ratio", "textbook's memory", "ours"]
+    cells = [
+        [
+            row["topology"],
+            str(row["images_per_core"]),
+            *(f"{1000 * row[whose]['step_seconds']:.1f} ms" for whose in ("textbook", "ours")),
+            f"{row['step_seconds_ratio']:.3f}",
+            *(log.human_bytes(row[whose]["memory"]) for whose in ("textbook", "ours")),
+        ]
+        for row in rows
+        if row["kind"] == "textbook"
+    ]
+    return header, cells
+
+
+def _changes(row: Row) -> list[str]:
+    return [text for text in (*row["overrides"], *row["sweep"]) if not text.startswith("data.data_dir=")]
