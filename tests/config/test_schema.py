@@ -70,7 +70,7 @@ def test_every_group_is_frozen():
         ("train.batch_size=0", "train.batch_size=0 is not positive"),
         ("train.accumulate=3", "accumulate=3 does not divide train.batch_size=128"),
         ("train.max_bad_steps=0", "max_bad_steps=0 is not positive"),
-        ("train.epochs=0", "epochs=0.0 and train.steps=0: one of them must be positive"),
+        ("train.epochs=0", "train.epochs=0.0, train.steps=0, train.seconds=0.0: one of them must be positive"),
         ("train.steps=-1", "one of them must be positive"),
         ("train.label_smoothing=1", r"label_smoothing=1.0 is not in \[0, 1\)"),
         ("evaluate.every_steps=-1", "evaluate.every_steps=-1 is negative"),

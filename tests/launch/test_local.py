@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY, cache
+from tests.conftest import CACHE, REPOSITORY
 
 SCRIPT = REPOSITORY / "launch" / "local.sh"
 SMALL = {
@@ -33,7 +33,7 @@ SECONDS = 400
 def environment() -> dict[str, str]:
     """One device for each process."""
     kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    faster = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    faster = {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     return kept | faster | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable}
 
 

@@ -3,4 +3,5 @@
 from vit_jax import command
 from vit_jax.plan import main
 
-command.run(main)
+if __name__ == "__main__":
+    command.run(main)
