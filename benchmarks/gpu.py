@@ -24,6 +24,7 @@ BOTH = ("--peer", "torch", "--peer", "flax")
 # The words after `python -m benchmarks.`, and the most minutes that they may take.
 STEPS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("throughput", "--models", "vit/B16", *BOTH, *QUICK), 2.5),
+    (("throughput", "--models", "vit/B16", "--config.model.attention=cudnn", *QUICK), 1.5),
     (("throughput", "--models", "cifar10:vit", "--batch-sizes", "512,2048", *BOTH, *QUICK), 2.5),
     (("throughput", "--models", "vit/L16", *QUICK), 2.0),
     (("throughput", "--models", "vit/S16", "--peer", "torch", *QUICK), 2.0),

@@ -249,7 +249,7 @@ class ViT(nn.Module):
     zero_head: bool = True  # the last layer's kernel starts at zero
     head_bias: float = 0.0  # the last layer's initial bias
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
-    attention: Kernel = "auto"  # plain, cudnn (NVIDIA's fused kernel), or auto: the fused one where it can be used
+    attention: Kernel = "plain"  # cudnn: NVIDIA's fused kernel; auto: that where it can be used, else plain
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
     # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
     remat: Remat = "none"
