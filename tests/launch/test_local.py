@@ -40,7 +40,14 @@ def environment() -> dict[str, str]:
 def launch(processes: int, workdir: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [str(SCRIPT), str(processes), *ARGUMENTS, *arguments, "--workdir", str(workdir)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_interrupts
+    )
+
+
+def heed_interrupts() -> None:
+    """A shell's background jobs, and all that they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
