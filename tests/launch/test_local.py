@@ -194,7 +194,8 @@ def test_the_first_bad_exit_code_and_one_message(tmp_path, python, code, said):
 def test_signals_reach_all_processes_once(tmp_path, number, code):
     python = f"trap 'echo $JAX_PROCESS_ID >>{tmp_path}/got; exit {code}' TERM INT; touch {tmp_path}/$JAX_PROCESS_ID\n"
     python += "for _ in {1..400}; do sleep 0.1; done"
-    launcher = subprocess.Popen([str(SCRIPT), "2", "--config", "x.py"], env=imitate(tmp_path, python))
+    command = [str(SCRIPT), "2", "--config", "x.py"]
+    launcher = subprocess.Popen(command, env=imitate(tmp_path, python), preexec_fn=heed_interrupts)
     while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
         assert launcher.poll() is None
         time.sleep(0.02)
