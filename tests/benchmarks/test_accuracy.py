@@ -34,10 +34,16 @@ def test_the_page_is_what_the_results_say():
     assert (REPOSITORY / "benchmarks" / "accuracy.md").read_text() == accuracy.page()
 
 
-def test_every_row_has_a_configuration():
-    for rows in accuracy.SECTIONS.values():
-        for row in rows:
-            config.load(str(REPOSITORY / row.spec))
+def test_every_row_trains_on_the_data_set_of_its_section():
+    names = {"A": "fashion_mnist", "B": "cifar100", "C": "fashion_mnist", "D": "cifar10", "Imagenette": "imagenette"}
+    found = {
+        (title, config.load(str(REPOSITORY / row.spec)).data.name)
+        for title, rows in accuracy.SECTIONS.items()
+        for row in rows
+    }
+    for section, name in names.items():
+        assert {data.partition("/")[0] for title, data in found if title.startswith(section)} == {name}
+    assert {data for title, data in found if title.startswith("E")} == {"cifar10", "imagenet2012"}
 
 
 @pytest.mark.parametrize("path", sorted(accuracy.FOLDER.glob("*.json")), ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -143,20 +144,8 @@ def build(
     places = sharding.tree_shardings(abstract, mesh)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     view = dataclasses.replace(prepared.augment, crop_area=(), resize=()) if cropped else prepared.augment
-    train_step = step.make_train_step(
-        model,
-        tx,
-        optim.schedule(prepared.optim, per_epoch),
-        view,
-        _objective(prepared, teacher),
-        seed=prepared.seed,
-        total_steps=total,
-        trained=partial(optim.trained, prepared.optim),
-        accumulate=train.accumulate,
-        sam_rho=prepared.optim.sam_rho,
-        ema_decay=prepared.optim.ema_decay,
-        ema_warmup=prepared.optim.ema_warmup,
-    )
+    objective = _objective(prepared, teacher)
+    train_step = _train_step(prepared, model, tx, view, objective, total_steps=total, per_epoch=per_epoch)
     variables = sharding.tree_shardings(jax.eval_shape(step.evaluation_variables, abstract), mesh)
     return Run(
         config=prepared,
@@ -178,6 +167,33 @@ def build(
             in_shardings=(variables, batch, everywhere),
             out_shardings=everywhere,
         ),
+    )
+
+
+def _train_step(
+    prepared: Config,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    view: augment.Settings,
+    objective: step.Objective,
+    *,
+    total_steps: int,
+    per_epoch: int,
+) -> step.TrainStep:
+    given = prepared.optim
+    return step.make_train_step(
+        model,
+        tx,
+        optim.schedule(given, per_epoch),
+        view,
+        objective,
+        seed=prepared.seed,
+        total_steps=total_steps,
+        trained=partial(optim.trained, given),
+        accumulate=prepared.train.accumulate,
+        sam_rho=given.sam_rho,
+        ema_decay=given.ema_decay,
+        ema_warmup=given.ema_warmup,
     )
 
 

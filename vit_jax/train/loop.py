@@ -109,7 +109,8 @@ class Trainer:
                 if stop:
                     interruption.signal = agreed
                     break
-            self.check_warmup()
+            if int(state.step) == self.length.steps:
+                self.check_warmup()
         return state
 
     def compile(self, state: PyTree, batches: Iterator[Any]) -> tuple[Any, Iterator[Any]]:
@@ -140,8 +141,9 @@ class Trainer:
 
     def frozen(self) -> dict[str, Any]:
         """What a step reads besides its batch."""
-        by_time = {"total_steps": np.int32(self.length.steps)} if self.length.seconds else {}
-        return {**self.feed.frozen, **by_time}
+        if not self.length.seconds:
+            return self.feed.frozen
+        return {**self.feed.frozen, "total_steps": np.int32(self.length.steps)}
 
     def open_log(self, start: int) -> None:
         settings = self.run.config
@@ -149,7 +151,7 @@ class Trainer:
             self.workdir, resume_step=start, tensorboard=settings.log.tensorboard, active=self.active
         )
         self.progress = log.Progress(
-            total_steps=self.length.steps,
+            total_steps=start + 1 if self.length.steps == UNKNOWN else self.length.steps,
             start_step=start,
             steps_per_epoch=self.run.steps_per_epoch,
             images_per_step=settings.train.batch_size,
