@@ -40,14 +40,15 @@ def environment() -> dict[str, str]:
 def launch(processes: int, workdir: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [str(SCRIPT), str(processes), *ARGUMENTS, *arguments, "--workdir", str(workdir)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(), stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_interrupts
-    )
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
-def heed_interrupts() -> None:
-    """A shell's background jobs, and all that they start, ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture(autouse=True)
+def heed_interrupts():
+    """A shell's background jobs, and what they start, ignore Ctrl-C; a signal that is handled is reset in a child."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -195,7 +196,7 @@ def test_signals_reach_all_processes_once(tmp_path, number, code):
     python = f"trap 'echo $JAX_PROCESS_ID >>{tmp_path}/got; exit {code}' TERM INT; touch {tmp_path}/$JAX_PROCESS_ID\n"
     python += "for _ in {1..400}; do sleep 0.1; done"
     command = [str(SCRIPT), "2", "--config", "x.py"]
-    launcher = subprocess.Popen(command, env=imitate(tmp_path, python), preexec_fn=heed_interrupts)
+    launcher = subprocess.Popen(command, env=imitate(tmp_path, python))
     while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
         assert launcher.poll() is None
         time.sleep(0.02)

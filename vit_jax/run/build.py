@@ -180,20 +180,19 @@ def _train_step(
     total_steps: int,
     per_epoch: int,
 ) -> step.TrainStep:
-    given = prepared.optim
     return step.make_train_step(
         model,
         tx,
-        optim.schedule(given, per_epoch),
+        optim.schedule(prepared.optim, per_epoch),
         view,
         objective,
         seed=prepared.seed,
         total_steps=total_steps,
-        trained=partial(optim.trained, given),
+        trained=partial(optim.trained, prepared.optim),
         accumulate=prepared.train.accumulate,
-        sam_rho=given.sam_rho,
-        ema_decay=given.ema_decay,
-        ema_warmup=given.ema_warmup,
+        sam_rho=prepared.optim.sam_rho,
+        ema_decay=prepared.optim.ema_decay,
+        ema_warmup=prepared.optim.ema_warmup,
     )
 
 
