@@ -1,4 +1,4 @@
-"""Multi-head attention with separate query, key and value parameters, applied as one matrix product.
+"""Multi-head attention with separate query, key and value parameters.
 
 Shapes: `n` images, `l` query tokens, `m` key tokens, `d` width, `a` heads, `e` size per head.
 """
@@ -91,7 +91,9 @@ class MultiHeadDotProductAttention(nn.Module):
         self, queries: Float[Array, "n l d"], tokens: Float[Array, "n m d"], rng: Key[Array, ""], *, train: bool
     ) -> Float[Array, "n l d"]:
         d = queries.shape[-1]
-        q, k, v = self._project(queries, tokens)
+        # Three products, not one of stacked kernels: to take that one's result apart costs a TPU more than it saves
+        # (benchmarks/README.md), and a CPU as much.
+        q, k, v = (self._project(x, name) for x, name in ((queries, "query"), (tokens, "key"), (tokens, "value")))
         if self.qk_norm:
             q = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="query_norm")(q)
             k = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="key_norm")(k)
@@ -124,10 +126,10 @@ class MultiHeadDotProductAttention(nn.Module):
         return not found
 
     def _plain(self, q: Array, k: Array, v: Array, rng: Key[Array, ""], train: bool) -> Float[Array, "n l a e"]:
+        q = q * self.head_width**-0.5  # fewer numbers than the logits
         logits = jnp.einsum("nlae,nmae->nalm", q, k).astype(jnp.float32)
         if self.positions == "relative":
             logits += self._relative_logits(q)
-        logits = logits / jnp.sqrt(jnp.float32(self.head_width))
         if self.positions == "relative_bias":
             logits += self._bias(q.shape[1])[None]
         attention = nn.softmax(logits)
@@ -136,20 +138,9 @@ class MultiHeadDotProductAttention(nn.Module):
         attention = dropout(attention, self.dropout, rng, train=train).astype(self.dtype)
         return jnp.einsum("nalm,nmae->nlae", attention, v)
 
-    def _project(self, queries, tokens):
-        """Queries [n l a e], keys and values [n m a e]; self-attention projects all three in one product."""
-        projections = [
-            HeadProjection(self.heads, self.head_width, self.qkv_bias, name=name)(queries.shape[-1])
-            for name in ("query", "key", "value")
-        ]
-        kernels, biases = zip(*projections, strict=True)
-        kernel, bias = jnp.stack(kernels, 1).astype(self.dtype), jnp.stack(biases).astype(self.dtype)
-        if queries is tokens:
-            qkv = jnp.einsum("nld,dsae->nlsae", tokens, kernel) + bias[None, None]
-            return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        q = jnp.einsum("nld,dae->nlae", queries, kernel[:, 0]) + bias[None, None, 0]
-        kv = jnp.einsum("nmd,dsae->nmsae", tokens, kernel[:, 1:]) + bias[None, None, 1:]
-        return q, kv[:, :, 0], kv[:, :, 1]
+    def _project(self, x: Float[Array, "n l d"], name: str) -> Float[Array, "n l a e"]:
+        kernel, bias = HeadProjection(self.heads, self.head_width, self.qkv_bias, name=name)(x.shape[-1])
+        return jnp.einsum("nld,dae->nlae", x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None]
 
     def _relative_logits(self, q: Float[Array, "n l a e"]) -> Float[Array, "n a l l"]:
         l, e = q.shape[1], q.shape[-1]
