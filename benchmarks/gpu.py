@@ -29,6 +29,7 @@ STEPS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("throughput", "--models", "vit/L16", *QUICK), 2.0),
     (("throughput", "--models", "vit/S16", "--peer", "torch", *QUICK), 2.0),
     (("throughput", "--models", "cifar10:vit", "--batch-sizes", "128", "--peer", "torch", *QUICK), 1.5),
+    (("augmentation", "--model", "vit/S16", "--rounds", "3"), 3.0),
     (("throughput", "--models", "vit/B16,vit/L16", "--modes", "inference", *QUICK), 2.5),
     (("startup", "--models", "cifar10:vit,vit/B16", "--rounds", "1"), 2.5),
     (("input", "--data", "synthetic/160x160x3/10/10000", "--peer", "torch", "--turn", "3", "--rounds", "3"), 1.5),

@@ -16,7 +16,7 @@ from vit_jax import command, log
 from vit_jax.command import UserError
 
 README = Path(__file__).parent / "README.md"
-KINDS = ("throughput", "input", "startup")
+KINDS = ("throughput", "input", "startup", "augmentation")
 NOT_YET = "not yet run on a GPU"
 VOID_BELOW = 650.0  # TFLOP/s of an H200 in bfloat16: below that something else used it, and the measurement is void
 CASE = ("device", "model", "mode", "dtype", "batch_size", "image_size", "memory", "overrides")
@@ -35,7 +35,7 @@ def read(folder: Path) -> list[Row]:
         for row in content["rows"]:
             found = about | row
             rows.append(found)
-            fields = (*CASE, "kind", "cores_used", "contender", "data", "threads", "workers", "cache")
+            fields = (*CASE, "kind", "cores_used", "contender", "data", "threads", "workers", "cache", "view")
             newest[json.dumps([found.get(field) for field in fields])] = found
     measured = [row | {"newest": any(row is last for last in newest.values())} for row in rows]
     return measured + plans.read(folder)
@@ -145,6 +145,18 @@ def startup_table(rows: Sequence[Row]) -> str:
     return markdown(header, cells, 4)
 
 
+def augmentation_table(rows: Sequence[Row]) -> str:
+    header = ("device", "model", "dtype", "batch", "augmentation", "operations", "bytes", "time", "date")
+    cells = [
+        [*(cell for i, cell in enumerate(what(row | {"overrides": []})) if i != 2), row["view"]]
+        + [f"{100 * row['shares'][key]:.1f} %" for key in ("flops", "bytes", "seconds")]
+        + [row["date"]]
+        for row in _of(rows, "augmentation")
+        if row["view"] != "none"
+    ]
+    return markdown(header, cells, 5)
+
+
 def targets_table(rows: Sequence[Row]) -> str:
     """What this library wants to reach, and whether it does."""
     cells = []
@@ -160,6 +172,8 @@ def targets_table(rows: Sequence[Row]) -> str:
     for model in ("vit/B16", "vit/S16", "cifar10:vit"):
         text = _ratio(rows, gpu=True, model=model, contender="torch.compile")
         cells.append([f"{model} training on a GPU against torch.compile", ">= 1.15x", text])
+    found = [row | {"share": row["shares"]["seconds"]} for row in _of(rows, "augmentation", gpu=True, model="vit/S16")]
+    cells.append(["any augmentation's share of vit/S16's step on a GPU", "< 15%", _best(found, "share", "{:.1%}")])
     for model in ("cifar10:vit", "vit/Ti16"):
         for contender, least in {"torch": "1.00", "flax": "1.25"}.items():
             text = _ratio(rows, gpu=False, model=model, contender=contender)
@@ -230,6 +244,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "peers": peers_table,
     "input": input_table,
     "startup": startup_table,
+    "augmentation": augmentation_table,
     "plans": lambda rows: markdown(*plans.plans(rows), 2),
     "textbook": lambda rows: markdown(*plans.textbook(rows), 1),
     "checks": lambda rows: markdown(*plans.checks(rows), 2),

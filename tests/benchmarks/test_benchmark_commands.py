@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, input, machine, startup, throughput
+from benchmarks import augmentation, gpu, input, machine, startup, throughput
 from benchmarks.throughput import Failed, Worker, add_efficiency, contenders, in_turns, list_of
 from benchmarks.workloads import Case
 from vit_jax import command
@@ -30,6 +30,7 @@ from vit_jax.command import UserError
         (input, "--config.seed=1", "reads no configuration"),
         (startup, "--models nothing", "'nothing' is unknown"),
         (startup, "--rounds 0", "--rounds 0"),
+        (augmentation, "--rounds 0", "--rounds 0"),
         (gpu, "--minutes 0", "--minutes 0.0 is not positive"),
     ],
 )

@@ -40,7 +40,7 @@ def test_readme_is_in_sync() -> None:
 
 def test_nothing_of_a_gpu_is_claimed_before_it_was_measured() -> None:
     text = tables.targets_table([])
-    assert text.count(tables.NOT_YET) == 8
+    assert text.count(tables.NOT_YET) == 9
     assert line(text, "vit/L16")[1:] == [">= 60%", "not yet run on a GPU"]
     assert line(text, "DataLoader", "the same")[-1] == "not yet run"
 
@@ -96,6 +96,17 @@ def test_input_and_start(tmp_path: Path) -> None:
         "1,500",
     ]
     assert line(tables.startup_table(rows), "vit/B16")[3:8] == ["empty", "1.0 s", "2.0 s", "3.0 s", "6.0 s"]
+
+
+def test_the_dearest_augmentation_is_held_against_the_target(tmp_path: Path) -> None:
+    rows = [row("ours", model="vit/S16", view=view, shares={"flops": 0.0, "bytes": 0.02, "seconds": share})
+            for view, share in {"none": 0.0, "flip": 0.015, "policy": 0.125}.items()]  # fmt: skip
+    write(tmp_path, "augmentation-1", rows, GPU)
+    rows = tables.read(tmp_path)
+    assert line(tables.targets_table(rows), "augmentation's share")[1:] == ["< 15%", "12.5%"]
+    cells = line(tables.augmentation_table(rows), "policy")
+    assert cells == ["NVIDIA H200", "vit/S16", "bfloat16", "8", "policy", "0.0 %", "2.0 %", "12.5 %", "2026-01-01"]
+    assert "none" not in tables.augmentation_table(rows)
 
 
 def test_every_table_has_its_place() -> None:

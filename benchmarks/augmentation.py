@@ -1,0 +1,110 @@
+"""What augmentation costs: the train step with each way of looking at images, beside the step without any.
+
+python -m benchmarks.augmentation --model vit/S16
+
+Operations and bytes are the compiler's; seconds are medians over rounds in which the steps take turns.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import device, machine
+from benchmarks.ours import Ours
+from benchmarks.worker import timed
+from benchmarks.workloads import Case, check_model, default_batch
+from vit_jax import command, memory
+from vit_jax.command import UserError
+
+CROP = ("augment.crop_area=(0.05,1.0)", "augment.flip=0.5")
+VIEWS = {
+    "none": (),
+    "crop and flip": CROP,
+    "... and RandAugment(2, 9)": (*CROP, "augment.policy=randaugment"),
+    "... and AutoAugment": (*CROP, "augment.policy=autoaugment_imagenet"),
+    "... and TrivialAugment": (*CROP, "augment.policy=trivialaugment"),
+    "... and 3-Augment, colour jitter": (*CROP, "augment.three_augment=true", "augment.brightness=0.3"),
+    "... and erasing, MixUp or CutMix": (*CROP, "augment.erasing=0.25", "augment.mixup=0.8", "augment.cutmix=1"),
+}
+LOOPED = {"randaugment": 2, "autoaugment_imagenet": 2}  # operations in a loop, whose body the compiler counts once
+COSTS = {"flops": "flops", "bytes": "bytes accessed"}
+
+
+def costs(steps: dict[str, Ours]) -> dict[str, dict[str, float]]:
+    """Operations and bytes of each step, a policy's loop counted as often as it turns."""
+    counted = {name: step.step.cost_analysis() for name, step in steps.items()}
+    found = {name: {key: cost.get(theirs, 0.0) for key, theirs in COSTS.items()} for name, cost in counted.items()}
+    plain = dict(found["crop and flip"])
+    for name, cost in found.items():
+        policy = next((text.partition("=")[2] for text in VIEWS[name] if text.startswith("augment.policy=")), "")
+        for key in COSTS:
+            cost[key] += (LOOPED.get(policy, 1) - 1) * (cost[key] - plain[key])
+    return found
+
+
+def in_turns(steps: dict[str, Ours], rounds: int, number: int) -> dict[str, list[float]]:
+    """Seconds of a step of each, round by round."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(timed(step, number)["seconds"] / number)
+    return times
+
+
+def rows(steps: dict[str, Ours], times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """One for each view: what its step takes, and which share of that the augmentation is."""
+    counted = costs(steps)
+    found = []
+    for name in steps:
+        shares = {key: 1 - counted["none"][key] / counted[name][key] for key in COSTS}
+        shares["seconds"] = statistics.median(
+            1 - plain / seconds for plain, seconds in zip(times["none"], times[name], strict=True)
+        )
+        seconds = {"seconds_per_step": times[name], "seconds": statistics.median(times[name])}
+        found.append({"view": name, "overrides": list(VIEWS[name]), **counted[name], **seconds, "shares": shares})
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = command.Parser(prog="python -m benchmarks.augmentation", description="What augmentation costs a step.")
+    parser.add_argument("--model", default="vit/S16")
+    parser.add_argument("--dtype", default="", help="default: bfloat16 on GPUs, else float32")
+    parser.add_argument("--batch-size", type=int, default=0, help="default: one that suits model and device")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=0, help="in a turn (default: 10 on GPUs, else 1)")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder of the JSON file")
+    flags, overrides = parser.parse(argv)
+    check_model(flags.model)
+    if flags.rounds < 1 or flags.batch_size < 0 or flags.steps < 0:
+        raise UserError(
+            f"--rounds {flags.rounds}, --batch-size {flags.batch_size}, --steps {flags.steps}: expected positive "
+            "numbers (0 is the default of the last two)"
+        )
+    memory.keep_freed()
+    about, console = device.describe(), Console(highlight=False)
+    gpu = about["gpu"]
+    dtype = flags.dtype or ("bfloat16" if gpu else "float32")
+    case = Case(flags.model, "train", dtype, flags.batch_size or default_batch(flags.model, gpu))
+    results = machine.Results("augmentation", flags.out, **about)
+    steps = {}
+    for name, changes in VIEWS.items():
+        steps[name] = Ours(case, [*overrides, *changes])
+        steps[name].run(1)
+    times = in_turns(steps, flags.rounds, flags.steps or (10 if gpu else 1))
+    for row in rows(steps, times):
+        results.add({**vars(case), **row, "overrides": [*overrides, *row["overrides"]]})
+        share = row["shares"]
+        console.print(
+            f"{row['view']}: {share['flops']:.1%} of the operations, {share['bytes']:.1%} of the bytes, "
+            f"{share['seconds']:.1%} of the time",
+            soft_wrap=True,
+        )
+    console.print(f"wrote {results.path.name}")
+    return command.DONE
+
+
+if __name__ == "__main__":
+    command.run(main)
