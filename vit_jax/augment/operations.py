@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int, UInt8
 
 from vit_jax.augment.geometry import source_of, warp
+from vit_jax.augment.shears import warp_square
 
 # The argument of each, where it has one: posterize keeps so many bits; solarize inverts from a threshold; solarize_add
 # adds a number below 128; factors of the four enhancements, 1 = unchanged; slopes; pixels to the left, and up; degrees
@@ -53,9 +54,19 @@ def place(
     height, width, _ = image.shape
     y, x = source_of(matrix, height, width)
     inside = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
+    moved = _resample(image, matrix)
     # Interpolating between equal values may fall a rounding error short of them.
-    moved = jnp.floor(warp(image, matrix, "nearest") + 1 / 512).astype(jnp.uint8)
+    moved = jnp.floor(moved + 1 / 512).astype(jnp.uint8)
     return jnp.where(inside[:, :, None], moved, color[None, None])
+
+
+def _resample(image: UInt8[Array, "h w c"], matrix: Float[Array, "2 3"]) -> Float[Array, "h w c"]:
+    """Bilinear, edges extended; TPUs get along without gathers, which take them many times as long."""
+    if image.shape[0] != image.shape[1]:
+        return warp(image, matrix, "nearest")
+    return jax.lax.platform_dependent(
+        image, matrix, tpu=warp_square, default=lambda image, matrix: warp(image, matrix, "nearest")
+    )
 
 
 def _matrix(operation: Int[Array, ""], argument: Float[Array, ""], height: int, width: int) -> Float[Array, "2 3"]:
@@ -73,9 +84,20 @@ def _matrix(operation: Int[Array, ""], argument: Float[Array, ""], height: int, 
 
 
 def look_up(image: UInt8[Array, "h w c"], table: UInt8[Array, "256 c"]) -> UInt8[Array, "h w c"]:
-    """table[value, channel] for each value."""
+    """table[value, channel] for each value; on TPUs as products of one-hot vectors, which are exact up to 256."""
+    return jax.lax.platform_dependent(image, table, tpu=_product_of, default=_gathered)
+
+
+def _gathered(image: UInt8[Array, "h w c"], table: UInt8[Array, "256 c"]) -> UInt8[Array, "h w c"]:
     channels = jnp.arange(image.shape[2])[None, None]
     return table.at[image.astype(jnp.int32), channels].get(mode="promise_in_bounds")
+
+
+def _product_of(image: UInt8[Array, "h w c"], table: UInt8[Array, "256 c"]) -> UInt8[Array, "h w c"]:
+    upper, lower = (jax.nn.one_hot(half, 16, dtype=jnp.bfloat16) for half in (image // 16, image % 16))
+    halves = table.reshape(16, 16, -1).astype(jnp.bfloat16)
+    rows = jnp.einsum("hwcu,uvc->hwcv", upper, halves)
+    return (rows * lower).sum(axis=-1, dtype=jnp.float32).astype(jnp.uint8)
 
 
 def _table(
