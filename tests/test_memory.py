@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vit_jax import memory
+from vit_jax import memory, platforms
 
 PROGRAM = """
 import resource, sys
@@ -33,15 +33,9 @@ def test_a_buffer_taken_again_costs_no_page_faults():
     kept, faults = run("keep")
     _, faults_before = run("leave")
     assert kept == "True"
-    assert faults < 100 < faults_before
+    assert 10 * faults < faults_before  # 16,384 pages, or 32 huge ones
 
 
-def test_machines_with_accelerators_are_left_alone(monkeypatch, tmp_path):
-    monkeypatch.delenv("JAX_PLATFORMS")
-    monkeypatch.setattr(memory, "DEVICES", tmp_path)
-    assert not memory._has_accelerator()
-    (tmp_path / "nvidia0").touch()
-    assert memory._has_accelerator()
+def test_machines_with_accelerators_are_left_alone(monkeypatch):
+    monkeypatch.setattr(platforms, "has_accelerator", lambda: True)
     assert memory.keep_freed() is False
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert not memory._has_accelerator()

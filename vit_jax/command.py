@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from vit_jax import compilation, memory
+from vit_jax import compilation, memory, platforms
 
 DONE, FAULT, USER_MISTAKE = 0, 1, 2
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -24,6 +24,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command and exits with its code; a `UserError` becomes one line on stderr and exit code 2."""
     logging.basicConfig(format="%(message)s", force=True)
     memory.keep_freed()
+    platforms.skip_missing_tpu()
     compilation.keep_compiled()
     try:
         code = main(sys.argv[1:])
