@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy                                   # writes accuracy.md anew
     python -m benchmarks.accuracy runs/x configs/a.py:arg [--config.train.seconds=3600 ...]   # adds a finished run
+    python -m benchmarks.accuracy runs/y data-size                  # adds a finished comparison: see comparisons.py
 
 A run is added only with the very command that it came from: its configuration is compared, field by field.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import comparisons, machine
 from benchmarks.tables import markdown
 from vit_jax import command, config, log, run
 from vit_jax.command import UserError
@@ -71,6 +72,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         Row("CNN", "89", "configs/cifar10.py:cnn"),
         Row("the same ViT, our recipe", "", "configs/cifar10.py:vit_strong"),
         Row("the same CNN, our recipe", "", "configs/cifar10.py:cnn_strong"),
+        Row("small compact transformer (ours)", "", "configs/cifar10.py:small", "not yet run"),
         Row("tiny ViT (ours)", "", "configs/cifar10.py:tiny", "not yet run"),
         Row("CCT-7/3x1", "96.5", "configs/compact.py:cct_cifar10"),
         Row("ViT-Lite-7/4", "91.4", "configs/compact.py:vit_lite_cifar10"),
@@ -80,6 +82,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         Row("ResNet-18, CIFAR-10 (the report's CNN is not printed)", "69.37", "configs/visual_transformer.py:resnet18"),
         Row("VT-ResNet-18, ImageNet-1k", "72.0", "configs/visual_transformer.py:imagenet_r18"),
         Row("VT-ResNet-34, ImageNet-1k", "74.8", "configs/visual_transformer.py:imagenet_r34"),
+        Row("VT-ResNet-18, 400 epochs", "", "configs/visual_transformer.py:imagenet_r18_long"),
     ),
     "Imagenette at 160 pixels": (
         Row("ViT-S/16", "", "configs/imagenette.py:vit_s16"),
@@ -125,7 +128,7 @@ def page() -> str:
     for title, rows in SECTIONS.items():
         lines = [line for row in rows for line in _lines(row, [r for r in results if r["spec"] == row.spec])]
         text.append(f"\n## {title}\n\n{markdown(HEADER, lines, len(HEADER))}")
-    return "".join(text)
+    return "".join(text) + comparisons.sections()
 
 
 def _lines(row: Row, results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -154,13 +157,18 @@ def main(argv: Sequence[str]) -> int:
     parser = command.Parser(
         prog="python -m benchmarks.accuracy", description="Writes accuracy.md; may add a run to it."
     )
-    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run to add")
-    parser.add_argument("spec", nargs="?", metavar="CONFIG[:ARG]", help="the configuration that it was trained with")
+    questions = ", ".join(comparisons.QUESTIONS)
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run, or comparison, to add")
+    parser.add_argument(
+        "spec", nargs="?", metavar="CONFIG[:ARG]", help=f"what it was trained with; of a comparison: {questions}"
+    )
     flags, overrides = parser.parse(argv)
     if flags.run and not flags.spec:
         raise UserError(f"which configuration trained {flags.run}? Give it, e.g. configs/cifar10.py:vit")
     if flags.run:
-        print(add(flags.run, flags.spec, overrides))
+        is_question = flags.spec in comparisons.QUESTIONS and not overrides
+        path = comparisons.add(flags.run, flags.spec) if is_question else add(flags.run, flags.spec, overrides)
+        print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     PAGE.write_text(page())
     return command.DONE
 

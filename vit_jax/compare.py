@@ -26,7 +26,7 @@ from rich.table import Table
 from vit_jax import command, config, evaluate, log, run
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.config.sweep import combinations
+from vit_jax.config.sweep import combinations, short
 from vit_jax.train import RESULT, train
 
 NAME = "comparison"
@@ -58,7 +58,7 @@ def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Seq
     """Every run of the comparison, validated before the first one starts."""
     variants = []
     for spec, chosen in itertools.product(specs, combinations(sweeps)):
-        name = " ".join([run.default_workdir(spec).name, *(text.rpartition(".")[2] for text in chosen)])
+        name = " ".join([run.default_workdir(spec).name, *map(short, chosen)])
         given = config.load(spec, [*overrides, *chosen])
         runs = [
             (config.load(spec, [*overrides, *chosen, f"seed={given.seed + i}"]), out / _folder(name, given.seed + i))
@@ -113,7 +113,7 @@ def rows(variants: Sequence[Variant], evaluations: Sequence[str], overrides: Seq
             if chosen:
                 reports = [evaluate.evaluate_run(workdir, [*overrides, *chosen]) for workdir in finished]
                 found = [_replace_metrics(*pair) for pair in zip(results, reports, strict=True)]
-            name = " ".join([variant.name, *(text.rpartition(".")[2] for text in chosen)])
+            name = " ".join([variant.name, *map(short, chosen)])
             values = {key: [r[key] for r in found if r.get(key) is not None] for key in COLUMNS}
             table.append({"run": name, "seeds": [r["config"]["seed"] for r in found], **values})
     return table

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vit_jax.config.sweep import short
 from vit_jax.log import human_bytes, human_count, human_percent, human_seconds
 
 Row = Mapping[str, Any]
@@ -36,7 +37,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _name(row: Row) -> str:
-    return " ".join([row["topology"], *(chosen.rpartition(".")[2] for chosen in row["sweep"])])
+    return " ".join([row["topology"], *map(short, row["sweep"])])
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -1,0 +1,111 @@
+"""The published reports' questions, each answered by one command of `vit_jax.compare`: the lower half of accuracy.md.
+
+    python -m benchmarks.accuracy runs/patch-size patch-size   # keeps a finished comparison
+
+A comparison is kept only if its folder holds every run of the question's command.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.tables import markdown
+from vit_jax import compare
+from vit_jax.command import UserError
+from vit_jax.train import RESULT
+
+FOLDER = machine.RESULTS / "comparisons"
+SHORT = ("train.batch_size=64", "train.steps=1688", "evaluate.every_steps=844")
+SHOWN = ("parameters", "flops_per_image", "seconds", "test/accuracy", "test/f1_macro", "test/ece")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and the arguments of the command that answers."""
+
+    title: str
+    specs: tuple[str, ...]
+    sweeps: tuple[str, ...] = ()
+    evaluations: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    seeds: int = 1
+
+    def command(self, name: str) -> str:
+        words = ["python -m vit_jax.compare", *self.specs, f"--out runs/{name}"]
+        words += [f"--sweep {text}" for text in self.sweeps] + [f"--evaluate {text}" for text in self.evaluations]
+        words += [f"--seeds {self.seeds}"] * (self.seeds > 1) + [f"--config.{text}" for text in self.overrides]
+        return " ".join(words)
+
+
+FASHION = ("configs/fashion_mnist.py:tiny", "configs/fashion_mnist.py:cnn")
+QUESTIONS = {
+    "patch-size": Question("Patch size", FASHION[:1], ("model.patch_size=4,7,14",), overrides=SHORT),
+    "data-size": Question(
+        "1, 10, 50 and 100 % of the training images", FASHION, ("data.limit=540,5400,27000,54000",), overrides=SHORT
+    ),
+    "perturbations": Question(
+        "ViT and CNN on perturbed images",
+        FASHION,
+        ("data.limit=54000",),
+        ("perturb.kind=noise,blur,contrast,patch_shuffle", "perturb.severity=3"),
+        SHORT,
+    ),
+    "norm": Question("Batch norm, layer norm, none", FASHION[1:], ("model.norm=batch,layer,none",), overrides=SHORT),
+    "distillation": Question(
+        "With and without a teacher (the CNN that saw the same 10 % of the images)",
+        FASHION[:1],
+        ("distill.teacher=,runs/data-size/fashion_mnist-cnn_limit=5400-seed0",),
+        overrides=("model.patch_size=7", "data.limit=5400", "distill.kind=soft", *SHORT),
+        seeds=3,
+    ),
+}
+INTRODUCTION = """
+## The reports' questions, in small
+
+On Fashion-MNIST, with 1,688 steps of 64 images (two epochs of the whole set): long before any of these models has
+learnt what it can, so that what is learnt fast shows first.
+`python -m benchmarks.accuracy FOLDER NAME` keeps a finished comparison.
+"""
+
+
+def add(folder: Path, name: str) -> Path:
+    """Keeps the results of a finished comparison."""
+    question = QUESTIONS[name]
+    variants = compare.plan(question.specs, question.sweeps, question.seeds, question.overrides, folder)
+    missing = [w.name for v in variants for given, w in v.runs if not compare.is_finished(given, w)]
+    if missing:
+        raise UserError(f"{folder} does not hold {missing[0]} as `{question.command(name)}` trains it; run that first")
+    rows = compare.rows(variants, question.evaluations, ())
+    results = [workdir / RESULT for variant in variants for _, workdir in variant.runs]
+    about: dict[str, Any] = {
+        "question": asdict(question),
+        "date": time.strftime("%Y-%m-%d", time.gmtime(max(path.stat().st_mtime for path in results))),
+        "device": json.loads(results[0].read_text())["device"],
+        "versions": machine.describe()["versions"],
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    return path
+
+
+def sections() -> str:
+    """The part of the page with every question, answered or not."""
+    return INTRODUCTION + "".join(
+        f"\n### {question.title}\n\n{_section(name, question)}" for name, question in QUESTIONS.items()
+    )
+
+
+def _section(name: str, question: Question) -> str:
+    command = f"`{question.command(name)}`"
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return f"Not yet run: {command}\n"
+    found = json.loads(path.read_text())
+    header = ["run", *(compare.COLUMNS[key] for key in SHOWN)]
+    cells = [[row["run"], *(compare.cell(key, row[key]) for key in SHOWN)] for row in found["rows"]]
+    table = markdown(header, cells, 1)
+    return f"{found['device'].removeprefix('1 x ')}, {found['date']}: {command}\n\n{table}"
