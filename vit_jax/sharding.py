@@ -115,6 +115,30 @@ def split_batch(x: jax.Array) -> jax.Array:
     return x if mesh is None or mesh.size == 1 else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
+def devices_of_activations() -> tuple[str, str]:
+    """Platform and kind of the devices that compute what is traced: of the mesh inside `on_mesh`, else the default."""
+    mesh = _activations.get()
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device.platform, device.device_kind
+
+
+def on_each_device(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`fn` of arrays [n l a e], run by each device for its images, and for its heads where they are divided.
+
+    For kernels that XLA cannot divide. Outside `on_mesh`, and on one device, `fn` itself.
+    """
+    mesh = _activations.get()
+    if mesh is None or mesh.size == 1:
+        return fn
+
+    def divided(*arrays: jax.Array) -> jax.Array:
+        heads = "tensor" if arrays[0].shape[2] % mesh.shape["tensor"] == 0 else None
+        spec = P(BATCH_AXES, None, heads)
+        return jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
+
+    return divided
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

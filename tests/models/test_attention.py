@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pallas_tpu
 
 from tests import quick
 from tests.models.random_params import random_params
+from vit_jax import sharding
 from vit_jax.command import UserError
+from vit_jax.models import fused
 from vit_jax.models.attention import HeadProjection, MultiHeadDotProductAttention, dropout
 
 N, D, A, E = 2, 7, 3, 5  # A * E is not D
@@ -143,7 +146,7 @@ def fused_calls(monkeypatch):
         calls.append((implementation, q.shape[1], k.shape[1]))
         return attention(q, k, v, implementation="xla", **lengths)
 
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H200"))
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     return calls
 
@@ -184,3 +187,47 @@ def test_fused_attention_says_what_it_cannot_do(fused_calls, options, named):
 def test_fused_attention_needs_a_gpu():
     with pytest.raises(UserError, match=r"cannot do the device 'cpu'"):
         attend("cudnn", jnp.asarray(SEQUENCE))
+
+
+def on_tpu(monkeypatch, kind="TPU v5 lite"):
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("tpu", kind))
+
+
+def test_the_tpus_kernel_is_the_plain_one(monkeypatch):
+    """Interpreted on the CPU, as a TPU would run it; 7 tokens are padded to 128."""
+    tokens = jnp.asarray(SEQUENCE)
+    expected, plain_gradient = attend("plain", tokens)
+    on_tpu(monkeypatch)
+    with pallas_tpu.force_tpu_interpret_mode():
+        found, gradient = attend("pallas", tokens)
+    np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-2)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=5e-2, atol=5e-2)
+
+
+def test_the_tpus_kernel_must_be_asked_for_and_wants_a_newer_one(monkeypatch):
+    on_tpu(monkeypatch)
+    assert fused.choose("auto", dtype="bfloat16", positions="none", dropout=0.0, head_width=8) == "plain"
+    on_tpu(monkeypatch, "TPU v3")
+    with pytest.raises(UserError, match="'pallas' cannot do the device 'TPU v3'; it needs a TPU v4 or newer"):
+        attend("pallas", jnp.asarray(SEQUENCE))
+
+
+def test_a_kernel_that_xla_cannot_divide_runs_on_each_device():
+    """Its images, and its heads: on a mesh of data 2 and tensor 2 each device sees half of either."""
+    mesh = sharding.make_mesh(sharding.Settings(tensor=2), jax.devices()[:4])
+    seen = []
+
+    def kernel(q, k, v):
+        seen.append(q.shape)
+        return q + 2 * k + v
+
+    q, k, v = (jax.random.normal(key, (6, 3, 4, 5)) for key in jax.random.split(KEY, 3))
+    found = jax.jit(sharding.on_mesh(lambda *x: sharding.on_each_device(kernel)(*x), mesh))(q, k, v)
+    np.testing.assert_allclose(found, q + 2 * k + v, rtol=1e-6)
+    assert set(seen) == {(3, 3, 2, 5)}
+    seen.clear()
+    odd = [x[:, :, :3] for x in (q, k, v)]  # three heads, which two devices cannot share
+    jax.jit(sharding.on_mesh(lambda *x: sharding.on_each_device(kernel)(*x), mesh))(*odd)
+    assert set(seen) == {(3, 3, 3, 5)}
+    np.testing.assert_array_equal(sharding.on_each_device(kernel)(q, k, v), q + 2 * k + v)

@@ -3,19 +3,12 @@
 Shapes: `n` images, `l` query tokens, `m` key tokens, `d` width, `a` heads, `e` size per head.
 """
 
-from typing import Literal
-
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from vit_jax.command import UserError
 from vit_jax.models.bits import bernoulli
-
-# How attention is computed. cudnn: NVIDIA's fused kernel, which never stores the probabilities; auto: cudnn on a GPU
-# where it can do what is asked, else plain.
-Kernel = Literal["auto", "plain", "cudnn"]
+from vit_jax.models.fused import choose, fused_attention
 
 
 def dropout(x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: bool) -> Float[Array, "..."]:
@@ -27,21 +20,6 @@ def dropout(x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: 
         return x
     keep = bernoulli(rng, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0)
-
-
-def fused_attention(
-    q: Float[Array, "n l a e"], k: Float[Array, "n m a e"], v: Float[Array, "n m a e"]
-) -> Float[Array, "n l a e"]:
-    """softmax(q k^T / sqrt(e)) v by cuDNN, whose backward pass wants even numbers of tokens: odd ones are padded."""
-    n, l, m = len(q), q.shape[1], k.shape[1]
-    if l % 2 == 0 and m % 2 == 0:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = [jnp.full(n, size, jnp.int32) for size in (l, m)]
-    x = jax.nn.dot_product_attention(
-        q, k, v, query_seq_lengths=lengths[0], key_value_seq_lengths=lengths[1], implementation="cudnn"
-    )
-    return x[:, :l]
 
 
 class HeadProjection(nn.Module):
@@ -98,32 +76,20 @@ class MultiHeadDotProductAttention(nn.Module):
             q = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="query_norm")(q)
             k = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="key_norm")(k)
 
-        x = fused_attention(q, k, v) if self._is_fused(train) else self._plain(q, k, v, rng, train)
+        kernel = self._kernel(train)
+        x = self._plain(q, k, v, rng, train) if kernel == "plain" else fused_attention(kernel, q, k, v)
         return nn.DenseGeneral(
             d, axis=(-2, -1), kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out"
         )(x)
 
-    def _is_fused(self, train: bool) -> bool:
-        """Whether cuDNN computes it; raises `UserError` where it was asked for, and cannot."""
+    def _kernel(self, train: bool) -> str:
+        """plain, where the probabilities are wanted or nothing else was chosen; see `fused.choose`."""
         if self.kernel == "plain" or self.is_mutable_collection("intermediates") or self.is_initializing():
-            return False
+            return "plain"
         if self.has_variable("perturbations", "attention"):
-            return False
-        obstacles = {
-            f"dtype={self.dtype!r}": self.dtype not in ("bfloat16", "float16"),
-            f"positions={self.positions!r}": self.positions in ("relative", "relative_bias"),
-            f"attention_dropout={self.dropout}": train and self.dropout > 0,
-            f"heads of {self.head_width} channels": self.head_width % 8 != 0 or self.head_width > 128,
-            f"the device {jax.default_backend()!r}": jax.default_backend() != "gpu",
-        }
-        found = [obstacle for obstacle, there in obstacles.items() if there]
-        if found and self.kernel == "cudnn":
-            raise UserError(
-                f"model.attention='cudnn' cannot do {', '.join(found)}; it needs an NVIDIA GPU, dtype "
-                "'bfloat16' or 'float16', no attention dropout, no positions in the logits, heads of a multiple of 8 "
-                "up to 128; choose 'auto'"
-            )
-        return not found
+            return "plain"
+        rate = self.dropout if train else 0.0
+        return choose(self.kernel, dtype=self.dtype, positions=self.positions, dropout=rate, head_width=self.head_width)
 
     def _plain(self, q: Array, k: Array, v: Array, rng: Key[Array, ""], train: bool) -> Float[Array, "n l a e"]:
         q = q * self.head_width**-0.5  # fewer numbers than the logits

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import Kernel
+from vit_jax.models.fused import Kernel
 from vit_jax.models.layers import Activation, Dtype, PatchEmbedding, Remat, square
 from vit_jax.models.vit import Encoder, EncoderBlock, check_patches, check_positive, check_rates
 

@@ -9,7 +9,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import Kernel, MultiHeadDotProductAttention, dropout
+from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
+from vit_jax.models.fused import Kernel
 from vit_jax.models.layers import (
     Activation,
     AddPositions,
@@ -249,7 +250,7 @@ class ViT(nn.Module):
     zero_head: bool = True  # the last layer's kernel starts at zero
     head_bias: float = 0.0  # the last layer's initial bias
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
-    attention: Kernel = "plain"  # cudnn: NVIDIA's fused kernel; auto: that where it can be used, else plain
+    attention: Kernel = "plain"  # cudnn, pallas: fused kernels of GPUs and TPUs; auto: cudnn where it can be used
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
     # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
     remat: Remat = "none"

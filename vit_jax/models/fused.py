@@ -1,0 +1,112 @@
+"""Attention by kernels that never store the probabilities: cuDNN's on NVIDIA GPUs, JAX's Pallas one on TPUs.
+
+softmax(q k^T / sqrt(e)) v for queries [n l a e], keys and values [n m a e] (Dao et al. 2022, arXiv:2205.14135).
+"""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax import sharding
+from vit_jax.command import UserError
+
+# auto: cudnn on a GPU where it can do what is asked, else plain. pallas must be asked for: no TPU has timed it here.
+Kernel = Literal["auto", "plain", "cudnn", "pallas"]
+NEEDS = {
+    "cudnn": "an NVIDIA GPU, dtype 'bfloat16' or 'float16', heads of a multiple of 8 up to 128",
+    "pallas": "a TPU v4 or newer",
+}
+LANES = 128  # Pallas works on blocks of so many tokens
+
+
+def choose(kernel: str, *, dtype: str, positions: str, dropout: float, head_width: int) -> str:
+    """`plain`, `cudnn` or `pallas`; `dropout` of the probabilities, 0 outside training.
+
+    Raises `UserError` where a kernel was asked for by name, and cannot.
+    """
+    if kernel == "plain":
+        return kernel
+    platform, kind = sharding.devices_of_activations()
+    name = "cudnn" if kernel == "auto" else kernel
+    obstacles = {
+        f"positions={positions!r}": positions in ("relative", "relative_bias"),
+        f"attention_dropout={dropout}": dropout > 0,
+        f"the device {kind!r}": not _runs_on(name, platform, kind),
+    }
+    if name == "cudnn":
+        obstacles |= {
+            f"dtype={dtype!r}": dtype not in ("bfloat16", "float16"),
+            f"heads of {head_width} channels": head_width % 8 != 0 or head_width > 128,
+        }
+    found = [obstacle for obstacle, there in obstacles.items() if there]
+    if found and kernel != "auto":
+        raise UserError(
+            f"model.attention={kernel!r} cannot do {', '.join(found)}; it needs {NEEDS[name]}, no attention dropout, "
+            "no positions in the logits; choose 'auto'"
+        )
+    return "plain" if found else name
+
+
+def _runs_on(name: str, platform: str, kind: str) -> bool:
+    if name == "cudnn":
+        return platform == "gpu"
+    return platform == "tpu" and not kind.startswith(("TPU v2", "TPU v3"))
+
+
+def fused_attention(
+    name: str, q: Float[Array, "n l a e"], k: Float[Array, "n m a e"], v: Float[Array, "n m a e"]
+) -> Float[Array, "n l a e"]:
+    """By the kernel of that name; tokens are padded to what it wants."""
+    return {"cudnn": cudnn, "pallas": pallas}[name](q, k, v)
+
+
+def cudnn(
+    q: Float[Array, "n l a e"], k: Float[Array, "n m a e"], v: Float[Array, "n m a e"]
+) -> Float[Array, "n l a e"]:
+    """By cuDNN, whose backward pass wants even numbers of tokens."""
+    n, l, m = len(q), q.shape[1], k.shape[1]
+    if l % 2 == 0 and m % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    q, k, v = (_padded(x, 2) for x in (q, k, v))
+    lengths = [jnp.full(n, size, jnp.int32) for size in (l, m)]
+    x = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths[0], key_value_seq_lengths=lengths[1], implementation="cudnn"
+    )
+    return x[:, :l]
+
+
+def pallas(
+    q: Float[Array, "n l a e"], k: Float[Array, "n m a e"], v: Float[Array, "n m a e"]
+) -> Float[Array, "n l a e"]:
+    """By `jax.experimental.pallas.ops.tpu.flash_attention`, on each device for the images that it has."""
+    return sharding.on_each_device(partial(_pallas, l=q.shape[1], m=k.shape[1]))(
+        *(_padded(x, LANES) for x in (q, k, v))
+    )
+
+
+def _pallas(q: Array, k: Array, v: Array, *, l: int, m: int) -> Array:
+    from jax.experimental.pallas.ops.tpu import flash_attention as flash  # half a second, for TPUs alone
+
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    n, a, rows, e = q.shape
+    # Tokens see those of their own segment; padding is one of its own.
+    segments = [
+        jnp.broadcast_to((jnp.arange(x.shape[2]) >= size).astype(jnp.int32), (n, x.shape[2]))
+        for x, size in ((q, l), (k, m))
+    ]
+    x = flash.flash_attention(
+        q,
+        k,
+        v,
+        segment_ids=flash.SegmentIds(*segments),
+        sm_scale=e**-0.5,
+        block_sizes=flash.BlockSizes.get_default(n, a, rows, k.shape[2], e),
+    )
+    return x.swapaxes(1, 2)[:, :l]
+
+
+def _padded(x: Float[Array, "n l a e"], multiple: int) -> Float[Array, "n L a e"]:
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))
