@@ -66,8 +66,9 @@ INTRODUCTION = """
 ## The reports' questions, in small
 
 On Fashion-MNIST, with 1,688 steps of 64 images (two epochs of the whole set): long before any of these models has
-learnt what it can, so that what is learnt fast shows first. `python -m benchmarks.accuracy FOLDER NAME` keeps a finished
-comparison. Other programs ran on the machine meanwhile: the times say little.
+learnt what it can, so that what is learnt fast shows first.
+`python -m benchmarks.accuracy FOLDER NAME` keeps a finished comparison. Other programs ran on the machine meanwhile:
+the times say little.
 """
 
 
