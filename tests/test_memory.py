@@ -33,7 +33,7 @@ def test_a_buffer_taken_again_costs_no_page_faults():
     kept, faults = run("keep")
     _, faults_before = run("leave")
     assert kept == "True"
-    assert 10 * faults < faults_before  # 16,384 pages, or 32 huge ones
+    assert faults < 100 and 10 * faults < faults_before  # 16,384 pages, or 32 huge ones
 
 
 def test_machines_with_accelerators_are_left_alone(monkeypatch):
