@@ -9,7 +9,14 @@ import jax
 from vit_jax import compilation
 print(compilation.keep_compiled())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.jit(lambda x: x @ x)(jax.numpy.ones((3, 3))).block_until_ready()
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+def first(x): return x @ x
+def second(x): return x @ x + 1
+def third(x): return x @ x + 2
+ones = jax.numpy.ones((3, 3))
+jax.jit(first)(ones)
+with compilation.keeping(False): jax.jit(second)(ones)
+with compilation.keeping(True): jax.jit(third)(ones)
 """
 
 
@@ -28,7 +35,13 @@ def folder(**environment: str) -> str:
 def test_programs_are_kept_in_the_users_cache(tmp_path):
     found = folder(XDG_CACHE_HOME=str(tmp_path))
     assert found.startswith(str(tmp_path / "vit_jax" / "compiled"))
-    assert os.listdir(found)
+    assert any("jit_first" in name for name in os.listdir(found))
+
+
+def test_what_no_process_can_read_again_is_not_kept(tmp_path):
+    """Within `keeping(False)`, which JAX would not see once it had decided for the process."""
+    found = " ".join(os.listdir(folder(XDG_CACHE_HOME=str(tmp_path))))
+    assert "jit_first" in found and "jit_third" in found and "jit_second" not in found
 
 
 def test_jaxs_own_variable_decides(tmp_path):

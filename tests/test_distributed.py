@@ -134,7 +134,9 @@ with distributed.joined():
     heard = [agree(number) for number in said]
     default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     print("heard", json.dumps([jax.process_index(), jax.process_count(), jax.device_count(), heard, default]))
-    signal.raise_signal(signal.SIGTERM) if "die" in sys.argv else None
+    if "die" in sys.argv:
+        sys.stdin.read()
+        signal.raise_signal(signal.SIGTERM)
 """
 
 
@@ -153,8 +155,8 @@ def two_processes(folder: Path, *arguments: str) -> list[subprocess.CompletedPro
         }
         environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
         command = [sys.executable, str(folder / "two.py"), *arguments]
-        started.append(subprocess.Popen(command, env=environment, text=True, stdout=-1, stderr=-1))
-    outputs = [process.communicate(timeout=200) for process in started]
+        started.append(subprocess.Popen(command, env=environment, text=True, stdin=-1, stdout=-1, stderr=-1))
+    outputs = [process.communicate(timeout=200) for process in reversed(started)][::-1]
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *output)
         for process, output in zip(started, outputs, strict=True)
@@ -171,4 +173,5 @@ def test_two_processes_hear_the_same_at_the_same_step(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_is_not_swallowed(tmp_path):
+    """Its input ends for the second process first: JAX aborts what is left when the first, which coordinates, dies."""
     assert [process.returncode for process in two_processes(tmp_path, "die")] == [-15, -15]

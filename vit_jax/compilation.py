@@ -1,9 +1,11 @@
 """Compiled programs on disk: the second start of a run, a resumed one, an evaluation need not compile again."""
 
+import contextlib
 import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -24,6 +26,25 @@ def keep_compiled() -> Path:
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))
     return folder
+
+
+@contextlib.contextmanager
+def keeping(wanted: bool) -> Iterator[None]:
+    """Whether what is compiled in this block is kept, and read where it was.
+
+    A compiler without its device must not: JAX keeps what it made and cannot read it again, and says so at each start.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", before and wanted)
+    compilation_cache.reset_cache()  # JAX decides once per process otherwise
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _instructions() -> str:

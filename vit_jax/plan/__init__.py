@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from vit_jax import command, config, flops, sharding, trees
+from vit_jax import command, compilation, config, flops, sharding, trees
 from vit_jax.command import UserError
 from vit_jax.config.sweep import combinations
 from vit_jax.plan import collectives, hlo, measure, memory, subject, table, timing, topology
@@ -54,7 +54,8 @@ def compile_step(planned: Subject) -> tuple[Any, Memory]:
     run, capacity = planned.run, planned.machine.memory
     state, arguments = memory.of_arguments(planned.arguments, run.mesh)
     try:
-        compiled = run.train_step.lower(*planned.arguments).compile()
+        with compilation.keeping(planned.machine.chip is None):
+            compiled = run.train_step.lower(*planned.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         refused = memory.of_refusal(str(error), state, arguments, capacity)
         if refused is None:
