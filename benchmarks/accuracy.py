@@ -144,7 +144,7 @@ def _lines(row: Row, results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 def _line(row: Row, result: dict[str, Any]) -> tuple[str, ...]:
     settings = result["config"]["train"]
     images = result["steps"] * settings["batch_size"]
-    length = f"{settings['epochs']:g} epochs"
+    length = f"{settings['epochs']:g} epoch{'s' * (settings['epochs'] != 1)}"
     if settings["steps"] or settings["seconds"]:
         length = f"{images:,} images"
     score = f"{100 * result['test/accuracy']:.2f}"

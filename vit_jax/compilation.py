@@ -37,7 +37,7 @@ def keeping(wanted: bool) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", before and wanted)
     compilation_cache.reset_cache()  # JAX decides once per process otherwise
     try:
