@@ -118,7 +118,7 @@ def add(workdir: Path, spec: str, overrides: list[str]) -> Path:
 
 def device(name: str) -> str:
     """`1 x CPU (AMD EPYC, 2 cores)` as part of a file's name."""
-    return "cpu" if "CPU" in name else re.sub(r"\W+", "-", name.removeprefix("1 x ")).strip("-").lower()
+    return "cpu" if "CPU" in name else re.sub(r"\W+", "-", machine.in_table(name)).strip("-").lower()
 
 
 def page() -> str:
@@ -150,7 +150,7 @@ def _line(row: Row, result: dict[str, Any]) -> tuple[str, ...]:
     score = f"{100 * result['test/accuracy']:.2f}"
     called = " ".join([row.spec, *(f"--config.{text}" for text in result["overrides"])])
     took = log.human_seconds(result["seconds"])
-    return row.model, row.published, f"**{score}**", length, result["device"].removeprefix("1 x "), took, f"`{called}`"
+    return row.model, row.published, f"**{score}**", length, machine.in_table(result["device"]), took, f"`{called}`"
 
 
 def main(argv: Sequence[str]) -> int:

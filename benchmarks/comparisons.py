@@ -109,4 +109,4 @@ def _section(name: str, question: Question) -> str:
     header = ["run", *(compare.COLUMNS[key] for key in SHOWN)]
     cells = [[row["run"], *(compare.cell(key, row[key]) for key in SHOWN)] for row in found["rows"]]
     table = markdown(header, cells, 1)
-    return f"{found['device'].removeprefix('1 x ')}, {found['date']}: {command}\n\n{table}"
+    return f"{machine.in_table(found['device'])}, {found['date']}: {command}\n\n{table}"

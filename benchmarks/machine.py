@@ -31,6 +31,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def in_table(device: str) -> str:
+    """The name of a result's device without a count that says nothing: of one, or of the devices that a CPU plays."""
+    return re.sub(r"^(1|\d+(?= x CPU)) x ", "", device)
+
+
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

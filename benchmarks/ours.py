@@ -22,6 +22,7 @@ class Ours:
 
     def __init__(self, case: Case, overrides: list[str]) -> None:
         given = case.config(overrides)
+        run.use_every_core([given])
         data = open_data(given.data)
         run.check_data(given, data)
         mesh = sharding.make_mesh(given.mesh)
@@ -32,7 +33,7 @@ class Ours:
         self.state: Any = built.init_state()
         self.input_seconds = 0.0  # of the host, for batches: at most so long does the device wait for them
         self.parameters = trees.count(built.abstract_state.params)
-        self.train = case.mode == "train"
+        self.train, self.devices = case.mode == "train", mesh.size
         self.batches = self._train_batches(given.seed) if self.train else itertools.repeat(self._images(mesh))
         began = time.perf_counter()
         first = next(self.batches)
@@ -70,4 +71,6 @@ class Ours:
         jax.block_until_ready((self.state, flying))
 
     def peak_bytes(self) -> int | None:
-        return peak_bytes() or compiled_bytes(self.step)
+        """Of a GPU; of a CPU, what its devices need together."""
+        of_one = compiled_bytes(self.step)
+        return peak_bytes() or (of_one * self.devices if of_one else None)

@@ -58,7 +58,7 @@ def device(row: Row) -> str:
     every = re.search(r", (\d+) cores\)", row["device"])
     part = "" if row["gpu"] or not every or int(every[1]) == used else f", {used} used"
     busy = "" if row["gpu"] or (row["load_average"] or 0) < used + 1 else f", load {row['load_average']:.0f}"
-    return row["device"].removeprefix("1 x ") + part + busy
+    return machine.in_table(row["device"]) + part + busy
 
 
 def what(row: Row) -> list[str]:

@@ -1,4 +1,4 @@
-"""JAX looks for no TPU where there is only its compiler."""
+"""JAX looks for no TPU where there is only its compiler, and sees a device in each core where that serves."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vit_jax import platforms
+from vit_jax import config, platforms, run
 
 PROGRAM = """
 import sys
@@ -48,3 +48,66 @@ def test_no_tpu_is_looked_for_with_its_compiler_alone():
     assert said("installed") == "True cpu"
     assert said("missing") == "False None"
     assert said("installed", JAX_PLATFORMS="tpu,cpu") == "False tpu,cpu"
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a CPU stays one device")
+DEVICES = """
+import os, sys
+os.sched_getaffinity = lambda process: set(range(int(sys.argv[1])))
+import jax
+from vit_jax import platforms
+if sys.argv[2] == "late":
+    jax.devices()
+found = platforms.device_per_core([int(number) for number in sys.argv[3:]])
+total = jax.jit(lambda x: x.sum(0), out_shardings=jax.sharding.PartitionSpec())
+with jax.set_mesh(jax.make_mesh((found,), ("data",))):
+    x = jax.device_put(jax.numpy.arange(24.0), jax.sharding.PartitionSpec("data"))
+    print(found, len(jax.devices()), float(total(x)), "eigen=false" in os.environ.get("XLA_FLAGS", ""))
+"""
+
+
+def devices_of(*words: object, **environment: str) -> str:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    command = [sys.executable, "-c", DEVICES, *map(str, words)]
+    environment = kept | {"JAX_PLATFORMS": "cpu"} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@linux
+def test_a_device_for_each_core():
+    assert devices_of(3, "soon", 6, 12) == "3 3 276.0 True"
+
+
+@linux
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        ((1, "soon", 6), {}),
+        ((4, "soon", 8, 6), {}),  # one of the batches cannot be divided
+        ((12, "soon", 12), {}),
+        ((2, "late", 2), {}),
+        ((2, "soon", 2), {"JAX_NUM_CPU_DEVICES": "1"}),
+    ],
+)
+def test_otherwise_one_device(words, environment):
+    assert devices_of(*words, **environment) == "1 1 276.0 False"
+
+
+@linux
+def test_flags_that_simulate_devices_stay():
+    assert devices_of(2, "soon", 2, XLA_FLAGS="--xla_force_host_platform_device_count=4") == "1 4 276.0 False"
+
+
+def test_a_core_has_a_part_of_each_batch(monkeypatch):
+    asked = []
+    monkeypatch.setattr(platforms, "device_per_core", lambda multiples: asked.append(list(multiples)))
+    digits = config.load("configs/digits.py", ["train.batch_size=64"])
+    halves = config.load("configs/digits.py", ["train.batch_size=64", "train.accumulate=4"])
+    run.use_every_core([digits, halves])
+    assert asked == [[64, 16]]
+    run.use_every_core([digits, config.load("configs/digits.py", ["mesh.fsdp=2"])])
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    run.use_every_core([digits])
+    assert asked == [[64, 16]]

@@ -192,6 +192,7 @@ def main(argv: Sequence[str]) -> int:
     variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out)
     for chosen in combinations(flags.evaluate):
         config.load(flags.specs[0], [*overrides, *chosen])  # a misspelt field is told before anything is trained
+    run.use_every_core([given for variant in variants for given, _ in variant.runs])
     console = Console(highlight=False)
     code, failed = train_all(variants, console)
     if code != command.DONE:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_jax import command, config, distributed
-from vit_jax.run import default_workdir, prefer_determinism
+from vit_jax.run import default_workdir, prefer_determinism, use_every_core
 from vit_jax.train import train
 
 
@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(f"data.data_dir={flags.data_dir}")
     given = config.load(flags.config, overrides)
     prefer_determinism(given)
+    use_every_core([given])
     with distributed.joined():
         return train(given, flags.workdir or default_workdir(flags.config))
 

@@ -14,6 +14,7 @@ from vit_jax.run.build import (
     num_steps,
     prefer_determinism,
     prepare,
+    use_every_core,
 )
 from vit_jax.run.folder import (
     CHECKPOINTS,
@@ -61,4 +62,5 @@ __all__ = [
     "read_preprocessing",
     "save_description",
     "start_from",
+    "use_every_core",
 ]

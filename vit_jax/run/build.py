@@ -6,7 +6,7 @@ of a machine that is not there).
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -18,7 +18,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from vit_jax import augment, flops, models, optim, sharding, step
+from vit_jax import augment, distributed, flops, models, optim, platforms, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, RandomCrop, Split
@@ -217,3 +217,12 @@ def prefer_determinism(given: Config) -> None:
     flag = "--xla_gpu_deterministic_ops=true"
     if given.train.deterministic and flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def use_every_core(runs: Sequence[Config]) -> None:
+    """Makes a device of each of a CPU's cores, if the batches of all runs can be divided; call it as the above.
+
+    Not where a configuration says what its mesh is, nor in one of several processes. See `platforms.device_per_core`.
+    """
+    if distributed.find(os.environ) is None and all(given.mesh == sharding.Settings() for given in runs):
+        platforms.device_per_core(given.train.batch_size // given.train.accumulate for given in runs)
