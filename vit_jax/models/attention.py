@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.bits import bernoulli
 from vit_jax.models.fused import choose, fused_attention
+from vit_jax.models.products import dot_general
 
 
 def dropout(x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: bool) -> Float[Array, "..."]:
@@ -79,7 +80,12 @@ class MultiHeadDotProductAttention(nn.Module):
         kernel = self._kernel(train)
         x = self._plain(q, k, v, rng, train) if kernel == "plain" else fused_attention(kernel, q, k, v)
         return nn.DenseGeneral(
-            d, axis=(-2, -1), kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out"
+            d,
+            axis=(-2, -1),
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            dot_general=dot_general,
+            name="out",
         )(x)
 
     def _kernel(self, train: bool) -> str:
@@ -93,7 +99,8 @@ class MultiHeadDotProductAttention(nn.Module):
 
     def _plain(self, q: Array, k: Array, v: Array, rng: Key[Array, ""], train: bool) -> Float[Array, "n l a e"]:
         q = q * self.head_width**-0.5  # fewer numbers than the logits
-        logits = jnp.einsum("nlae,nmae->nalm", q, k).astype(jnp.float32)
+        queries, keys, values = (x.swapaxes(1, 2) for x in (q, k, v))  # [n a l e]: else CPUs transpose the results
+        logits = jnp.matmul(queries, keys.swapaxes(2, 3)).astype(jnp.float32)
         if self.positions == "relative":
             logits += self._relative_logits(q)
         if self.positions == "relative_bias":
@@ -102,11 +109,12 @@ class MultiHeadDotProductAttention(nn.Module):
         self.sow("intermediates", "attention", attention)
         attention = self.perturb("attention", attention)
         attention = dropout(attention, self.dropout, rng, train=train).astype(self.dtype)
-        return jnp.einsum("nalm,nmae->nlae", attention, v)
+        return jnp.matmul(attention, values).swapaxes(1, 2)
 
     def _project(self, x: Float[Array, "n l d"], name: str) -> Float[Array, "n l a e"]:
         kernel, bias = HeadProjection(self.heads, self.head_width, self.qkv_bias, name=name)(x.shape[-1])
-        return jnp.einsum("nld,dae->nlae", x, kernel.astype(self.dtype)) + bias.astype(self.dtype)[None, None]
+        y = dot_general(x, kernel.astype(self.dtype), (((2,), (0,)), ((), ())))
+        return y + bias.astype(self.dtype)[None, None]
 
     def _relative_logits(self, q: Float[Array, "n l a e"]) -> Float[Array, "n a l l"]:
         l, e = q.shape[1], q.shape[-1]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
 from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
+from vit_jax.models.products import dot_general
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -130,6 +131,7 @@ class MlpBlock(nn.Module):
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(stddev=1e-6),
+            dot_general=dot_general,
         )
         y = dense(self.mlp_width, name="Dense_0")(x)
         if self.activation == "swiglu":
