@@ -9,9 +9,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 CACHE = Path(tempfile.gettempdir()) / f"vit_jax-test-cache-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests start, too
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402 - after the flags that it reads
 import pytest  # noqa: E402
 
+# Machines that are busy with other work are slow, not wrong.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

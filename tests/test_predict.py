@@ -162,7 +162,7 @@ def test_only_broken_files(workdir, broken, capfd):
         (["--workdir=RUN"], "PATH"),
         (["PHOTOS", "--workdir=no-such-run"], "no-such-run holds no run: it has no config.json"),
         (["PHOTOS", "--weights=no-such.npz"], "no-such.npz is neither a run"),
-        (["PHOTOS/notes", "--workdir=RUN"], "photos0/notes is not there"),
+        (["PHOTOS/notes", "--workdir=RUN"], "PHOTOS/notes is not there"),
         (["EMPTY", "--workdir=RUN"], "no image"),
         (["PHOTOS", "--workdir=RUN", "--top=0"], "--top 0 is not positive"),
         (["PHOTOS", "--workdir=RUN", "--batch_size=0"], "--batch_size 0 is not positive"),
@@ -175,7 +175,7 @@ def test_only_broken_files(workdir, broken, capfd):
 def test_mistakes(workdir, photos, tmp_path, flags, expected):
     places = {"PHOTOS": photos, "RUN": workdir, "EMPTY": tmp_path}
     for name, place in places.items():
-        flags = [flag.replace(name, str(place)) for flag in flags]
+        *flags, expected = (text.replace(name, str(place)) for text in (*flags, expected))
     with pytest.raises(UserError) as mistake:
         predict.main(flags)
     assert expected in str(mistake.value)
