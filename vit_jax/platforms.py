@@ -33,7 +33,7 @@ def skip_missing_tpu() -> bool:
     return True
 
 
-def device_per_core(multiples: Iterable[int] = ()) -> int:
+def device_per_core(multiples: Iterable[int]) -> int:
     """Makes JAX see each core as a device, over which data-parallel training divides a batch; the number of devices.
 
     XLA's threads share the work of a large product, and of little else; side by side, the cores do everything at once
