@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.quick import jit
 from vit_jax.augment import geometry
-from vit_jax.data import RandomCrop, ops
+from vit_jax.data import RandomCrop, jpeg, ops
 
 USUAL = RandomCrop((11, 13), 3, (0.08, 1.0), (3 / 4, 4 / 3))
 DRAWS = 4000
@@ -21,7 +21,7 @@ def parts(crop: RandomCrop, shape: tuple[int, int]) -> np.ndarray:
     return np.array([crop.at(7, step, row).part(shape) for step in range(DRAWS // 8) for row in range(8)])
 
 
-def jpeg(pixels: np.ndarray, orientation: int = 1) -> bytes:
+def as_jpeg(pixels: np.ndarray, orientation: int = 1) -> bytes:
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(file, "JPEG", quality=95, exif=exif)
@@ -111,7 +111,7 @@ def test_a_crop_of_everything_is_a_resize():
 @pytest.mark.parametrize("shape", [(320, 480), (317, 479)])
 def test_a_reduced_photo_is_close_to_the_whole_one(orientation, shape):
     """Upright or turned, its sides multiples of 8 or not. A part off by one reduced pixel would differ by 6 or more."""
-    file = jpeg(photo(*shape), orientation)
+    file = as_jpeg(photo(*shape), orientation)
     whole = ops.decode(file, 3)
     for row in range(5):
         crop = RandomCrop((23, 19), 3, (0.2, 1.0), (3 / 4, 4 / 3)).at(0, 0, row)
@@ -122,17 +122,21 @@ def test_a_reduced_photo_is_close_to_the_whole_one(orientation, shape):
 
 
 def test_a_photo_is_decoded_at_a_reduced_size(monkeypatch):
-    sizes = []
-    pixels = ops._pixels
-    monkeypatch.setattr(ops, "_pixels", lambda image: sizes.append(image.size) or pixels(image))
-    file = jpeg(photo(320, 480))
+    found = []
+    decode = jpeg.decode
+    monkeypatch.setattr(jpeg, "decode", lambda *asked: found.append(decode(*asked)) or found[-1])
+    file = as_jpeg(photo(320, 480))
     for size in (161, 160, 81, 80, 41, 40, 20):
         RandomCrop((size, size), 3, (1.0, 1.0), (1.5, 1.5))(file)
-    halves = [(480, 320), (240, 160), (120, 80), (60, 40)]
-    assert sizes == [halves[i] for i in (0, 0, 0, 1, 1, 2, 3)]
+    halves = [(320, 480), (160, 240), (80, 120), (40, 60)]
+    assert [pixels.shape[:2] for pixels in found] == [halves[i] for i in (0, 0, 0, 1, 1, 2, 3)]
 
 
 def test_a_broken_file_says_why():
-    for content, why in ((jpeg(photo(32, 32))[:300], "Truncated"), (b"hello", "not an image"), (b"", "file is empty")):
+    for content, why in (
+        (as_jpeg(photo(32, 32))[:300], "Truncated"),
+        (b"hello", "not an image"),
+        (b"", "file is empty"),
+    ):
         with pytest.raises(ops.BrokenImage, match=why):
             USUAL(content)

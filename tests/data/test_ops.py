@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import ops
+from vit_jax.data import jpeg, ops
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (7, 11, 3), np.uint8)
@@ -265,6 +265,43 @@ def test_a_reduced_jpeg_is_no_smaller_than_asked_for_and_knows_what_it_fills(sha
     image, extent = ops.decode_reduced(data, 3, at_least)
     assert extent == (shape[0] / divisor, shape[1] / divisor)
     assert image.shape == (-(-shape[0] // divisor), -(-shape[1] // divisor), 3)
+
+
+@pytest.mark.parametrize("at_least", [None, (3, 3), (40, 60), (80, 100)])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("shape", [(161, 213), (160, 216), (9, 300), (1, 1)])
+def test_a_jpeg_has_the_pixels_that_pillow_gives(shape, mode, subsampling, progressive, at_least, monkeypatch):
+    image = Image.fromarray(smooth(*shape)).convert(mode)
+    data = encoded(image, "JPEG", quality=85, subsampling=subsampling, progressive=progressive)
+    given = (ops.decode(data, 0),) if at_least is None else ops.decode_reduced(data, 0, at_least)
+    assert jpeg.shape(data) == shape and jpeg.decode(data) is not None  # not Pillow itself
+    monkeypatch.setattr(jpeg, "shape", lambda data: None)
+    pillows = (ops.decode(data, 0),) if at_least is None else ops.decode_reduced(data, 0, at_least)
+    np.testing.assert_array_equal(given[0], pillows[0])
+    assert given[1:] == pillows[1:]
+
+
+def test_damaged_jpegs_are_read_or_refused_as_pillow_does(monkeypatch):
+    """A byte changed somewhere: most such files still decode, to other pixels."""
+    whole = bytearray(encoded(Image.fromarray(smooth(40, 56)), "JPEG"))
+    rng, outcomes = np.random.default_rng(0), []
+    for place in rng.integers(2, len(whole), 200):
+        data = bytes(whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :])
+        with monkeypatch.context() as patch:
+            given = outcome(data)
+            patch.setattr(jpeg, "shape", lambda data: None)
+            assert given == outcome(data)
+        outcomes.append(given)
+    assert {type(o) for o in outcomes} == {bytes, str}
+
+
+def outcome(data: bytes) -> bytes | str:
+    try:
+        return ops.decode(data, 0).tobytes()
+    except ops.BrokenImage as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("how", ["crop", "stretch"])

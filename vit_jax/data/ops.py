@@ -1,4 +1,4 @@
-"""Decodes and resizes images on the host, with NumPy and Pillow: from a file's bytes to uint8 [h w c]."""
+"""Decodes and resizes images on the host: from a file's bytes to uint8 [h w c]."""
 
 import io
 import math
@@ -9,7 +9,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
+
+from vit_jax.data import jpeg
 
 Interpolation = Literal["bilinear", "bicubic"]
 DRAFT_MARGIN = 2  # times a wanted size: what a JPEG decoder that reduces an image leaves at least
@@ -59,8 +61,9 @@ def decode_part(
 ) -> UInt8[np.ndarray, "_ _ c"]:
     """`decode`, a cut, and a resize to `size` (h, w), but only the part that is cut is converted.
 
-    `choose` gets the (h, w) of the upright image and says what is cut. A JPEG file is decoded at 1/2, 1/4 or 1/8 of
-    its size where at least `DRAFT_MARGIN` times `size` then remains of the part. Raises `BrokenImage`.
+    `choose` gets the (h, w) of the upright image and says what is cut; it may be asked twice. A JPEG file is decoded
+    at 1/2, 1/4 or 1/8 of its size where at least `DRAFT_MARGIN` times `size` then remains of the part. Raises
+    `BrokenImage`.
     """
     if isinstance(encoded, np.ndarray):
         top, left, height, width = choose(encoded.shape[:2])
@@ -68,8 +71,7 @@ def decode_part(
     else:
         part, box = _decode_part(encoded, choose, size)
     part = _with_channels(part, channels)
-    pixels = Image.fromarray(part[..., 0] if part.shape[-1] == 1 else part)
-    resized = pixels.resize(size[::-1], Image.Resampling[interpolation.upper()], box)
+    resized = _image(part).resize(size[::-1], Image.Resampling[interpolation.upper()], box)
     return np.asarray(resized).reshape(*size, -1)
 
 
@@ -80,7 +82,7 @@ def header_shape(file: Path) -> tuple[int, int, int]:
             width, height = image.size
             # A PNG may carry its EXIF block behind the pixels; getexif would decode the image to reach it.
             known = image.format != "PNG" or "exif" in image.info
-            turned = known and image.format != "TIFF" and _orientation(image) >= 5
+            turned = known and image.format != "TIFF" and jpeg.orientation(image) >= 5
             shape = (width, height) if turned else (height, width)
             return *shape, 1 if image.mode in _GREY else 3
     except Exception as fault:
@@ -107,16 +109,18 @@ def resize(
     if extent == size and crop_fraction == 1:
         return image
     height, width = size
-    pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     box, resampling = (0, 0, extent[1], extent[0]), Image.Resampling[interpolation.upper()]
     covered = covering(size, crop_fraction)
     whole = covered if how == "stretch" else _scaled(extent, covered)
     at_once = (crop_fraction == 1 and interpolation == "bilinear") or whole[0] * whole[1] > _MOST_PIXELS
     if how == "crop" and at_once:
-        resized = pixels.resize((width, height), resampling, _crop_box(extent, size, crop_fraction))
+        part = left, top, right, bottom = _crop_box(extent, size, crop_fraction)
+        if all(edge.is_integer() for edge in part) and (bottom - top, right - left) == size:
+            return image[int(top) : int(bottom), int(left) : int(right)]
+        resized = _image(image).resize((width, height), resampling, part)
     else:
         top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
-        resized = pixels.resize(whole[::-1], resampling, box).crop((left, top, left + width, top + height))
+        resized = _image(image).resize(whole[::-1], resampling, box).crop((left, top, left + width, top + height))
     return np.asarray(resized).reshape(height, width, -1)
 
 
@@ -157,11 +161,14 @@ def _crop_box(given: tuple[float, float], size: tuple[int, int], fraction: float
 def _decode_file(
     encoded: bytes, at_least: tuple[int, int] | None = None
 ) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float]]:
+    if size := jpeg.shape(encoded):
+        divisor = jpeg.divisor(size, at_least) if at_least else 1
+        pixels = jpeg.decode(encoded, divisor)
+        if pixels is not None:
+            return pixels, (size[0] / divisor, size[1] / divisor)
     with _opened(encoded) as image:
         extent = _reduce(image, at_least) if at_least else None
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        pixels = _pixels(image)
+        pixels = _pixels(_upright(image))
         return pixels, extent or _shape(pixels)
 
 
@@ -169,30 +176,44 @@ def _decode_part(
     encoded: bytes, choose: Callable[[tuple[int, int]], Box], size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float, float, float]]:
     """The whole pixels around the part, and the box (left, top, right, bottom) in them that is the part."""
+    if whole := jpeg.shape(encoded):
+        part = choose(whole)
+        divisor = jpeg.divisor(whole, _at_least(size, whole, part))
+        pixels = jpeg.decode(encoded, divisor)
+        if pixels is not None:
+            (x0, y0, x1, y1), box = _around(part, (1 / divisor, 1 / divisor), pixels.shape[:2])
+            return pixels[y0:y1, x0:x1], box
     with _opened(encoded) as image:
-        extent = part = None
+        extent = None
         if image.format in _REDUCIBLE:  # and then the header tells how the image lies
-            whole = image.size[::-1] if _orientation(image) < 5 else image.size
-            part = choose(whole)
-            height, width = (DRAFT_MARGIN * a * b / c for a, b, c in zip(size, whole, part[2:], strict=True))
-            extent = _reduce(image, (math.ceil(height), math.ceil(width)))
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+            whole = image.size[::-1] if jpeg.orientation(image) < 5 else image.size
+            extent = _reduce(image, _at_least(size, whole, choose(whole)))
+        image = _upright(image)
         given = image.size[::-1]
-        if part is None:
-            whole, part = given, choose(given)
+        whole = whole or given
+        part = choose(whole)
         down, across = (a / b for a, b in zip(extent or given, whole, strict=True))
-        return _cut(image, part, down, across)
+        around, box = _around(part, (down, across), given)
+        return _pixels(image.crop(around)), box
 
 
-def _cut(
-    image: Image.Image, part: Box, down: float, across: float
-) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float, float, float]]:
-    """`_decode_part` of a loaded image that is `down` and `across` times as high and wide as the one of `part`."""
-    top, left, height, width = part
+def _at_least(size: tuple[int, int], whole: tuple[int, int], part: Box) -> tuple[int, int]:
+    """The (h, w) that the whole image must keep for `DRAFT_MARGIN` times `size` to remain of the part."""
+    height, width = (DRAFT_MARGIN * a * b / c for a, b, c in zip(size, whole, part[2:], strict=True))
+    return math.ceil(height), math.ceil(width)
+
+
+def _around(
+    part: Box, scale: tuple[float, float], given: tuple[int, int]
+) -> tuple[tuple[int, int, int, int], tuple[float, float, float, float]]:
+    """Whole pixels around a part of an image that was scaled (down, across) to `given`, and the part's box in them.
+
+    Both as (left, top, right, bottom).
+    """
+    (top, left, height, width), (down, across) = part, scale
     x, y, right, bottom = left * across, top * down, (left + width) * across, (top + height) * down
-    around = (int(x), int(y), min(image.width, math.ceil(right)), min(image.height, math.ceil(bottom)))
-    return _pixels(image.crop(around)), (x - int(x), y - int(y), right - int(x), bottom - int(y))
+    around = (int(x), int(y), min(given[1], math.ceil(right)), min(given[0], math.ceil(bottom)))
+    return around, (x - int(x), y - int(y), right - int(x), bottom - int(y))
 
 
 @contextmanager
@@ -206,11 +227,6 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
         raise BrokenImage(_reason(fault) if encoded else "the file is empty") from fault
 
 
-def _orientation(image: Image.Image) -> int:
-    """As EXIF says, 1 to 8: from 5 on, rows and columns change places."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
-
-
 def _reduce(image: Image.Image, at_least: tuple[int, int]) -> tuple[float, float] | None:
     """Has a JPEG decoder reduce the image as it goes; the (h, w) that the image then fills, None where that is all.
 
@@ -218,16 +234,23 @@ def _reduce(image: Image.Image, at_least: tuple[int, int]) -> tuple[float, float
     """
     if image.format not in _REDUCIBLE:
         return None
-    orientation = _orientation(image)
+    orientation = jpeg.orientation(image)
     height, width = at_least if orientation < 5 else at_least[::-1]
-    for divisor in (8, 4, 2):
-        w, h = (side // divisor for side in image.size)
-        whole = all(side % divisor == 0 for side in image.size)
-        if w >= width and h >= height and (whole or orientation == 1):
-            stored_width, stored_height = image.size
-            image.draft(None, (w, h))
+    size = stored_width, stored_height = image.size
+    largest = jpeg.divisor((stored_height, stored_width), (height, width))
+    for divisor in (d for d in (8, 4, 2) if d <= largest):
+        whole = all(side % divisor == 0 for side in size)
+        if whole or orientation == 1:
+            image.draft(None, (stored_width // divisor, stored_height // divisor))
             return None if whole else (stored_height / divisor, stored_width / divisor)
     return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image loaded, and turned as EXIF says."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -263,6 +286,10 @@ def _with_channels(image: UInt8[np.ndarray, "h w _"], channels: int) -> UInt8[np
         return np.repeat(image, 3, axis=-1)
     luma = image.astype(np.uint32) @ _LUMA
     return ((luma + 32768) >> 16).astype(np.uint8)[..., None]
+
+
+def _image(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def _reason(fault: Exception) -> str:
