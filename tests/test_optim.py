@@ -46,6 +46,14 @@ def test_a_schedule_by_hand(fields, points):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6, err_msg=f"at step {step}")
 
 
+def test_a_clock_shortens_the_warm_up_to_a_tenth():
+    rate = quick.jit(optim.schedule(Settings(**WARM, schedule="linear"), steps_per_epoch=10, timed=True))
+    for total, points in {100: {0: 0.5, 5: 1.25, 10: 2, 55: 1, 100: 0}, 300: {10: 1.25, 20: 2, 160: 1, 300: 0}}.items():
+        for step, expected in points.items():
+            np.testing.assert_allclose(rate(step, total), expected, rtol=1e-6, atol=1e-6)
+    assert float(rate(0, 2**31 - 1)) == 0.5  # before a step was timed
+
+
 @pytest.mark.parametrize("fields", [{"warmup_steps": 100}, {"warmup_epochs": 10.0}])
 def test_a_warm_up_as_long_as_the_run_explains(fields):
     with pytest.raises(UserError, match=r"the warm-up of 100 steps leaves nothing of the run's 100; shorten"):

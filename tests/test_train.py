@@ -330,17 +330,22 @@ def test_a_run_by_time_that_is_interrupted_trains_for_what_is_left(tmp_path, mon
     with pytest.MonkeyPatch.context() as patch:
         tiny.interrupt_at(12, signal.SIGTERM, patch)
         code, text = tiny.start(tmp_path, "cnn", *BY_TIME, "optim.warmup_steps=14")
-        assert code == 143 and "within the warm-up" not in text
+        assert code == 143 and "the warm-up took" not in text
     code, text = tiny.start(tmp_path, "cnn", *BY_TIME, "optim.warmup_steps=14")
     assert code == 0 and "resumed at step 12" in text
     assert 15 < tiny.result(tmp_path)["steps"] <= 20
 
 
-def test_a_time_that_ends_within_the_warm_up_is_warned_of(tmp_path, monkeypatch):
+def test_a_short_time_shortens_the_warm_up_and_says_so(tmp_path, monkeypatch):
+    """The learning rate comes to its peak and down again, where all of the time would have been warm-up."""
     monkeypatch.setattr(loop, "time", Clock())
     code, text = tiny.start(tmp_path, "cnn", *BY_TIME, "optim.warmup_steps=500")
-    [warning] = tiny.result(tmp_path)["warnings"]
-    assert code == 0 and "the time was over within the warm-up of 500 steps" in warning and warning in text
+    found, lines = tiny.result(tmp_path), tiny.metric_lines(tmp_path)
+    [warning] = found["warnings"]
+    assert code == 0 and warning in text
+    assert f"enough for {found['steps']} steps: the warm-up took 10% of them, instead of 500 steps" in warning
+    rates = [line["train/lr"] for line in lines if "train/lr" in line]
+    assert max(rates) > 0.8 * 3e-2 and rates[-1] < 0.05 * 3e-2
 
 
 def test_time_and_steps_exclude_each_other():

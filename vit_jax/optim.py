@@ -21,6 +21,7 @@ Optimizer = Literal["adamw", "sgd", "rmsprop", "lion", "lamb", "adafactor"]
 Schedule = Literal["cosine", "linear", "rsqrt", "step", "exponential", "constant"]
 Rate = Callable[[jax.Array | int, jax.Array | int], jax.Array]  # (step, steps of the whole run) -> learning rate
 HEAD = r"^(head|head_dist|head_hidden_\d+|pre_logits)/"  # the parameters that new classes begin without
+TIMED_WARMUP = 0.1  # of a run that the clock ends: the most that its warm-up takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Settings:
     name: Optimizer = "adamw"
     lr: float = 1e-3  # peak learning rate
     schedule: Schedule = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # with train.seconds a tenth of the run at most
     warmup_epochs: float = 0.0  # instead of warmup_steps
     warmup_start_lr: float = 0.0
     final_lr: float = 0.0  # cosine and linear end here
@@ -137,6 +138,14 @@ def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:
     return settings.warmup_steps or round(settings.warmup_epochs * steps_per_epoch)
 
 
+def shortened_warmup(warmup: int, total_steps: jax.Array | int) -> jax.Array:
+    """The warm-up, float32, of a run that the clock ends: at most `TIMED_WARMUP` of its steps.
+
+    What is right for the published number of epochs may be more than a short time allows.
+    """
+    return jnp.minimum(jnp.float32(warmup), TIMED_WARMUP * jnp.asarray(total_steps, jnp.float32))
+
+
 def check_warmup(settings: Settings, total_steps: int, steps_per_epoch: int) -> None:
     """Raises `UserError` if the warm-up takes all of the run's steps."""
     warmup = warmup_steps(settings, steps_per_epoch)
@@ -147,24 +156,30 @@ def check_warmup(settings: Settings, total_steps: int, steps_per_epoch: int) -> 
         )
 
 
-def schedule(settings: Settings, steps_per_epoch: int) -> Rate:
+def schedule(settings: Settings, steps_per_epoch: int, *, timed: bool = False) -> Rate:
     """The learning rate, float32, of a step (from 0) of a run: linear warm-up, then the decay over what remains.
 
-    Warm-up reaches `lr` at step `warmup_steps`. `rsqrt` is Zhai et al. 2022 (arXiv:2106.04560, s. 3.5) without
-    cool-down; `exponential` decays once an epoch, as Wu et al. 2020 (arXiv:2006.03677, s. 4.2).
+    Warm-up reaches `lr` at step `warmup_steps`, or earlier with `timed`: see `shortened_warmup`. `rsqrt` is Zhai et al.
+    2022 (arXiv:2106.04560, s. 3.5) without cool-down; `exponential` decays once an epoch, as Wu et al. 2020
+    (arXiv:2006.03677, s. 4.2).
     """
-    warmup = warmup_steps(settings, steps_per_epoch)
+    asked = warmup_steps(settings, steps_per_epoch)
 
     def rate(step: jax.Array | int, total_steps: jax.Array | int) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        rising = settings.warmup_start_lr + (settings.lr - settings.warmup_start_lr) * step / max(warmup, 1)
+        warmup = shortened_warmup(asked, total_steps) if timed else asked
+        rising = settings.warmup_start_lr + (settings.lr - settings.warmup_start_lr) * step / jnp.maximum(warmup, 1)
         return jnp.where(step < warmup, rising, _decayed(settings, step, warmup, total_steps, steps_per_epoch))
 
     return rate
 
 
 def _decayed(
-    settings: Settings, step: jax.Array, warmup: int, total_steps: jax.Array | int, steps_per_epoch: int
+    settings: Settings,
+    step: jax.Array,
+    warmup: jax.Array | int,
+    total_steps: jax.Array | int,
+    steps_per_epoch: int,
 ) -> jax.Array:
     lr, final = settings.lr, settings.final_lr
     progress = jnp.clip((step - warmup) / jnp.maximum(total_steps - warmup, 1), 0.0, 1.0)

@@ -187,7 +187,7 @@ def _train_step(
     return step.make_train_step(
         model,
         tx,
-        optim.schedule(prepared.optim, per_epoch),
+        optim.schedule(prepared.optim, per_epoch, timed=prepared.train.seconds > 0),
         view,
         objective,
         seed=prepared.seed,

@@ -260,6 +260,8 @@ class Trainer:
         """Warns of a model that learns nothing, once for each kind of trouble, once it had time to learn something."""
         settings = self.run.config
         warmup = optim.warmup_steps(settings.optim, self.run.steps_per_epoch)
+        if self.length.seconds:
+            warmup = int(optim.shortened_warmup(warmup, self.length.steps))
         if at < warmup + min(STEPS_TO_LEARN, self.length.steps // 2):
             return
         warnings = log.diagnose(
@@ -277,12 +279,13 @@ class Trainer:
                 self.progress.warn(text)
 
     def check_warmup(self) -> None:
-        """Warns of a time so short that the learning rate never reached its peak."""
+        """Tells of a time so short that the warm-up was shortened."""
         warmup = optim.warmup_steps(self.run.config.optim, self.run.steps_per_epoch)
-        if self.length.steps < warmup:
+        share = optim.TIMED_WARMUP
+        if self.length.seconds and warmup > share * self.length.steps:
             self.warn(
-                f"the time was over within the warm-up of {warmup} steps, at step {self.length.steps}; "
-                "shorten optim.warmup_steps or optim.warmup_epochs, or give train.seconds more"
+                f"the time was enough for {self.length.steps} steps: the warm-up took {share:.0%} of them, instead of "
+                f"{warmup} steps; give train.seconds more for the whole of it"
             )
 
     def warn(self, text: str) -> None:
