@@ -25,7 +25,7 @@ class Ours:
         run.use_every_core([given])
         data = open_data(given.data)
         run.check_data(given, data)
-        mesh = sharding.make_mesh(given.mesh)
+        mesh = run.make_mesh(given, data)
         self.feed = data.feed(data.split("train"), mesh, on_device=True)
         prepared = run.prepare(given, data, self.feed.split)
         built = run.build(prepared, mesh, image_shape=data.view.shape, train_images=len(self.feed.split))

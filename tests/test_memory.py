@@ -39,3 +39,14 @@ def test_a_buffer_taken_again_costs_no_page_faults():
 def test_machines_with_accelerators_are_left_alone(monkeypatch):
     monkeypatch.setattr(platforms, "has_accelerator", lambda: True)
     assert memory.keep_freed() is False
+
+
+def test_a_container_has_no_more_memory_than_its_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path / "memory.max")
+    machine = memory.installed()
+    assert machine == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > 2**28
+    for limit, expected in {"max\n": machine, "1048576\n": 2**20, f"{2 * machine}\n": machine}.items():
+        memory.CONTAINER.write_text(limit)
+        assert memory.installed() == expected
+    monkeypatch.delattr(os, "sysconf")
+    assert memory.installed() == sys.maxsize

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from vit_jax import config, platforms, run
+from vit_jax import config, memory, platforms, run
+from vit_jax.data import open_data
 
 PROGRAM = """
 import sys
@@ -111,3 +112,22 @@ def test_a_core_has_a_part_of_each_batch(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     run.use_every_core([digits])
     assert asked == [[64, 16]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cores", "copies", "expected"),
+    [
+        ((), "4", 15, (1, 4, 1)),  # a state of 1.7 MB, four times, is more than 1/16 of 15 states
+        ((), "4", 200, (4, 1, 1)),
+        (("mesh.data=4",), "4", 15, (4, 1, 1)),
+        ((), "", 15, (4, 1, 1)),  # not devices of one CPU's cores
+    ],
+)
+def test_cores_share_one_state_where_copies_would_fill_the_memory(monkeypatch, overrides, cores, copies, expected):
+    given = config.load("configs/digits.py", list(overrides))
+    state = 3 * 4 * 145_610  # parameters and two moments
+    monkeypatch.setattr(memory, "installed", lambda: copies * state)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    if cores:
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", cores)
+    assert tuple(run.make_mesh(given, open_data(given.data)).shape.values()) == expected

@@ -1,12 +1,24 @@
-"""Host memory of a machine without accelerators: kept by the process instead of returned after each step."""
+"""Host memory of a machine without accelerators: how much there is, and kept instead of returned after each step."""
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 from vit_jax import platforms
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 NEVER = 2**31 - 1
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
+
+
+def installed() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's if that is less; else no bound."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return sys.maxsize
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CONTAINER.read_text().strip() if CONTAINER.exists() else "max"
+    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 def keep_freed() -> bool:

@@ -18,12 +18,14 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from vit_jax import augment, distributed, flops, models, optim, platforms, sharding, step
+from vit_jax import augment, distributed, flops, memory, models, optim, platforms, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, RandomCrop, Split
 from vit_jax.data.batching import steps_per_epoch
 from vit_jax.trees import PyTree
+
+COPIES_AT_MOST = 1 / 16  # of a machine's memory, for the states of its cores; steps take several times as much
 
 
 def check_data(given: Config, data: Data) -> None:
@@ -226,3 +228,22 @@ def use_every_core(runs: Sequence[Config]) -> None:
     """
     if distributed.find(os.environ) is None and all(given.mesh == sharding.Settings() for given in runs):
         platforms.device_per_core(given.train.batch_size // given.train.accumulate for given in runs)
+
+
+def make_mesh(given: Config, data: Data) -> Mesh:
+    """The mesh of a run: `given.mesh`, by default a copy of the state on each device.
+
+    A CPU's cores share one memory. Where copies would take more than `COPIES_AT_MOST` of it, and the configuration
+    leaves the mesh open, they share one state, too (as `mesh.fsdp` = their number): large models then need half as
+    much, and are not slower.
+    """
+    devices = jax.devices()
+    cores = len(devices) if devices[0].platform == "cpu" and "JAX_NUM_CPU_DEVICES" in os.environ else 1
+    if cores == 1 or jax.process_count() > 1 or given.mesh != sharding.Settings():
+        return sharding.make_mesh(given.mesh)
+    model = models.create({**given.model, "num_classes": len(data.class_names)})
+    shape, average = input_shape(given, data.view.shape), given.optim.ema_decay > 0
+    state = jax.eval_shape(lambda: step.init_state(model, optim.create(given.optim), 0, shape, ema=average))
+    copies = cores * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    shared = copies > COPIES_AT_MOST * memory.installed()
+    return sharding.make_mesh(dataclasses.replace(given.mesh, fsdp=cores) if shared else given.mesh)

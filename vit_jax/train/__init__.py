@@ -37,7 +37,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
     run.check_data(settings, data)
     arrays = fit_weights(weights, settings, data, console)
 
-    mesh = sharding.make_mesh(given.mesh)
+    mesh = run.make_mesh(settings, data)
     feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(settings, data))
     prepared = run.prepare(settings, data, feed.split)
     forward = add_teacher(prepared, data, feed)
