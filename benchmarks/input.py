@@ -2,12 +2,14 @@
 
     python -m benchmarks.input --data imagenette/160px-v2 --image-size 160
 
-Both read the same records from disk, in a random order, and decode with Pillow; both give batches uint8 [n h w c].
-`crop`: the image is resized until its shorter side fits, and its centre taken: what our host does in training, where
-random crop and flip are the device's work. `train`: the DataLoader crops at random, resizes and flips on the host, as
-PyTorch's recipes do. The feed's rates: streamed; from the host's memory; as indices, with the images on the device.
+Both read the same records from disk, in a random order; both give batches uint8 [n h w c]. The DataLoader decodes with
+Pillow, as torchvision does. `crop`: the image is resized until its shorter side fits, and its centre taken: what our
+host does in training, where random crop and flip are the device's work; `crop, our decoder`: by the very code of ours.
+`train`: the DataLoader crops at random, resizes and flips on the host, as PyTorch's recipes do. The feed's rates:
+streamed; from the host's memory; as indices, with the images on the device.
 """
 
+import io
 import os
 import statistics
 import time
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from benchmarks import device, machine
@@ -24,20 +27,20 @@ from benchmarks.throughput import list_of
 from vit_jax import command, data, sharding
 from vit_jax.command import UserError
 from vit_jax.data import Feed, Split
-from vit_jax.data.ops import decode
 
 OURS = {"feed, streamed": "disk", "feed, in host memory": "memory", "feed, on the device": "memory"}
-PEERS = ("torch, crop", "torch, train")
+PEERS = ("torch, crop", "torch, crop, our decoder", "torch, train")
 AREA, LOG_ASPECT = (0.08, 1.0), np.log((3 / 4, 4 / 3))
 SEED, MANY_STEPS = 0, 10**9
 Clock = Callable[[float], tuple[int, float]]  # seconds to run for -> images, seconds
 
 
 class TorchImages:
-    """A map-style data set for a DataLoader: a split's records, decoded and cropped one by one."""
+    """A map-style data set for a DataLoader: a split's records, decoded and cropped one by one, as the peer does."""
 
-    def __init__(self, split: Split, random_crop: bool) -> None:
-        self.source, self.view, self.random_crop = split.source, split.view, random_crop
+    def __init__(self, split: Split, peer: str) -> None:
+        self.source, self.view, self.size = split.source, split.view, split.view.size
+        self.look = {PEERS[0]: self.centre, PEERS[1]: self.view, PEERS[2]: self.random_crop}[peer]
         self.rng: np.random.Generator | None = None  # each worker's own
 
     def __len__(self) -> int:
@@ -45,18 +48,23 @@ class TorchImages:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         encoded, label = self.source.read(index)
-        return (self._random_view(encoded) if self.random_crop else self.view(encoded)), label
+        return self.look(encoded), label
 
-    def _random_view(self, encoded: bytes | np.ndarray) -> np.ndarray:
+    def centre(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
+        """Resized until it covers the size, the centre taken."""
+        with Image.open(io.BytesIO(encoded)) as image:
+            fitted = ImageOps.fit(image.convert("RGB"), self.size[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(fitted)
+
+    def random_crop(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
         """A random resized crop, as torchvision draws it, and a flip."""
-        pixels = decode(encoded, 3)
         self.rng = rng = self.rng or np.random.default_rng()
-        height, width = pixels.shape[:2]
-        area, aspect = rng.uniform(*AREA) * height * width, np.exp(rng.uniform(*LOG_ASPECT))
-        w, h = min(width, round((area * aspect) ** 0.5)), min(height, round((area / aspect) ** 0.5))
-        left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-        box = (left, top, left + w, top + h)
-        resized = Image.fromarray(pixels).resize(self.view.size[::-1], Image.Resampling.BILINEAR, box)
+        with Image.open(io.BytesIO(encoded)) as image:
+            area, aspect = rng.uniform(*AREA) * image.height * image.width, np.exp(rng.uniform(*LOG_ASPECT))
+            w, h = min(image.width, round((area * aspect) ** 0.5)), min(image.height, round((area / aspect) ** 0.5))
+            left, top = rng.integers(0, image.width - w + 1), rng.integers(0, image.height - h + 1)
+            box = (left, top, left + w, top + h)
+            resized = image.convert("RGB").resize(self.size[::-1], Image.Resampling.BILINEAR, box)
         flipped = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else resized
         return np.asarray(flipped)
 
@@ -68,12 +76,12 @@ def collate(rows: Sequence[tuple[np.ndarray, int]]) -> tuple[Any, Any]:
     return torch.from_numpy(np.stack([image for image, _ in rows])), torch.tensor([label for _, label in rows])
 
 
-def torch_batches(split: Split, random_crop: bool, batch_size: int, workers: int) -> Iterator[Any]:
+def torch_batches(split: Split, peer: str, batch_size: int, workers: int) -> Iterator[Any]:
     """Shuffled batches without end."""
     from torch.utils.data import DataLoader
 
     loader: Any = DataLoader(
-        TorchImages(split, random_crop),  # type: ignore[arg-type]
+        TorchImages(split, peer),  # type: ignore[arg-type]
         batch_size,
         shuffle=True,
         num_workers=workers,
@@ -143,7 +151,7 @@ def measure(flags: Any, settings: data.Settings) -> list[dict[str, Any]]:
     split = opened.split("train")
     ways = our_batches(flags, {"disk": split, "memory": opened.split("train").load()})
     for name in PEERS if flags.peer else ():
-        ways[name] = torch_batches(split, name.endswith("train"), flags.batch_size, flags.workers)
+        ways[name] = torch_batches(split, name, flags.batch_size, flags.workers)
     # In turns: what reads ahead stops when its buffers are full, and these are emptied before its turn.
     clocks = {name: clock(batches, flags.batch_size) for name, batches in ways.items()}
     rates: dict[str, list[float]] = {name: [] for name in clocks}

@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow", "torch", "transformers", "timm")
+PACKAGES = (
+    "vit_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "grain",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "torch",
+    "transformers",
+    "timm",
+)
 
 
 def cores() -> int:

@@ -42,7 +42,7 @@ def test_nothing_of_a_gpu_is_claimed_before_it_was_measured() -> None:
     text = tables.targets_table([])
     assert text.count(tables.NOT_YET) == 9
     assert line(text, "vit/L16")[1:] == [">= 60%", "not yet run on a GPU"]
-    assert line(text, "DataLoader", "the same")[-1] == "not yet run"
+    assert line(text, "DataLoader", "the same on the host")[-1] == "not yet run"
 
 
 def test_peers_are_compared_round_by_round(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_input_and_start(tmp_path: Path) -> None:
     stages = {"import_seconds": 1.0, "build_seconds": 2.0, "step_seconds": 3.0, "seconds": 6.0}
     write(tmp_path, "startup-1", [{"model": "vit/B16", "dtype": "float32", "cache": "cold", **stages}], CPU)
     rows = tables.read(tmp_path)
-    assert line(tables.targets_table(rows), "DataLoader", "the same")[-1] == "1.50x"
+    assert line(tables.targets_table(rows), "DataLoader", "the same on the host")[-1] == "1.50x"
     assert line(tables.input_table(rows), "feed, streamed")[1:7] == [
         "photos",
         "160",
