@@ -31,7 +31,7 @@ Test accuracy (top-1, percent) of the models of five published reports and of th
 `python -m benchmarks.accuracy` writes this page from `results/accuracy/`: the metrics, the whole configuration and the
 versions of each run. Time is that of the whole run, with compilation and validation. A row with `train.seconds` trained
 for so long instead of for the published schedule, which has a row of its own. In so little time recipes made for 300
-epochs (`*_strong`) lose to the plain ones, as images that are mixed and erased take long to learn; `small` is for such a
+epochs (`*_strong`) lose to the plain ones: images that are mixed and erased take long to learn. `small` is for such a
 time. CIFAR-10's images were re-encoded as JPEG (quality 75) before they came here: compare these numbers among
 themselves.
 """
