@@ -134,7 +134,7 @@ class Split:
 
     def _decode(self, indices, parallel: bool = True, crops: Sequence[RandomCrop] = ()):
         views: Sequence[View | RandomCrop] = crops or [self.view] * len(indices)
-        images = np.zeros((len(indices), *views[0].shape), np.uint8)
+        images = np.empty((len(indices), *views[0].shape), np.uint8)
         labels, good = np.zeros(len(indices), np.int32), np.ones(len(indices), bool)
 
         def decode(row: int) -> None:
@@ -142,7 +142,7 @@ class Split:
                 encoded, labels[row] = self.source.read(int(indices[row]))
                 images[row] = views[row](encoded)
             except Exception as error:  # whatever a damaged file makes its reader raise
-                good[row] = False
+                images[row], good[row] = 0, False
                 self._count_bad(int(indices[row]), error)
 
         if parallel:
