@@ -24,7 +24,7 @@ from rich.console import Console
 
 from benchmarks import device, machine
 from benchmarks.throughput import list_of
-from vit_jax import command, data, sharding
+from vit_jax import command, data, memory, sharding
 from vit_jax.command import UserError
 from vit_jax.data import Feed, Split
 
@@ -175,6 +175,7 @@ def drain(run: Clock) -> None:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse(argv)
+    memory.keep_freed()  # as our commands do; a DataLoader's workers are processes of their own
     settings = data.Settings(
         name=flags.data,
         data_dir=flags.data_dir or os.environ.get("TFDS_DATA_DIR", ""),
