@@ -410,18 +410,3 @@ def test_a_teacher_s_share_of_the_loss(state, kind):
     labels_only, teacher_only = loss(0.0), loss(1.0)
     assert loss(0.25) == pytest.approx(0.75 * labels_only + 0.25 * teacher_only, rel=1e-5)
     assert abs(labels_only - teacher_only) > 0.01
-
-
-@pytest.mark.parametrize("platform", ["cpu", "default"])  # each has its own way
-@pytest.mark.parametrize("bad", [False, True])
-def test_a_guarded_update_is_all_or_nothing(monkeypatch, platform, bad):
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *given, **ways: ways[platform](*given))
-    zero = jnp.zeros((), jnp.int32)
-    guard = {"skipped": zero + 3, "in_a_row": zero + 2}
-    old = TrainState(zero, {"w": jnp.ones(3)}, {"mean": jnp.ones(2)}, (jnp.ones(3),), {}, guard)
-    changed = old.replace(params={"w": 2 * jnp.ones(3)}, batch_stats={"mean": jnp.zeros(2)}, opt_state=(jnp.zeros(3),))
-    values = [jnp.float32(1), jnp.float32(jnp.nan if bad else 2)]
-    new = quick.jit(lambda old: step._guarded(lambda state: changed, old, values))(old)
-    kept = old if bad else changed
-    jax.tree.map(np.testing.assert_array_equal, new, kept.replace(guard=new.guard))
-    assert (new.guard["skipped"], new.guard["in_a_row"]) == ((4, 3) if bad else (3, 0))

@@ -140,7 +140,7 @@ def make_train_step(
     `tx` gives the direction, `rate` how far. `total_steps` 0: `frozen["total_steps"]` tells it at each step.
     `trained`, of the parameters, is a tree of booleans: which of them have a gradient at all.
     With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged. An update
-    whose loss, gradient or learning rate is not finite is skipped and counted; the step number advances all the same.
+    that is not finite is skipped and counted; the step number advances all the same.
     """
     gradients = _accumulated(_make_gradients(model, view, objective, seed, trained), accumulate)
     if sam_rho:
@@ -150,20 +150,14 @@ def make_train_step(
         grads, batch_stats, metrics = gradients(state, {**batch, "row": _rows(batch)}, frozen)
         done = state.step - state.guard["skipped"]  # the schedules count the updates that were done
         lr = rate(done, total_steps or frozen["total_steps"])
-
-        def update(state: TrainState) -> TrainState:
-            directions, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))
-            new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-            if not ema_decay:
-                return new
+        directions, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))
+        new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+        if ema_decay:
             decay = jnp.minimum(ema_decay, (1 + done) / (10 + done)) if ema_warmup else ema_decay
-            return new.replace(ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, decay))
-
-        metrics |= {"lr": lr, "grad_norm": optax.tree.norm(grads)}
-        # Not the norm of the new parameters: all of the old state would have to wait until that is known.
-        new = _guarded(update, state, [metrics[k] for k in ("loss", "grad_norm", "lr")])
-        metrics |= {"param_norm": optax.tree.norm(new.params)}
+            new = new.replace(ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, decay))
+        metrics |= {"lr": lr, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        new = _guarded(state, new, [metrics[k] for k in ("loss", "grad_norm", "param_norm")])
         metrics |= {"skipped_updates": new.guard["skipped"], "skipped_in_a_row": new.guard["in_a_row"]}
         return new.replace(step=state.step + 1), metrics
 
@@ -260,18 +254,13 @@ def _sharpness_aware(gradients: Gradients, rho: float) -> Gradients:
     return sharpness_aware
 
 
-def _guarded(update: Callable[[TrainState], TrainState], old: TrainState, values: list[Array]) -> TrainState:
-    """The updated state, or the old one if a value is not finite; the guard counts which."""
+def _guarded(old: TrainState, new: TrainState, values: list[Array]) -> TrainState:
+    """The new state, or the old one if a value is not finite; the guard counts which."""
     finite = jnp.isfinite(jnp.stack(values)).all()
-    new = jax.lax.platform_dependent(
-        old,
-        # CPUs' programs update in place then, instead of a pass over the whole state; GPUs would wait for the host.
-        cpu=lambda old: jax.lax.cond(finite, update, lambda old: old, old),
-        default=lambda old: jax.tree.map(lambda after, before: jnp.where(finite, after, before), update(old), old),
-    )
+    kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
     bad = 1 - finite.astype(jnp.int32)
     guard = {"skipped": old.guard["skipped"] + bad, "in_a_row": (old.guard["in_a_row"] + 1) * bad}
-    return new.replace(guard=guard)
+    return kept.replace(guard=guard)
 
 
 def _rows(batch: Batch) -> Int[Array, " n"]:
