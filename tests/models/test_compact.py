@@ -218,8 +218,8 @@ def test_each_rate_reaches_its_place(monkeypatch):
     model, seen = tiny(depth=1, num_classes=13, **rates), []
     variables = {"params": random_params(model, IMAGES, train=False)}
 
-    def spy(x, rate, rng, *, train):
-        seen.append((rate, x.shape))
+    def spy(x, rate, rng, *, train, of=()):
+        seen.append((rate, of or x.shape))  # of all tokens, where only the head's are computed
         return x
 
     for module in (attention, layers, vit):

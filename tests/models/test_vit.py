@@ -98,6 +98,57 @@ def test_block_is_two_pre_norm_residual_branches():
     np.testing.assert_allclose(output, by_hand(params, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("fields", "read"),
+    [
+        ({"positions": "relative", "dropout": 0.4, "projection_dropout": 0.3}, 1),
+        ({"positions": "relative_bias", "attention_dropout": 0.4, "remat": "full"}, 1),
+        ({"registers": 3, "stochastic_depth": 0.5, "layer_scale": 0.5, "norm_after_pooling": True}, 1),
+        ({"distillation_token": True, "dropout": 0.4, "embedding_dropout": 0.3}, 2),
+    ],
+)
+def test_the_last_block_computes_only_the_tokens_that_the_head_reads_and_changes_nothing(fields, read):
+    model = tiny(depth=2, num_classes=3, **fields)
+    params = random_params(model, IMAGES, train=False)
+    seen = []  # tokens that the last block's MLP gave
+
+    def note(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if context.module.name == "MlpBlock_3" and context.module.path[-2] == "encoderblock_1":
+            seen.append(y.shape[1])
+        return y
+
+    @partial(quick.jit, static_argnums=1)
+    def loss(params, mutable):
+        def mean(params):
+            forward = partial(model.apply, train=True, rngs={"dropout": KEY}, mutable=mutable)
+            output, changed = forward({"params": params}, IMAGES)
+            return (output**2).mean() + sum((x**2).mean() for x in jax.tree.leaves(changed.get("distillation", {})))
+
+        return jax.value_and_grad(mean)(params)
+
+    with nn.intercept_methods(note):
+        alone, whole = loss(params, ("distillation",)), loss(params, ("distillation", "intermediates"))
+    outside = IMAGES.shape[1] // 7 * IMAGES.shape[2] // 5
+    assert set(seen) == {read, read + outside + model.registers}
+    for ours, expected in zip(jax.tree.leaves(alone), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_tokens_are_those_of_all_tokens():
+    model = tiny(num_classes=3)
+    variables = model.init(KEY, IMAGES, train=False)
+    params = jax.tree.map(jnp.asarray, random_params(model, IMAGES, train=False))
+
+    def total(perturbations):
+        return model.apply({"params": params, "perturbations": perturbations}, IMAGES, train=False).sum()
+
+    grads = quick.jit(jax.grad(total))(variables["perturbations"])["Transformer"]["encoderblock_0"]
+    tokens, attention = grads["tokens"], grads["MultiHeadDotProductAttention_1"]["attention"]
+    assert tokens.shape == (5, 7, 8) and attention.shape == (5, 2, 7, 7)
+    assert jnp.abs(tokens[:, 0]).min() > 0 and not tokens[:, 1:].any()
+
+
 def test_tokens_are_class_token_registers_patches_and_only_patches_and_class_token_have_positions():
     model = tiny(registers=2, pooling="none")
     params = random_params(model, IMAGES, train=False)
@@ -194,9 +245,9 @@ def test_each_rate_reaches_its_place(monkeypatch):
     variables = {"params": random_params(model, IMAGES, train=False)}
     seen = []
 
-    def spy(x, rate, rng, *, train):
+    def spy(x, rate, rng, *, train, of=()):
         assert train
-        seen.append((rate, x.shape))
+        seen.append((rate, of or x.shape))  # of all tokens, where only the head's are computed
         return x
 
     for module in (attention, layers, vit):

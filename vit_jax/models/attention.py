@@ -12,15 +12,18 @@ from vit_jax.models.fused import choose, fused_attention
 from vit_jax.models.products import dot_general
 
 
-def dropout(x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: bool) -> Float[Array, "..."]:
+def dropout(
+    x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: bool, of: tuple[int, ...] = ()
+) -> Float[Array, "..."]:
     """Zeroes entries with probability `rate` and scales the others by 1 / (1 - rate); the identity outside training.
 
-    The key is an argument, not a Linen RNG, so that a scanned and a looped stack of layers draw the same.
+    The key is an argument, not a Linen RNG, so that a scanned and a looped stack of layers draw the same. Where x is
+    the beginning, along each axis, of an array of shape `of`, it draws what that array would.
     """
     if not train or rate == 0.0:
         return x
-    keep = bernoulli(rng, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0)
+    keep = bernoulli(rng, 1.0 - rate, of or x.shape)
+    return jnp.where(keep[tuple(slice(size) for size in x.shape)], x / (1.0 - rate), 0)
 
 
 class HeadProjection(nn.Module):
@@ -67,8 +70,18 @@ class MultiHeadDotProductAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries: Float[Array, "n l d"], tokens: Float[Array, "n m d"], rng: Key[Array, ""], *, train: bool
+        self,
+        queries: Float[Array, "n l d"],
+        tokens: Float[Array, "n m d"],
+        rng: Key[Array, ""],
+        *,
+        train: bool,
+        of: int = 0,
     ) -> Float[Array, "n l d"]:
+        """`of`: how many queries there are, where these are the first of them; dropout draws as for all.
+
+        With `positions` the queries are the first of the tokens.
+        """
         d = queries.shape[-1]
         # Three products, not one of stacked kernels: to take that one's result apart costs a TPU more than it saves
         # (benchmarks/README.md), and a CPU as much.
@@ -78,7 +91,7 @@ class MultiHeadDotProductAttention(nn.Module):
             k = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="key_norm")(k)
 
         kernel = self._kernel(train)
-        x = self._plain(q, k, v, rng, train) if kernel == "plain" else fused_attention(kernel, q, k, v)
+        x = self._plain(q, k, v, rng, train, of) if kernel == "plain" else fused_attention(kernel, q, k, v)
         return nn.DenseGeneral(
             d,
             axis=(-2, -1),
@@ -97,18 +110,21 @@ class MultiHeadDotProductAttention(nn.Module):
         rate = self.dropout if train else 0.0
         return choose(self.kernel, dtype=self.dtype, positions=self.positions, dropout=rate, head_width=self.head_width)
 
-    def _plain(self, q: Array, k: Array, v: Array, rng: Key[Array, ""], train: bool) -> Float[Array, "n l a e"]:
+    def _plain(
+        self, q: Array, k: Array, v: Array, rng: Key[Array, ""], train: bool, of: int
+    ) -> Float[Array, "n l a e"]:
         q = q * self.head_width**-0.5  # fewer numbers than the logits
         queries, keys, values = (x.swapaxes(1, 2) for x in (q, k, v))  # [n a l e]: else CPUs transpose the results
         logits = jnp.matmul(queries, keys.swapaxes(2, 3)).astype(jnp.float32)
         if self.positions == "relative":
-            logits += self._relative_logits(q)
+            logits += self._relative_logits(q, k.shape[1])
         if self.positions == "relative_bias":
-            logits += self._bias(q.shape[1])[None]
+            logits += self._bias(k.shape[1])[None, :, : q.shape[1]]
         attention = nn.softmax(logits)
         self.sow("intermediates", "attention", attention)
         attention = self.perturb("attention", attention)
-        attention = dropout(attention, self.dropout, rng, train=train).astype(self.dtype)
+        n, a, l, m = attention.shape
+        attention = dropout(attention, self.dropout, rng, train=train, of=(n, a, of or l, m)).astype(self.dtype)
         return jnp.matmul(attention, values).swapaxes(1, 2)
 
     def _project(self, x: Float[Array, "n l d"], name: str) -> Float[Array, "n l a e"]:
@@ -116,16 +132,16 @@ class MultiHeadDotProductAttention(nn.Module):
         y = dot_general(x, kernel.astype(self.dtype), (((2,), (0,)), ((), ())))
         return y + bias.astype(self.dtype)[None, None]
 
-    def _relative_logits(self, q: Float[Array, "n l a e"]) -> Float[Array, "n a l l"]:
+    def _relative_logits(self, q: Float[Array, "n l a e"], m: int) -> Float[Array, "n a l m"]:
         l, e = q.shape[1], q.shape[-1]
-        table = self.param("relative_embedding", nn.initializers.normal(stddev=0.02), (2 * l - 1, e))
-        offset = jnp.arange(l)[:, None] - jnp.arange(l)[None, :] + l - 1
+        table = self.param("relative_embedding", nn.initializers.normal(stddev=0.02), (2 * m - 1, e))
+        offset = jnp.arange(l)[:, None] - jnp.arange(m)[None, :] + m - 1
         return jnp.einsum("nlae,lme->nalm", q, table[offset].astype(q.dtype)).astype(jnp.float32)
 
-    def _bias(self, l: int) -> Float[Array, "a l l"]:
+    def _bias(self, m: int) -> Float[Array, "a m m"]:
         h, w = self.grid
         table = self.param("relative_bias", nn.initializers.normal(stddev=0.02), (2 * h - 1, 2 * w - 1, self.heads))
         y, x = jnp.divmod(jnp.arange(h * w), w)
         bias = table[y[:, None] - y[None, :] + h - 1, x[:, None] - x[None, :] + w - 1]  # [h*w h*w a]
-        outside = l - h * w
+        outside = m - h * w
         return jnp.pad(jnp.moveaxis(bias, -1, 0), ((0, 0), (outside, 0), (outside, 0)))

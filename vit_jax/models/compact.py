@@ -188,4 +188,7 @@ class Compact(nn.Module):
         block |= {"mlp_output_activation": False, "residual_norm": True}
         if self.positions == "sincos1d":  # already added
             block["positions"] = "none"
-        return Encoder(self.depth, 0, self.embedding_dropout, self.scan, self.remat, block, name="Transformer")
+        read = 1 if self.pooling == "token" else 0
+        return Encoder(
+            self.depth, 0, self.embedding_dropout, self.scan, self.remat, block, read=read, name="Transformer"
+        )

@@ -123,8 +123,11 @@ class MlpBlock(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l d"]:
-        d = x.shape[-1]
+    def __call__(
+        self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool, of: int = 0
+    ) -> Float[Array, "n l d"]:
+        """`of`: how many tokens there are, where x is the first of them; dropout draws as for all."""
+        n, l, d = x.shape
         inner_rng, outer_rng = jax.random.split(rng)
         dense = partial(
             nn.Dense,
@@ -138,11 +141,11 @@ class MlpBlock(nn.Module):
             y = y * nn.swish(dense(self.mlp_width, name="gate")(x))
         else:
             y = activate(y, self.activation)
-        y = dropout(y, self.dropout, inner_rng, train=train)
+        y = dropout(y, self.dropout, inner_rng, train=train, of=(n, of or l, self.mlp_width))
         y = dense(d, name="Dense_1")(y)
         if self.output_activation:
             y = activate(y, self.activation)
-        return dropout(y, self.dropout, outer_rng, train=train)
+        return dropout(y, self.dropout, outer_rng, train=train, of=(n, of or l, d))
 
 
 class LayerScale(nn.Module):

@@ -115,13 +115,19 @@ class EncoderBlock(nn.Module):
     dtype: str
     attention: str = "plain"
     residual_norm: bool = False  # the MLP's residual connection carries the normalised tokens
+    read: int = 0  # how many tokens, the first ones, are read afterwards; 0: all
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n l d"], rng: Key[Array, ""], drop_rate: Float[Array, ""], *, train: bool
+        self, x: Float[Array, "n m d"], rng: Key[Array, ""], drop_rate: Float[Array, ""], *, train: bool
     ) -> Float[Array, "n l d"]:
-        """`drop_rate` is this layer's rate of stochastic depth: an array, because it differs between scanned layers."""
+        """The tokens that are `read`; all of them where somebody looks inside.
+
+        `drop_rate` is this layer's rate of stochastic depth: an array, because it differs between scanned layers.
+        """
         rngs = jax.random.split(rng, 5)
+        n, m, d = x.shape
+        l = self._computed(m)
 
         def residual(y: Float[Array, "n l d"], rng: Key[Array, ""], name: str) -> Float[Array, "n l d"]:
             if self.layer_scale:
@@ -138,12 +144,12 @@ class EncoderBlock(nn.Module):
             dropout=self.attention_dropout,
             positions=self.positions,
             grid=self.grid,
-            kernel=self.attention,
+            kernel=self.attention if l == m else "plain",  # fused kernels pad a few queries to many
             dtype=self.dtype,
             name="MultiHeadDotProductAttention_1",
-        )(y, y, rngs[0], train=train)
-        y = dropout(y, self.projection_dropout, rngs[1], train=train)
-        x = x + residual(y, rngs[2], "LayerScale_0")
+        )(y[:, :l], y, rngs[0], train=train, of=m)
+        y = dropout(y, self.projection_dropout, rngs[1], train=train, of=(n, m, d))
+        x = x[:, :l] + residual(y, rngs[2], "LayerScale_0")
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="LayerNorm_2")(x)
         x = y if self.residual_norm else x
@@ -154,10 +160,17 @@ class EncoderBlock(nn.Module):
             dropout=self.dropout,
             dtype=self.dtype,
             name="MlpBlock_3",
-        )(y, rngs[3], train=train)
+        )(y, rngs[3], train=train, of=m)
         x = x + residual(y, rngs[4], "LayerScale_1")
         self.sow("intermediates", "tokens", x)
         return self.perturb("tokens", x)
+
+    def _computed(self, m: int) -> int:
+        """How many of the m tokens are computed."""
+        looked_at = any(self.is_mutable_collection(name) for name in ("intermediates", "perturbations"))
+        if looked_at or self.is_initializing() or self.variables.get("perturbations"):
+            return m
+        return self.read or m
 
 
 class Encoder(nn.Module):
@@ -170,9 +183,11 @@ class Encoder(nn.Module):
     remat: str
     block: dict[str, Any]
     norm: bool = True  # of the tokens that it returns
+    read: int = 0  # how many tokens, the first ones, are read afterwards; 0: all
 
     @nn.compact
     def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l2 d"]:
+        """Where few tokens are read, the last block need not compute the others; a scanned one does."""
         positions, dtype = self.block["positions"], self.block["dtype"]
         if positions in ("learned", "learned_2d", "sincos2d"):
             x = AddPositions(positions, self.block["grid"], name="posembed_input")(x)
@@ -191,7 +206,10 @@ class Encoder(nn.Module):
             x, _ = stack(EncoderBlock(**self.block, name="encoderblock"), x, (rngs, drop_rates))
         else:
             for i in range(self.depth):
-                x, _ = layer(EncoderBlock(**self.block, name=f"encoderblock_{i}"), x, (rngs[i], drop_rates[i]))
+                block = EncoderBlock(
+                    **self.block, read=self.read if i == self.depth - 1 else 0, name=f"encoderblock_{i}"
+                )
+                x, _ = layer(block, x, (rngs[i], drop_rates[i]))
         if not self.norm:
             return x
         return nn.LayerNorm(epsilon=self.block["norm_epsilon"], dtype=dtype, name="encoder_norm")(x)
@@ -329,6 +347,7 @@ class ViT(nn.Module):
             self.remat,
             block,
             not self.norm_after_pooling,
+            1 + self.distillation_token if self.pooling == "token" else 0,
             name="Transformer",
         )
 
