@@ -13,7 +13,7 @@ from tests import tiny
 from vit_jax import config, evaluate, metrics, run, sharding, step
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import UserError
-from vit_jax.data import open_data
+from vit_jax.data import Feed, open_data
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,29 @@ def test_every_image_is_predicted_once_in_order(finished):
     split = open_data(run.open(finished).config.data).split("test").load()
     assert list(found.index) == list(range(40)) and found.logits.shape == (40, 3)
     np.testing.assert_array_equal(found.label, split.labels)
+
+
+def test_few_batches_are_in_flight(monkeypatch):
+    begun, finished = [], []
+    monkeypatch.setattr(jax, "block_until_ready", lambda part: finished.append(part["number"]))
+
+    class Numbers(Feed):
+        def __init__(self):
+            self.frozen = {}
+
+        def evaluation(self, batch_size):
+            for number in range(40):
+                assert begun == list(range(number))
+                assert finished == begun[: max(0, number - evaluate.IN_FLIGHT)]
+                yield number
+
+    def eval_step(variables, number, frozen):
+        begun.append(number)
+        one = np.ones(1)
+        return {"logits": number * one[None], "label": one, "weight": one, "number": number}
+
+    found = evaluate.predict(eval_step, {}, Numbers(), 1)
+    assert found.logits[:, 0].tolist() == begun == list(range(40))
 
 
 def test_masked_batches_give_what_numpy_finds_without_padding(finished):

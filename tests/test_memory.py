@@ -21,6 +21,20 @@ print(kept, (faults[-1] - faults[1]) // 3)
 """
 
 
+GIVEN_BACK = """
+import numpy as np
+from vit_jax import memory
+memory.keep_freed()
+large = np.full(2**25, 7.0)  # 256 MiB
+pin = np.full(2**17, 7.0)  # above it: the gap below cannot be given back by a shorter heap
+del large
+before = memory.resident()
+assert not memory.give_back_much() and memory.resident() >= before  # little, for this machine
+memory.MUCH = 0.0
+print(memory.give_back_much(), (before - memory.resident()) // 2**20, pin[-1])
+"""
+
+
 def run(mode: str) -> tuple[str, int]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM, mode]
@@ -36,9 +50,17 @@ def test_a_buffer_taken_again_costs_no_page_faults():
     assert faults < 100 and 10 * faults < faults_before  # 16,384 pages, or 32 huge ones
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+def test_a_process_that_holds_much_gives_gaps_back():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", GIVEN_BACK]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert printed[0] == "True" and 250 <= int(printed[1]) < 300 and printed[2] == "7.0"
+
+
 def test_machines_with_accelerators_are_left_alone(monkeypatch):
     monkeypatch.setattr(platforms, "has_accelerator", lambda: True)
-    assert memory.keep_freed() is False
+    assert memory.keep_freed() is False and memory.give_back_much() is False
 
 
 def test_a_container_has_no_more_memory_than_its_machine(monkeypatch, tmp_path):

@@ -22,6 +22,10 @@ from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
 from vit_jax.trees import PyTree
 
+# Batches that are computed ahead. XLA's CPU client starts 32 on each device, and holds a thread for the next: with two
+# devices and two threads, one device then waited for the other for ever.
+IN_FLIGHT = 4
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -37,7 +41,11 @@ class Predictions:
 
 def predict(eval_step: Callable[..., Any], variables: PyTree, feed: Feed, batch_size: int) -> Predictions:
     """The logits of every image of the feed, in the split's order."""
-    found = [eval_step(variables, batch, feed.frozen) for batch in feed.evaluation(batch_size)]
+    found: list[dict[str, jax.Array]] = []
+    for batch in feed.evaluation(batch_size):
+        found.append(eval_step(variables, batch, feed.frozen))
+        if len(found) > IN_FLIGHT:
+            jax.block_until_ready(found[-1 - IN_FLIGHT])
     columns = {k: np.concatenate([np.asarray(part[k]) for part in found]) for k in ("logits", "label", "weight")}
     index = np.flatnonzero(columns["weight"] > 0)
     return Predictions(index, columns["label"][index], columns["logits"][index])

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import config, distributed, evaluate, log, metrics, optim, run, sharding, trees
+from vit_jax import config, distributed, evaluate, log, memory, metrics, optim, run, sharding, trees
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import Interruption, UserError
 from vit_jax.data import Data, Feed
@@ -122,7 +122,7 @@ class Trainer:
         compiled = self.run.train_step.lower(state, first, self.frozen()).compile()
         if self.active:
             facts = describe(self.run, self.data, self.feed)
-            facts["memory"] = memory(compiled)
+            facts["memory"] = needed_memory(compiled)
             facts["compiled in"] = log.human_seconds(time.monotonic() - began)
             parameters = jax.eval_shape(trees.unstack_layers, self.run.abstract_state.params)
             title = f"{self.run.config.model['name']} on {self.data.dataset.name}"
@@ -197,6 +197,7 @@ class Trainer:
         self.waited = 0.0
         self.writer.write(at, scalars)
         self.progress.update(at, scalars)
+        memory.give_back_much()
         self.diagnose(at, loss=scalars["train/loss"], accuracy=scalars["train/accuracy"])
         in_a_row = int(steps[-1]["skipped_in_a_row"])
         if in_a_row >= self.run.config.train.max_bad_steps:
@@ -217,6 +218,7 @@ class Trainer:
         self.account()
         self.book.steps = self.length.steps
         self.checkpoints.save(state, at, {"book": vars(self.book)}, score)
+        memory.give_back_much()
 
     def score(self, validation: dict[str, float]) -> float:
         """By which checkpoints are compared: higher is better."""
@@ -360,7 +362,7 @@ def describe(built: Run, data: Data, feed: Feed) -> dict[str, str]:
     }
 
 
-def memory(compiled: Any) -> str:
+def needed_memory(compiled: Any) -> str:
     """What the compiled step needs on each device."""
     analysis = compiled.memory_analysis()
     if analysis is None:
