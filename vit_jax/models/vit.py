@@ -229,7 +229,8 @@ class ViT(nn.Module):
     """A Vision Transformer: images [n H W c] to logits [n k]; its fields are the config group `model`.
 
     Parameters are named as in the authors' checkpoints. Tokens after each block and attention probabilities are
-    sown in the collection `intermediates`.
+    sown in the collection `intermediates`. Where that is not asked for, and tokens are pooled by `token`, the last block
+    computes only what the head reads: 7 % less work for ViT-B/16, and the same result (not under `scan`).
 
     With `distillation_token` a second token and a second head, `head_dist`, learn from a teacher (Touvron et al. 2021,
     arXiv:2012.12877, s. 3). In evaluation the output is the mean of both heads' logits. In training it is the class
