@@ -229,7 +229,7 @@ class ViT(nn.Module):
     """A Vision Transformer: images [n H W c] to logits [n k]; its fields are the config group `model`.
 
     Parameters are named as in the authors' checkpoints. Tokens after each block and attention probabilities are
-    sown in the collection `intermediates`. Where that is not asked for, and tokens are pooled by `token`, the last block
+    sown in the collection `intermediates`. Where that is not asked for, and `pooling` is `token`, the last block
     computes only what the head reads: 7 % less work for ViT-B/16, and the same result (not under `scan`).
 
     With `distillation_token` a second token and a second head, `head_dist`, learn from a teacher (Touvron et al. 2021,
