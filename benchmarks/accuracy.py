@@ -33,7 +33,7 @@ versions of each run. Time is that of the whole run, with compilation and valida
 for so long instead of for the published schedule, which has a row of its own. In so little time recipes made for 300
 epochs (`*_strong`) lose to the plain ones: images that are mixed and erased take long to learn. `small` is for such a
 time. CIFAR-10's images were re-encoded as JPEG (quality 75) before they came here: compare these numbers among
-themselves.
+themselves. Other programs ran beside many of the runs on a CPU: how many images they saw says more than their time.
 """
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from vit_jax import memory, platforms
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+
 PROGRAM = """
 import resource, sys
 import numpy as np
@@ -42,7 +44,7 @@ def run(mode: str) -> tuple[str, int]:
     return kept, int(faults)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+@on_linux
 def test_a_buffer_taken_again_costs_no_page_faults():
     kept, faults = run("keep")
     _, faults_before = run("leave")
@@ -50,7 +52,7 @@ def test_a_buffer_taken_again_costs_no_page_faults():
     assert faults < 100 and 10 * faults < faults_before  # 16,384 pages, or 32 huge ones
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+@on_linux
 def test_a_process_that_holds_much_gives_gaps_back():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", GIVEN_BACK]
