@@ -129,8 +129,8 @@ def test_the_last_block_computes_only_the_tokens_that_the_head_reads_and_changes
 
     with nn.intercept_methods(note):
         alone, whole = loss(params, ("distillation",)), loss(params, ("distillation", "intermediates"))
-    outside = IMAGES.shape[1] // 7 * IMAGES.shape[2] // 5
-    assert set(seen) == {read, read + outside + model.registers}
+    patches = (IMAGES.shape[1] // 7) * (IMAGES.shape[2] // 5)
+    assert set(seen) == {read, read + patches + model.registers}
     for ours, expected in zip(jax.tree.leaves(alone), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
