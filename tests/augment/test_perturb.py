@@ -24,7 +24,8 @@ INDEX = jnp.arange(2)
 
 
 def perturbed(images: jax.Array = IMAGES, index: jax.Array = INDEX, **fields) -> np.ndarray:
-    return np.asarray(quick.jit(lambda x, i: perturb(Perturbation(**fields), x, i))(images, index))
+    settings = Perturbation(**{"scale": "imagenet", **fields})
+    return np.asarray(quick.jit(lambda x, i: perturb(settings, x, i))(images, index))
 
 
 @pytest.mark.parametrize("kind", IMAGENET)
@@ -35,6 +36,16 @@ def test_five_severities_grow(kind):
         assert min(distances) > 5
     else:
         assert 0 < distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize(("size", "scale"), [((28, 28), "cifar"), ((64, 97), "cifar"), ((65, 97), "imagenet")])
+def test_by_default_the_image_size_chooses_the_severities(size, scale):
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, *size, 1)), jnp.uint8)
+    auto, cifar, imagenet = (
+        perturbed(images, kind="contrast", severity=4, scale=given) for given in ("auto", "cifar", "imagenet")
+    )
+    assert Perturbation().scale == "auto" and (cifar != imagenet).any()
+    np.testing.assert_array_equal(auto, cifar if scale == "cifar" else imagenet)
 
 
 def test_off_changes_nothing_and_is_not_traced():

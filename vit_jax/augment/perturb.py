@@ -1,10 +1,11 @@
 """Perturbations of test images, for measuring robustness: five severities each, the same for each run.
 
 Noise, blur, contrast, brightness, jpeg and pixelate with the severities of Hendrycks & Dietterich 2019
-(arXiv:1903.12261) for ImageNet's or for CIFAR's image size; patch shuffle and occlusion after Naseer et al. 2021
-(arXiv:2105.10497), grey after Geirhos et al. 2019 (arXiv:1811.12231), whose severities are ours.
+(arXiv:1903.12261), which they published for ImageNet's and for CIFAR's image size; patch shuffle and occlusion after
+Naseer et al. 2021 (arXiv:2105.10497), grey after Geirhos et al. 2019 (arXiv:1811.12231), whose severities are ours.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ from vit_jax.command import UserError
 Kind = Literal[
     "none", "noise", "blur", "contrast", "brightness", "jpeg", "pixelate", "grey", "patch_shuffle", "occlusion"
 ]
+Scale = Literal["auto", "imagenet", "cifar"]
 # Severities 1 to 5. Noise: standard deviation, contrast: factor, brightness: addend, all for values 0 to 1;
 # blur: standard deviation in pixels; jpeg: quality; pixelate: the smaller size as a share; grey: share of the colour
 # that goes; patch_shuffle: patches per side; occlusion: share of the patches that turn black.
@@ -46,6 +48,7 @@ CIFAR = IMAGENET | {
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "patch_shuffle": (2.0, 4.0, 5.0, 8.0, 16.0),
 }
+SMALL = 64  # pixels of the shorter side, up to which images have CIFAR's severities by default
 OCCLUSION_PATCHES = 14  # per side, fewer in an image of fewer pixels
 
 
@@ -55,7 +58,7 @@ class Perturbation:
 
     kind: Kind = "none"
     severity: int = 0  # 1 to 5; 0: off
-    scale: Literal["imagenet", "cifar"] = "imagenet"  # whose severities: for 224 pixels or for 32
+    scale: Scale = "auto"  # whose severities: for 224 pixels, for 32, or for the size that the images have
     seed: int = 0  # of noise, shuffle and occlusion
 
 
@@ -63,8 +66,8 @@ def check_perturbation(settings: Perturbation) -> None:
     """Raises `UserError`, naming the field, if a value is out of its range or one is given without the other."""
     if settings.kind not in get_args(Kind):
         raise UserError(f"perturb.kind={settings.kind!r}: expected one of {', '.join(get_args(Kind))}")
-    if settings.scale not in ("imagenet", "cifar"):
-        raise UserError(f"perturb.scale={settings.scale!r}: expected imagenet or cifar")
+    if settings.scale not in get_args(Scale):
+        raise UserError(f"perturb.scale={settings.scale!r}: expected one of {', '.join(get_args(Scale))}")
     if not 0 <= settings.severity <= 5:
         raise UserError(f"perturb.severity={settings.severity}: expected 0 (off) to 5")
     if (settings.kind == "none") != (settings.severity == 0):
@@ -81,9 +84,15 @@ def perturb(
     """The perturbed images; what happens to one depends on it, the seed and its index in the split alone."""
     if settings.kind == "none" or not settings.severity:
         return images
-    value = (IMAGENET if settings.scale == "imagenet" else CIFAR)[settings.kind][settings.severity - 1]
+    value = severities(settings.scale, images.shape[1:3])[settings.kind][settings.severity - 1]
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(settings.seed)))(index)
     return jax.vmap(partial(_perturb, settings.kind, value))(images, keys)
+
+
+def severities(scale: Scale, size: tuple[int, ...]) -> Mapping[str, tuple[float, ...]]:
+    """The five values of each kind; "auto" chooses by the size (h, w): what 224 pixels bear wipes out 28."""
+    cifar = scale == "cifar" or (scale == "auto" and min(size) <= SMALL)
+    return CIFAR if cifar else IMAGENET
 
 
 def _perturb(kind: Kind, value: float, image: UInt8[Array, "h w c"], key: Key[Array, ""]) -> UInt8[Array, "h w c"]:
