@@ -75,6 +75,15 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
     assert "have diverged" in capsys.readouterr().out.replace("training has diverged", "have diverged")
 
 
+def test_names_are_printed_whole(compared, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(compare, "train", None)
+    compare.main(flags(compared))
+    lines = capsys.readouterr().out.splitlines()
+    assert "tiny-cnn dense_widths=(17,) batch_size=40" in [line.strip()[:41] for line in lines]
+    assert "test top-1" in "".join(lines) and "left out for lack of width" in "".join(lines)
+
+
 def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "train", lambda given, workdir, console: 130)
     assert compare.main([SPEC, "--out", str(tmp_path)]) == 130

@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from vit_jax import command, config, evaluate, log, run
 from vit_jax.command import UserError
@@ -44,6 +42,7 @@ COLUMNS = {
     "test/f1_macro": "test F1",
     "test/ece": "test ECE",
 }
+IMPORTANT = ("test top-1", "test F1", "test ECE", "parameters", "time", "test top-5")  # where not all columns fit
 
 
 @dataclass(frozen=True)
@@ -159,13 +158,10 @@ def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
 
 def _print(header: Sequence[str], texts: Sequence[Sequence[str]], console: Console) -> None:
     """The table without the columns in which all rows agree: a terminal is narrow."""
-    differ = [i for i, column in enumerate(zip(*texts, strict=True)) if len(set(column)) > 1 or len(texts) == 1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i in differ:
-        table.add_column(header[i], justify="right" if i else "left", overflow="fold")
-    for text in texts:
-        table.add_row(*(text[i] for i in differ))
-    console.print(table)
+    columns = list(zip(*texts, strict=True))
+    differ = [i for i, column in enumerate(columns) if i == 0 or len(set(column)) > 1 or len(texts) == 1]
+    shown = [[text[i] for i in differ] for text in (header, *texts)]
+    log.fitted_table(console, shown[0], shown[1:], IMPORTANT)
 
 
 def _mean_and_std(values: Sequence[int | float]) -> tuple[Any, Any]:

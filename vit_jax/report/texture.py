@@ -18,9 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from vit_jax import augment, command, log, metrics, run
 from vit_jax.command import UserError
@@ -93,20 +91,20 @@ def _sheet(
 
 def show(console: Console, found: dict[str, Any]) -> None:
     """Both tables."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, title in enumerate(("model", "accuracy", "taken for the shape", "for the texture", "shape bias")):
-        table.add_column(title, justify="right" if i else "left", overflow="fold")
-    for name, row in found["models"].items():
-        table.add_row(name, *("" if value is None else log.human_percent(value) for value in row.values()))
-    console.print(table)
+    header = ("model", "accuracy", "taken for the shape", "for the texture", "shape bias")
+    models = [
+        (name, *("" if value is None else log.human_percent(value) for value in row.values()))
+        for name, row in found["models"].items()
+    ]
+    log.fitted_table(console, header, models, important=("shape bias", "accuracy"))
     if not found["error_consistency"]:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, title in enumerate(("error consistency (kappa)", "unchanged", "conflicting")):
-        table.add_column(title, justify="right" if i else "left", overflow="fold")
-    for pair in found["error_consistency"]:
-        table.add_row(" and ".join(pair["models"]), *(_kappa(pair[kind]) for kind in ("unchanged", "conflict")))
-    console.print(table)
+    console.print()
+    pairs = [
+        (" and ".join(pair["models"]), *(_kappa(pair[kind]) for kind in ("unchanged", "conflict")))
+        for pair in found["error_consistency"]
+    ]
+    log.fitted_table(console, ("error consistency (kappa)", "unchanged", "conflicting"), pairs)
 
 
 def _kappa(value: float | None) -> str:
