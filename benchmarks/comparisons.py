@@ -50,7 +50,7 @@ QUESTIONS = {
         "ViT and CNN on perturbed images",
         FASHION,
         ("data.limit=54000",),
-        ("perturb.kind=noise,blur,contrast,patch_shuffle", "perturb.severity=3"),
+        ("perturb.kind=none,noise,blur,contrast,patch_shuffle", "perturb.severity=3"),
         SHORT,
     ),
     "norm": Question("Batch norm, layer norm, none", FASHION[1:], ("model.norm=batch,layer,none",), overrides=SHORT),

@@ -75,6 +75,19 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
     assert "have diverged" in capsys.readouterr().out.replace("training has diverged", "have diverged")
 
 
+def test_a_clean_row_has_no_severity_and_comes_once(compared, tmp_path):
+    sweeps = ["perturb.kind=none,noise", "perturb.severity=1,5", "evaluate.batch_size=7"]
+    found = compare.evaluations(sweeps)
+    assert list(found) == ["kind=none batch_size=7", *(f"kind=noise severity={i} batch_size=7" for i in (1, 5))]
+    assert compare.evaluations([]) == {"": []}
+    noisy = ["perturb.kind=noise", "perturb.severity=3"]  # of the configuration: off all the same
+    variants = compare.plan([SPEC], ["model.dense_widths=(5,)"], 1, ["train.steps=12"], compared)
+    clean, weak, strong = compare.rows(variants, sweeps, noisy)
+    assert clean["run"] == "tiny-cnn dense_widths=(5,) kind=none batch_size=7"
+    [plain] = compare.rows(variants, [], [])
+    assert clean["test/accuracy"] == plain["test/accuracy"] and strong["test/ece"] != weak["test/ece"]
+
+
 def test_names_are_printed_whole(compared, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(compare, "train", None)

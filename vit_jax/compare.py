@@ -2,11 +2,13 @@
 
     python -m vit_jax.compare configs/a.py configs/b.py:arg --seeds 3 --out D
     python -m vit_jax.compare configs/a.py --sweep data.limit=500,5000 --out D
-    python -m vit_jax.compare configs/a.py --evaluate perturb.kind=blur,jpeg --evaluate perturb.severity=1,5 --out D
+    python -m vit_jax.compare configs/a.py --evaluate perturb.kind=none,blur --evaluate perturb.severity=1,5 --out D
 
-What is finished is not trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every
-configuration with each of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained
-models with each of the values, and trains nothing. D holds a folder for each run, and `comparison.md`, `.csv`, `.json`.
+What is finished is not
+trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every configuration with each
+of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained models with each of the
+values, and trains nothing; `perturb.kind=none` has no severity, and comes once. D holds a folder for each run, and
+`comparison.md`, `.csv`, `.json`.
 """
 
 import csv
@@ -27,6 +29,7 @@ from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, short
 from vit_jax.train import RESULT, train
 
+CLEAN = "perturb.kind=none"
 NAME = "comparison"
 PERCENT = ("val/accuracy", "best_val/accuracy", "test/accuracy", "test/top5", "test/f1_macro", "test/ece")
 COLUMNS = {
@@ -74,6 +77,19 @@ def _folder(name: str, seed: int) -> str:
     return re.sub(r"[^\w.=-]+", "_", f"{name}-seed{seed}").strip("_")
 
 
+def evaluations(sweeps: Sequence[str]) -> dict[str, list[str]]:
+    """The overrides of each evaluation by its name; without sweeps one, of no name, without any.
+
+    Images that are not perturbed have no severity: they stand alone, and once.
+    """
+    found = {}
+    for chosen in combinations(sweeps):
+        clean = CLEAN in chosen
+        named = [text for text in chosen if text == CLEAN or not (clean and text.startswith("perturb."))]
+        found[" ".join(map(short, named))] = [*named, "perturb.severity=0"] if clean else named
+    return found
+
+
 def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[Path, str]]:
     """Trains what is not finished; the exit code of an interruption, else 0, and what went wrong in which folder."""
     failed = {}
@@ -98,8 +114,8 @@ def is_finished(given: Config, workdir: Path) -> bool:
     return (workdir / RESULT).exists() and not config.differences(run.read_config(workdir), given)
 
 
-def rows(variants: Sequence[Variant], evaluations: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for each variant that has a result, and for each combination of the values to evaluate with.
+def rows(variants: Sequence[Variant], sweeps: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each variant that has a result, and for each combination of the values in `sweeps` to evaluate with.
 
     Each column holds the values of all seeds that are finished, in a list.
     """
@@ -107,14 +123,14 @@ def rows(variants: Sequence[Variant], evaluations: Sequence[str], overrides: Seq
     for variant in variants:
         finished = [workdir for given, workdir in variant.runs if is_finished(given, workdir)]
         results = [json.loads((workdir / RESULT).read_text()) for workdir in finished]
-        for chosen in combinations(evaluations) if finished else ():
+        for name, chosen in evaluations(sweeps).items() if finished else ():
             found = results
             if chosen:
                 reports = [evaluate.evaluate_run(workdir, [*overrides, *chosen]) for workdir in finished]
                 found = [_replace_metrics(*pair) for pair in zip(results, reports, strict=True)]
-            name = " ".join([variant.name, *map(short, chosen)])
             values = {key: [r[key] for r in found if r.get(key) is not None] for key in COLUMNS}
-            table.append({"run": name, "seeds": [r["config"]["seed"] for r in found], **values})
+            title = f"{variant.name} {name}".rstrip()
+            table.append({"run": title, "seeds": [r["config"]["seed"] for r in found], **values})
     return table
 
 
@@ -186,8 +202,8 @@ def main(argv: Sequence[str]) -> int:
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
     variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out)
-    for chosen in combinations(flags.evaluate):
-        config.load(flags.specs[0], [*overrides, *chosen])  # a misspelt field is told before anything is trained
+    for spec, chosen in itertools.product(flags.specs, evaluations(flags.evaluate).values()):
+        config.load(spec, [*overrides, *chosen])  # a misspelt field is told before anything is trained
     run.use_every_core([given for variant in variants for given, _ in variant.runs])
     console = Console(highlight=False)
     code, failed = train_all(variants, console)
