@@ -75,6 +75,41 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
     assert "have diverged" in capsys.readouterr().out.replace("training has diverged", "have diverged")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--sweep", "model.patch_size=4,5"], "^tiny-vit patch_size=5: model.patch_size=5 does not divide"),
+        (["--sweep", "data.name=digits,/nowhere"], "^tiny-vit name=/nowhere: "),
+        (["--sweep", "distill.teacher=,/nowhere"], "^tiny-vit teacher=/nowhere: /nowhere is neither a run"),
+        (["--sweep", "init.weights=,/nowhere"], "^tiny-vit weights=/nowhere: /nowhere does not exist"),
+        (["--sweep", "train.batch_size=40,42"], "^tiny-vit batch_size=42: .* cannot be divided by 4 devices"),
+    ],
+)
+def test_no_run_is_trained_before_all_are_checked(words, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "train", None)
+    with pytest.raises(UserError, match=expected):
+        compare.main([tiny.spec("vit"), *words, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_another_run_is_told_first(compared, monkeypatch):
+    monkeypatch.setattr(compare, "train", None)
+    words = [SPEC, "--sweep", "model.dense_widths=(7,),(5,)", "--config.train.steps=13", "--out", str(compared)]
+    with pytest.raises(UserError, match=r"^tiny-cnn dense_widths=\(5,\): .*holds a run of another configuration"):
+        compare.main(words)
+
+
+@pytest.mark.parametrize("field", ["distill.teacher", "init.weights"])
+def test_an_earlier_run_may_be_teacher_or_beginning(field, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(compare, "train", lambda given, workdir, console: trained.append(workdir.name) or 130)
+    words = [SPEC, "--sweep", f"{field}=,{tmp_path}/tiny-cnn_{field.rpartition('.')[2]}=-seed0", "--out", str(tmp_path)]
+    assert compare.main(words) == 130 and len(trained) == 1
+    back = [SPEC, "--sweep", words[2].replace("=,", "=") + ",", "--out", str(tmp_path)]
+    with pytest.raises(UserError, match="does not exist"):  # a later run is none
+        compare.main(back)
+
+
 def test_a_clean_row_has_no_severity_and_comes_once(compared, tmp_path):
     sweeps = ["perturb.kind=none,noise", "perturb.severity=1,5", "evaluate.batch_size=7"]
     found = compare.evaluations(sweeps)

@@ -4,7 +4,7 @@
     python -m vit_jax.compare configs/a.py --sweep data.limit=500,5000 --out D
     python -m vit_jax.compare configs/a.py --evaluate perturb.kind=none,blur --evaluate perturb.severity=1,5 --out D
 
-What is finished is not
+Every run is checked against its data, weights and teacher before the first one is trained. What is finished is not
 trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every configuration with each
 of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained models with each of the
 values, and trains nothing; `perturb.kind=none` has no severity, and comes once. D holds a folder for each run, and
@@ -12,6 +12,7 @@ values, and trains nothing; `perturb.kind=none` has no severity, and comes once.
 """
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -27,7 +28,7 @@ from vit_jax import command, config, evaluate, log, run
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, short
-from vit_jax.train import RESULT, train
+from vit_jax.train import RESULT, check_workdir, open_images, published_weights, train
 
 CLEAN = "perturb.kind=none"
 NAME = "comparison"
@@ -57,7 +58,7 @@ class Variant:
 
 
 def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Sequence[str], out: Path) -> list[Variant]:
-    """Every run of the comparison, validated before the first one starts."""
+    """Every run of the comparison, each configuration validated; `check` looks at what it needs."""
     variants = []
     for spec, chosen in itertools.product(specs, combinations(sweeps)):
         name = " ".join([run.default_workdir(spec).name, *map(short, chosen)])
@@ -88,6 +89,45 @@ def evaluations(sweeps: Sequence[str]) -> dict[str, list[str]]:
         named = [text for text in chosen if text == CLEAN or not (clean and text.startswith("perturb."))]
         found[" ".join(map(short, named))] = [*named, "perturb.severity=0"] if clean else named
     return found
+
+
+def check(variants: Sequence[Variant], console: Console) -> None:
+    """Raises `UserError` for what a run would be refused for at its turn: its folder, data, model, weights, teacher.
+
+    A run that needs an earlier one's result is checked without it where that is not yet there.
+    """
+    planned: set[Path] = set()
+    for variant in variants:
+        todo = [(given, workdir) for given, workdir in variant.runs if not is_finished(given, workdir)]
+        try:
+            for given, workdir in todo:
+                check_workdir(given, workdir)
+            if todo:
+                _check_run(*todo[0], planned, console)  # the others differ in the seed
+        except UserError as mistake:
+            raise UserError(f"{variant.name}: {mistake}") from mistake
+        planned |= {workdir.resolve() for _, workdir in todo}
+
+
+def _check_run(given: Config, workdir: Path, planned: set[Path], console: Console) -> None:
+    """What training does before its first step, but for the images' statistics; `planned` runs have no result yet."""
+    if Path(given.init.weights).resolve() in planned:
+        return  # they may decide the size of the images
+    weights = published_weights(given, workdir)
+    settings, data = open_images(given, workdir, weights, console)
+    run.check_data(settings, data)
+    if weights is not None:
+        run.fit_weights(weights, settings, data)
+    view = settings.augment
+    if not view.mean:  # any will do: the model is the same
+        settings = dataclasses.replace(settings, augment=dataclasses.replace(view, mean=(0.5,), std=(0.5,)))
+    prepared = run.prepare(settings, data, data.split("train"))
+    cropped = run.host_crop(settings, data) is not None
+    mesh, size = run.make_mesh(settings, data), data.size("train")
+    run.build(prepared, mesh, image_shape=data.view.shape, train_images=size, cropped=cropped)
+    teacher = given.distill.teacher
+    if teacher and Path(teacher).resolve() not in planned:
+        run.open_teacher(teacher, prepared, data.class_names)
 
 
 def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[Path, str]]:
@@ -206,6 +246,7 @@ def main(argv: Sequence[str]) -> int:
         config.load(spec, [*overrides, *chosen])  # a misspelt field is told before anything is trained
     run.use_every_core([given for variant in variants for given, _ in variant.runs])
     console = Console(highlight=False)
+    check(variants, console)
     code, failed = train_all(variants, console)
     if code != command.DONE:
         return code
