@@ -3,9 +3,9 @@
     python -m vit_jax.report.texture runs/vit runs/cnn --out texture
 
 Each model sees images with the shape of one class and the texture of another (`augment.cue_conflict`): how often it
-takes them for the shape's class, among those that it takes for either, is its shape bias. Error consistency is Cohen's
-kappa of two models' mistakes (Tuli et al. 2021, arXiv:2105.07197). --out gets `texture.json`, and `texture.png`, a
-sheet of such images.
+takes them for the shape's class (`as shape`), among those that it takes for either, is its shape bias. Error
+consistency is Cohen's kappa of two models' mistakes (Tuli et al. 2021, arXiv:2105.07197). --out gets `texture.json`,
+and `texture.png`, a sheet of such images.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -49,7 +50,7 @@ def compare(models: dict[str, Trained], images: int, seed: int) -> tuple[dict[st
     pictures, labels = split.read(chosen)
     shape, texture = conflicting(labels, seed)
     pair = (jnp.asarray(pictures[which]) for which in (shape, texture))
-    mixed = np.asarray(augment.cue_conflict(*pair))
+    mixed = np.asarray(augment.cue_conflict(jax.random.key(seed), *pair))
     kinds = {"unchanged": (pictures, labels), "conflict": (mixed, labels[shape])}
     predicted = {
         name: {kind: trained.predict(shown).probabilities.argmax(axis=1) for kind, (shown, _) in kinds.items()}
@@ -91,7 +92,7 @@ def _sheet(
 
 def show(console: Console, found: dict[str, Any]) -> None:
     """Both tables."""
-    header = ("model", "accuracy", "taken for the shape", "for the texture", "shape bias")
+    header = ("model", "accuracy", "as shape", "as texture", "shape bias")
     models = [
         (name, *("" if value is None else log.human_percent(value) for value in row.values()))
         for name, row in found["models"].items()
