@@ -6,12 +6,12 @@ independent of the rest of its batch. Modules are named as in the authors' JAX c
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
+from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
 from vit_jax.models.resnet import GROUPS, check_stages
 from vit_jax.models.resnet import SIZES as RESNETS
@@ -50,12 +50,11 @@ class StdConv(nn.Module):
         deviation = jnp.sqrt(variance + self.variance_epsilon) + self.deviation_epsilon
         kernel = (kernel - mean[None, None, None]) / deviation[None, None, None]
         pad = self.size // 2
-        return jax.lax.conv_general_dilated(
+        return conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
             "SAME" if self.padding == "SAME" else ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
 from vit_jax.models.attention import dropout
+from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
 
 
@@ -53,7 +54,14 @@ class CNN(nn.Module):
         x = images.astype(self.dtype)
         for i, stage in enumerate(self.stages):
             for j, channels in enumerate(stage):
-                x = nn.relu(nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"stage{i}_conv{j}")(x))
+                conv = nn.Conv(
+                    channels,
+                    (3, 3),
+                    conv_general_dilated=conv_general_dilated,
+                    dtype=self.dtype,
+                    name=f"stage{i}_conv{j}",
+                )
+                x = nn.relu(conv(x))
             if self.pool_last or i + 1 < len(self.stages):
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             if self.norm == "batch":

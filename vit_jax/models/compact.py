@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
+from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.fused import Kernel
 from vit_jax.models.layers import Activation, Dtype, PatchEmbedding, Remat, square
 from vit_jax.models.vit import Encoder, EncoderBlock, check_patches, check_positive, check_rates
@@ -78,6 +79,7 @@ class ConvTokenizer(nn.Module):
                 padding=pad,
                 use_bias=False,
                 kernel_init=nn.initializers.he_normal(),
+                conv_general_dilated=conv_general_dilated,
                 dtype=self.dtype,
                 name=f"conv_{i}",
             )(x)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
 from vit_jax.models.attention import dropout
+from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype, drop_path
 from vit_jax.models.vit import check_positive, check_rates
 
@@ -46,6 +47,7 @@ def convolution(features: int, size: int, stride: int = 1, *, dtype: str, name: 
         padding=size // 2,
         use_bias=False,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated=conv_general_dilated,
         dtype=dtype,
         name=name,
     )

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
+from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
 from vit_jax.models.resnet import Layer, check_stages
 from vit_jax.models.vit import check_positive, check_rates
@@ -94,7 +95,13 @@ class ResNetV2(nn.Module):
         return dense(self.num_classes, name="head")(x).astype(jnp.float32)
 
     def _backbone(self, x: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n h w c2"]:
-        conv = partial(nn.Conv, padding=0, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        conv = partial(
+            nn.Conv,
+            padding=0,
+            kernel_init=nn.initializers.xavier_uniform(),
+            conv_general_dilated=conv_general_dilated,
+            dtype=self.dtype,
+        )
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,

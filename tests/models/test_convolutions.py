@@ -1,0 +1,101 @@
+"""Convolutions inside loops are the same as outside, and in the order of axes that is fast there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+
+from tests import quick
+from vit_jax import models, sharding
+from vit_jax.models.convolutions import ORDER, conv_general_dilated, inside_loop
+
+IMAGES = (2, 16, 32, 3)
+MODELS = {
+    "cnn": ("cnn/conv3", {"stages": ((5,), (7,))}),
+    "compact": ("compact/CCT-7/3x1", {"width": 8, "depth": 1, "heads": 2}),
+    "resnet": ("resnet/50", {"stage_sizes": (1, 1), "width": 8}),
+    "resnetv2": ("resnetv2/keras101", {"stage_sizes": (1, 1), "width": 8, "head_widths": ()}),
+    "bit": ("bit/50x1", {"stage_sizes": (1, 1), "width": 32}),
+    "hybrid": ("hybrid/R+Ti16", {"stage_sizes": (1, 1), "patch_size": (1,), "width": 8, "depth": 1, "heads": 2}),
+    "visual_transformer": ("visual_transformer/R18", {"stem": "small"}),
+}
+
+
+def convolutions(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    for equation in jaxpr.eqns:
+        if equation.primitive is lax.conv_general_dilated_p:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from convolutions(inner)
+
+
+def in_order(equation: JaxprEqn) -> bool:
+    lhs, rhs, _ = (v.aval.shape for v in (*equation.invars, *equation.outvars))
+    return equation.params["dimension_numbers"] == lax.conv_dimension_numbers(lhs, rhs, ORDER)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding"),
+    [
+        ((3, 3), (1, 1), "SAME"),
+        ((3, 2), (2, 3), "SAME"),
+        ((1, 1), (2, 2), ((0, 0), (0, 0))),  # strides over images that it never sees
+        ((5, 4), (2, 1), ((2, 2), (1, 3))),
+        ((7, 8), (3, 3), "VALID"),
+    ],
+)
+def test_a_convolution_and_its_gradients(kernel, strides, padding):
+    x, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(((2, 8, 9, 3), (*kernel, 3, 4))))
+
+    def loss(convolve, x, w):
+        return jnp.sum(jnp.sin(convolve(x, w, strides, padding, dimension_numbers=ORDER)))
+
+    def gradients(convolve):
+        return jax.value_and_grad(lambda *given: loss(convolve, *given), (0, 1))
+
+    expected = quick.jit(gradients(lax.conv_general_dilated))(x, w)
+    outside = jax.make_jaxpr(gradients(conv_general_dilated))(x, w)
+    with inside_loop():
+        found = quick.jit(gradients(conv_general_dilated))(x, w)
+        inside = jax.make_jaxpr(gradients(conv_general_dilated))(x, w)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert [in_order(c) for c in convolutions(outside.jaxpr)] == [True, False, False]
+    assert [in_order(c) for c in convolutions(inside.jaxpr)] == [True, True, True]
+
+
+def test_accelerators_get_the_plain_one_everywhere(monkeypatch):
+    x, w = jnp.zeros((2, 8, 9, 3)), jnp.zeros((3, 3, 3, 4))
+
+    def jaxpr(convolve) -> str:
+        return str(jax.make_jaxpr(jax.grad(lambda x: convolve(x, w, (1, 1), "SAME", dimension_numbers=ORDER).sum()))(x))
+
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA"))
+    with inside_loop():
+        assert jaxpr(conv_general_dilated) == jaxpr(lax.conv_general_dilated)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_models_have_no_others(family):
+    name, fields = MODELS[family]
+    model = models.create(models.settings(name, **fields, num_classes=5))
+    images = jnp.zeros(IMAGES)
+    variables: Any = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    rest = {k: v for k, v in variables.items() if k != "params"}
+
+    def loss(params, rest):
+        logits, _ = model.apply(
+            {"params": params, **rest}, images, train=True, mutable=list(rest), rngs={"dropout": jax.random.key(0)}
+        )
+        return logits.sum()
+
+    with inside_loop():
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(variables["params"], rest)
+    found = list(convolutions(jaxpr.jaxpr))
+    assert len(found) > 2
+    assert all(map(in_order, found))

@@ -1,0 +1,78 @@
+"""Convolutions of images, whose gradients are fast on CPUs inside loops, too."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from vit_jax import sharding
+
+ORDER = ("NHWC", "HWIO", "NHWC")  # of the axes of images, kernel and result
+_in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
+
+
+@contextmanager
+def inside_loop() -> Iterator[None]:
+    """Models that are traced under it become the body of a loop."""
+    token = _in_loop.set(True)
+    try:
+        yield
+    finally:
+        _in_loop.reset(token)
+
+
+def conv_general_dilated(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "p q c d"],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "n h2 w2 d"]:
+    """`lax.conv_general_dilated` of images without groups and dilation, to be given to `nn.Conv`.
+
+    XLA's fast convolutions for CPUs want the axes in `ORDER`. It turns those of gradients round itself, but not in a
+    loop's body: a naive one takes their place there, 30 to 100 times as slow (jaxlib 0.11). Under `inside_loop` the
+    gradients are written in that order; they can then not be differentiated forwards (`jax.jvp`).
+    """
+    if not _in_loop.get() or sharding.devices_of_activations()[0] != "cpu":
+        return lax.conv_general_dilated(x, kernel, window_strides, padding, **{"dimension_numbers": ORDER, **options})
+    strides = tuple(window_strides)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _convolution(strides, tuple(map(tuple, padding)), x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolution(strides: Any, pads: Any, x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=ORDER)
+
+
+def _forward(strides: Any, pads: Any, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolution(strides, pads, x, kernel), (x, kernel)
+
+
+def _backward(
+    strides: Any, pads: Any, inputs: tuple[Array, Array], dy: Float[Array, "n h2 w2 d"]
+) -> tuple[Float[Array, "n h w c"], Float[Array, "p q c d"]]:
+    x, kernel = inputs
+    around_y, around_x = [], []
+    for axis, ((low, _), stride) in enumerate(zip(pads, strides, strict=True)):
+        size, window = x.shape[1 + axis], kernel.shape[axis]
+        reach = (dy.shape[1 + axis] - 1) * stride + 1  # of dy, with stride - 1 zeros between its entries
+        around_y.append((window - 1 - low, size + low - reach))
+        around_x.append((low, window - 1 + reach - size - low))
+    convolution = partial(lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=ORDER)
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    dx = convolution(dy, turned, padding=around_y, lhs_dilation=strides)
+    # Images are summed over, as channels were: they change places.
+    dkernel = convolution(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), padding=around_x, rhs_dilation=strides)
+    return dx, dkernel.transpose(1, 2, 0, 3)
+
+
+_convolution.defvjp(_forward, _backward)
