@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pallas_tpu
+from jax.test_util import check_grads
 
 from tests import quick
 from tests.models.random_params import random_params
 from vit_jax import sharding
 from vit_jax.command import UserError
-from vit_jax.models import fused
+from vit_jax.models import attention, fused
 from vit_jax.models.attention import HeadProjection, MultiHeadDotProductAttention, dropout
 
 N, D, A, E = 2, 7, 3, 5  # A * E is not D
@@ -94,6 +95,21 @@ def test_bfloat16_keeps_parameters_and_softmax_in_float32():
     output, sown = jax.eval_shape(apply, variables, x, x, KEY)
     assert output.dtype == jnp.bfloat16
     assert sown["intermediates"]["attention"][0].dtype == jnp.float32
+
+
+def test_the_values_means_and_their_derivatives():
+    logits, values = (jax.random.normal(k, s) for k, s in ((KEY, (N, A, 4, M)), (jax.random.key(1), (N, A, M, E))))
+
+    def plain(logits, values):
+        return jax.nn.softmax(logits) @ values
+
+    def loss(fn, logits, values):
+        return jnp.sin(fn(logits, values)).sum()
+
+    gradients = [jax.value_and_grad(partial(loss, fn), (0, 1))(logits, values) for fn in (attention.attend, plain)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *gradients)
+    small = logits[:1, :1, :2, :3], values[:1, :1, :3, :2]
+    check_grads(lambda *given: attention.attend(*map(jnp.asarray, given)), small, order=2, rtol=1e-2, atol=1e-2)
 
 
 def test_attention_dropout_acts_on_probabilities():

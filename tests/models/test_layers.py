@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.test_util import check_grads
 from scipy.special import erf
 
 from tests import quick
@@ -191,3 +192,10 @@ def test_gelu_is_flaxs(dtype, tolerance):
     flaxs = partial(nn.gelu, approximate=False)
     slopes = [jax.vmap(jax.grad(f))(x.astype(jnp.float32)) for f in (layers.gelu, flaxs)]
     np.testing.assert_allclose(*slopes, atol=2e-6)
+    slope = jax.vmap(jax.grad(layers.gelu))(x)
+    assert slope.dtype == x.dtype
+    np.testing.assert_allclose(slope.astype(jnp.float32), slopes[1], rtol=tolerance, atol=2e-6)
+
+
+def test_gelus_derivatives():
+    check_grads(lambda x: layers.gelu(jnp.asarray(x)), (jnp.linspace(-3, 3, 7),), order=2)
