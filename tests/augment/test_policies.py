@@ -35,6 +35,25 @@ def argument(policy: str, name: str, strength: float, sign: float = 1.0, happens
         ("randaugment", "translate_x", 1.0, 1, 0.45 * W),
         ("randaugment", "translate_y", 1.0, -1, -0.45 * H),
         ("randaugment", "rotate", 0.9, 1, 27),
+        ("randaugment", "posterize", 1.5, 1, 0),  # timm's laws beyond their end
+        ("randaugment", "solarize", 1.5, 1, 0),
+        ("randaugment", "solarize_add", 3.0, 1, 330),
+        ("randaugment", "brightness", 1.5, 1, 2.35),
+        ("randaugment", "brightness", 3.0, -1, 0.1),
+        ("randaugment", "shear_x", 1.5, -1, -0.45),
+        ("randaugment", "translate_x", 1.5, 1, 0.675 * W),
+        ("randaugment", "rotate", 3.0, 1, 90),
+        ("randaugment_tf", "posterize", 1.0, 1, 4),  # int(4 * 10 / 10)
+        ("randaugment_tf", "posterize", 1.5, 1, 6),
+        ("randaugment_tf", "posterize", 3.0, 1, 8),
+        ("randaugment_tf", "solarize", 0.9, 1, 230),  # int(230.4)
+        ("randaugment_tf", "solarize", 1.5, 1, 384),  # beyond every value
+        ("randaugment_tf", "solarize_add", 1.5, 1, 165),
+        ("randaugment_tf", "contrast", 1.5, -1, 2.8),  # without a direction
+        ("randaugment_tf", "sharpness", 0.0, 1, 0.1),
+        ("randaugment_tf", "translate_y", 1.5, -1, -150),
+        ("randaugment_tf", "shear_y", 1.5, 1, 0.45),
+        ("randaugment_tf", "rotate", 1.5, -1, -45),
         ("autoaugment_imagenet", "posterize", 8 / 9, 1, 4),  # torchvision: 8 - round(8 / 2.25)
         ("autoaugment_imagenet", "posterize", 5 / 9, 1, 6),
         ("autoaugment_imagenet", "solarize", 5 / 9, 1, 255 * 4 / 9),
@@ -79,6 +98,33 @@ def test_randaugments_fields():
     draws = many("randaugment", rand_layers=3, rand_magnitude=2.0, rand_magnitude_std=0.0, rand_probability=1.0)
     assert draws.operation.shape == (3000, 3) and draws.happens.all()
     np.testing.assert_allclose(draws.strength, 0.2)
+    np.testing.assert_allclose(many("randaugment_tf", rand_magnitude=15.0, rand_magnitude_std=0.0).strength, 1.5)
+
+
+def test_no_draw_exceeds_the_magnitude_or_ten():
+    strength = many("randaugment", rand_magnitude=15.0).strength
+    assert strength.max() == 1.5 and abs((strength == 1.5).mean() - 0.5) < 0.03
+    assert abs(np.quantile(strength, 0.1587) - 1.45) < 0.005
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "randaugment_tf"])
+def test_the_largest_magnitude_leaves_images(policy):
+    """Arguments beyond 0..255 and shifts beyond the edge: still what the tables say of each pixel."""
+    settings = Settings(policy=policy, rand_magnitude=30.0, rand_magnitude_std=0.0, rand_probability=1.0)
+    image, color = jnp.asarray(np.arange(256).reshape(16, 16, 1), jnp.uint8), jnp.array([7], jnp.uint8)
+
+    def after(name: str, sign: float) -> np.ndarray:
+        draws = Draws(*(jnp.array([x]) for x in (index_of(name), 3.0, sign, True)))
+        operation, values = policies.chosen(settings, draws, 16, 16)
+        return np.asarray(operate(image, operation[0], values[0], color)).ravel()
+
+    plain, less = np.arange(256), policy == "randaugment_tf"
+    np.testing.assert_array_equal(after("posterize", 1.0), plain if less else 0 * plain)
+    np.testing.assert_array_equal(after("solarize", 1.0), plain if less else 255 - plain)
+    np.testing.assert_array_equal(after("solarize_add", 1.0), np.where(plain < 128, 255, plain))
+    np.testing.assert_array_equal(after("translate_x", 1.0), np.full(256, 7))
+    brighter = np.minimum(plain * (5.5 if less else 3.7), 255)
+    np.testing.assert_allclose(after("brightness", 1.0), brighter, atol=1)
 
 
 def test_trivialaugment_draws_one_of_14_operations_of_31_strengths():

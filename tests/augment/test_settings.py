@@ -42,7 +42,7 @@ def test_the_defaults_fit_the_config_schema_and_are_valid():
         ("crop_aspect", (4 / 3, 3 / 4)),
         ("policy", "randaugment2"),
         ("rand_layers", 0),
-        ("rand_magnitude", 11.0),
+        ("rand_magnitude", 30.5),
         ("rand_magnitude_std", -0.5),
         ("rand_probability", 2.0),
         ("brightness", -0.1),

@@ -76,6 +76,7 @@ def test_views_stay_in_range_where_bicubic_overshoots():
     [
         {"zoom": (0.0, 0.0), "translation": (0.0,), "fill": "reflect", "flip": 0.0},
         {"policy": "randaugment", "rand_probability": 0.0, "blur_sigma": (1.0, 3.0), "crop_aspect": (1.0, 1.0)},
+        {"policy": "randaugment_tf", "rand_probability": 0.0},
     ],
 )
 def test_with_everything_off_the_views_are_the_same_program(off):

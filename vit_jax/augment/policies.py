@@ -1,9 +1,10 @@
 """Published policies: which operations an image goes through, and how strongly.
 
 RandAugment (Cubuk et al. 2020, arXiv:1909.13719) with timm's 15 operations and ranges, all of which grow with the
-magnitude (its `rand-m9-mstd0.5-inc1` are the defaults); AutoAugment for ImageNet and CIFAR-10 (Cubuk et al. 2019,
-arXiv:1805.09501, tables 7 and 9) and TrivialAugment's wide space (Müller & Hutter 2021, arXiv:2103.10158) with
-torchvision's ranges. Unlike timm, which draws bilinear or bicubic, all warps are bilinear.
+magnitude (its `rand-m9-mstd0.5-inc1` are the defaults); the same operations with the ranges of RandAugment's first code
+in TensorFlow, which AugReg and big_vision use (there Cutout is a 16th); AutoAugment for ImageNet and CIFAR-10 (Cubuk et
+al. 2019, arXiv:1805.09501, tables 7 and 9) and TrivialAugment's wide space (Müller & Hutter 2021, arXiv:2103.10158)
+with torchvision's ranges. Unlike timm, which draws bilinear or bicubic, all warps are bilinear.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key, UInt8
 
 from vit_jax.augment.operations import OPERATIONS, index_of, operate
-from vit_jax.augment.settings import LARGEST_MAGNITUDE, Settings
+from vit_jax.augment.settings import Settings
 
 # Pairs of (operation, probability, magnitude 0 to 9).
 AUTOAUGMENT_IMAGENET = """
@@ -75,13 +76,14 @@ translate_y  0.7 9  autocontrast 0.9 1
 _ENHANCEMENTS = ("color", "contrast", "brightness", "sharpness")
 _NOT_IN_TRIVIALAUGMENT = ("invert", "solarize_add")
 TRIVIALAUGMENT_STEPS = 31
+RANDAUGMENT_UNIT = 10.0  # the magnitude whose strength is 1
 
 
 class Draws(NamedTuple):
     """What an image goes through, operation after operation."""
 
     operation: Int[Array, " m"]  # an index of OPERATIONS
-    strength: Float[Array, " m"]  # 0 to 1
+    strength: Float[Array, " m"]  # 0 to 1; RandAugment's up to 3
     sign: Float[Array, " m"]  # -1 or 1: the direction, where an operation has two
     happens: Bool[Array, " m"]
 
@@ -102,9 +104,8 @@ def apply_policy(
 
 def chosen(settings: Settings, draws: Draws, height: int, width: int) -> tuple[Int[Array, " m"], Float[Array, " m"]]:
     """The operations and their arguments, of those that do not happen `identity`."""
-    space = _rand_space if settings.policy == "randaugment" else _trivial_space
-    if settings.policy.startswith("autoaugment"):
-        space = _auto_space
+    spaces = {"randaugment": _rand_space, "randaugment_tf": _tf_space, "trivialaugment": _trivial_space}
+    space = spaces.get(settings.policy, _auto_space)
     values = space(draws.strength, draws.sign, height, width)
     arguments = jnp.stack([values.get(name, jnp.zeros_like(draws.strength)) for name in OPERATIONS])
     operation = jnp.where(draws.happens, draws.operation, index_of("identity"))
@@ -114,11 +115,12 @@ def chosen(settings: Settings, draws: Draws, height: int, width: int) -> tuple[I
 def draw(settings: Settings, key: Key[Array, ""]) -> Draws:
     """The policy's random choices for one image."""
     operation_key, strength_key, sign_key, happens_key = jax.random.split(key, 4)
-    if settings.policy == "randaugment":
+    if settings.policy.startswith("randaugment"):
         m = settings.rand_layers
         operation = jax.random.randint(operation_key, (m,), 1, len(OPERATIONS))
         magnitude = settings.rand_magnitude + settings.rand_magnitude_std * jax.random.normal(strength_key, (m,))
-        strength = jnp.clip(magnitude, 0, LARGEST_MAGNITUDE) / LARGEST_MAGNITUDE
+        highest = max(settings.rand_magnitude, RANDAUGMENT_UNIT)  # timm's `mmax`
+        strength = jnp.clip(magnitude, 0, highest) / RANDAUGMENT_UNIT
         probability = jnp.full(m, settings.rand_probability)
     elif settings.policy == "trivialaugment":
         m = 1
@@ -145,13 +147,26 @@ def parse(table: str) -> tuple[Int[np.ndarray, "r 2"], Float[np.ndarray, "r 2"],
 
 def _rand_space(strength: Array, sign: Array, height: int, width: int) -> dict[str, Array]:
     return {
-        "posterize": 4 - jnp.floor(4 * strength),
-        "solarize": 256 - jnp.floor(256 * strength),
+        "posterize": jnp.maximum(0, 4 - jnp.floor(4 * strength)),
+        "solarize": jnp.maximum(0, 256 - jnp.floor(256 * strength)),
         "solarize_add": jnp.floor(110 * strength),
         "translate_x": 0.45 * width * strength * sign,
         "translate_y": 0.45 * height * strength * sign,
         **_slopes(0.3 * strength * sign, 30 * strength * sign),
         **dict.fromkeys(_ENHANCEMENTS, jnp.maximum(0.1, 1 + 0.9 * strength * sign)),
+    }
+
+
+def _tf_space(strength: Array, sign: Array, height: int, width: int) -> dict[str, Array]:
+    """big_vision's pp/autoaugment.py: posterize and solarize do less, the more the magnitude; factors begin at 0.1."""
+    del height, width  # shifts are up to 100 pixels, at magnitude 10, in images of any size
+    return {
+        "posterize": jnp.minimum(8, jnp.floor(4 * strength)),
+        "solarize": jnp.floor(256 * strength),
+        "solarize_add": jnp.floor(110 * strength),
+        **dict.fromkeys(("translate_x", "translate_y"), 100 * strength * sign),
+        **_slopes(0.3 * strength * sign, 30 * strength * sign),
+        **dict.fromkeys(_ENHANCEMENTS, 0.1 + 1.8 * strength),
     }
 
 

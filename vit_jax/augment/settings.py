@@ -9,9 +9,11 @@ from vit_jax.command import UserError
 Fill = Literal["constant", "nearest", "reflect"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 ErasingFill = Literal["zero", "noise"]
-Policy = Literal["none", "randaugment", "autoaugment_imagenet", "autoaugment_cifar10", "trivialaugment"]
+Policy = Literal[
+    "none", "randaugment", "randaugment_tf", "autoaugment_imagenet", "autoaugment_cifar10", "trivialaugment"
+]
 
-LARGEST_MAGNITUDE = 10.0  # of RandAugment, as in timm: the end of each operation's range
+LARGEST_MAGNITUDE = 30.0  # of RandAugment: as far as its paper goes (arXiv:1909.13719)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,10 @@ class Settings:
     policy: Policy = "none"
     # RandAugment: operations in a row; TrivialAugment has one, AutoAugment two.
     rand_layers: int = 2
-    # RandAugment: strength of each operation, 0 to 10.
+    # RandAugment: strength of each operation, 0 to 30. Published ranges are for 0 to 10, and go on in a line.
     rand_magnitude: float = 9.0
-    # RandAugment: standard deviation of the strength, drawn anew for each operation.
+    # RandAugment: standard deviation of the strength, drawn anew for each operation; no draw is above 10, or above
+    # `rand_magnitude` where that is larger.
     rand_magnitude_std: float = 0.5
     # RandAugment: probability that a drawn operation is done, 0 to 1.
     rand_probability: float = 0.5

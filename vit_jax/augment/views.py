@@ -59,7 +59,7 @@ def _train_image(settings: Settings, image: UInt8[Array, "h w c"], key: Key[Arra
 def _with_colors(settings: Settings, x: Float[Array, "h w c"], key: Key[Array, ""]) -> Float[Array, "h w c"]:
     """The image in 0..1 after policy and colours, of 256 levels if any of them is on."""
     policy = settings.policy != "none"
-    if settings.policy == "randaugment" and not settings.rand_probability:
+    if settings.policy.startswith("randaugment") and not settings.rand_probability:
         policy = False
     jittered = settings.brightness or settings.contrast or settings.saturation or settings.hue
     if not (policy or settings.three_augment or jittered or settings.grey or settings.blur):
