@@ -14,7 +14,7 @@ TARGETS = np.random.default_rng(5).dirichlet(np.ones(5), 7).astype(np.float32)
 
 def test_doctests():
     results = doctest.testmod(losses)
-    assert results.attempted == 5 and results.failed == 0
+    assert results.attempted == 6 and results.failed == 0
 
 
 def test_softmax_cross_entropy_with_soft_targets():
@@ -30,9 +30,23 @@ def test_sigmoid_cross_entropy_sums_over_classes():
     np.testing.assert_allclose(losses_, expected, rtol=1e-5)
 
 
+def test_multi_hot_by_hand():
+    """Two classes of four are there, whatever their shares: (2 log(1 + e) + 2 log(1 + 1/e)) / 4 at logits of +-1."""
+    logits = jnp.array([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0], [3.0, 0.0, 0.0, 0.0]])
+    targets = jnp.array([[0.9, 0.1, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    far, near, log2 = np.log1p(np.e), np.log1p(np.exp(-1)), np.log(2)
+    expected = [(far + near) / 2, near, (np.log1p(np.exp(-3)) + 3 * log2) / 4]
+    np.testing.assert_allclose(losses.multi_hot_cross_entropy(logits, targets), expected, rtol=1e-6)
+    gradient = jax.grad(lambda x: losses.multi_hot_cross_entropy(x, targets).sum())(logits)
+    sigmoid = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(
+        gradient[1], np.array([sigmoid - 1, sigmoid - 1, 1 - sigmoid, 1 - sigmoid]) / 4, rtol=1e-5
+    )
+
+
 def test_losses_are_float32_for_bfloat16_logits():
     logits, targets = jnp.asarray(LOGITS, jnp.bfloat16), jnp.asarray(TARGETS)
-    for loss in (losses.softmax_cross_entropy, losses.sigmoid_cross_entropy):
+    for loss in (losses.softmax_cross_entropy, losses.sigmoid_cross_entropy, losses.multi_hot_cross_entropy):
         values = loss(logits, targets)
         assert values.dtype == jnp.float32
         np.testing.assert_array_equal(values, loss(logits.astype(jnp.float32), targets))

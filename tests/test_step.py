@@ -318,6 +318,13 @@ def assert_same_run(found: tuple[TrainState, list[dict]], expected: tuple[TrainS
     assert_close(trees.unstack_layers(found_state.params), expected_state.params, 1e-4, 1e-5)
 
 
+@pytest.mark.parametrize("loss", list(step.LOSSES))
+def test_the_objective_is_the_mean_of_the_loss_that_it_names(loss):
+    logits, targets = jnp.linspace(-3, 3, N * K).reshape(N, K), losses.one_hot(jnp.asarray(LABELS[:N]), K)
+    of_images = getattr(losses, f"{loss}_cross_entropy")(logits, targets)
+    np.testing.assert_allclose(step.Objective(K, loss=loss)(logits, targets, None), of_images.mean(), rtol=1e-6)
+
+
 def test_parts_of_a_batch_average_to_the_whole(calm_state, calm_step):
     """Augmentation included, whose draws belong to the rows of the batch."""
     expected, whole_metrics = train(calm_step, calm_state)

@@ -70,8 +70,9 @@ def test_the_best_classes_come_first(cnn):
     ]
 
 
-def test_a_run_trained_with_the_sigmoid_gives_each_class_its_own_probability(tmp_path_factory):
-    trained = run.open(tiny.finished(tmp_path_factory, "cnn"), overrides=["train.loss=sigmoid"])
+@pytest.mark.parametrize("loss", ["sigmoid", "multi_hot"])
+def test_a_run_trained_with_a_sigmoid_gives_each_class_its_own_probability(loss, tmp_path_factory):
+    trained = run.open(tiny.finished(tmp_path_factory, "cnn"), overrides=[f"train.loss={loss}"])
     images = pictures(3, 5, 7, 3)
     expected = 1 / (1 + np.exp(-trained.logits(images).astype(np.float64)))
     np.testing.assert_allclose(trained.predict(images).probabilities, expected, rtol=1e-5, atol=1e-7)

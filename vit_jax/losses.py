@@ -19,13 +19,25 @@ def softmax_cross_entropy(logits: Float[Array, "n k"], targets: Float[Array, "n 
 def sigmoid_cross_entropy(logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, " n"]:
     """Binary cross-entropy of each class, targets 0..1, summed over them (Beyer et al. 2020, arXiv:2006.07159, s. 5).
 
-    timm and DeiT III (arXiv:2204.07118) average over the classes: 1 / k of this.
+    timm averages over the classes: 1 / k of this.
 
     >>> sigmoid_cross_entropy(jnp.zeros((1, 4)), jnp.array([[0.0, 1.0, 1.0, 0.5]]))
     Array([2.7725887], dtype=float32)
     """
     losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets.astype(jnp.float32))
     return losses.sum(axis=-1)
+
+
+def multi_hot_cross_entropy(logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, " n"]:
+    """Binary cross-entropy, averaged over the classes; every class with a share of the image is a whole target.
+
+    DeiT III (Touvron et al. 2022, arXiv:2204.07118, s. 4): an image mixed of two shows both. Gradients are 1 / k of
+    those of `sigmoid_cross_entropy`, so that clipping them to a norm of 1 changes few.
+
+    >>> multi_hot_cross_entropy(jnp.zeros((1, 4)), jnp.array([[0.0, 0.3, 0.7, 0.0]]))
+    Array([0.6931472], dtype=float32)
+    """
+    return sigmoid_cross_entropy(logits, (targets > 0).astype(jnp.float32)) / logits.shape[-1]
 
 
 def soft_distillation(

@@ -26,6 +26,12 @@ Metrics = dict[str, Array]
 Gradients = Callable[..., tuple[PyTree, PyTree, Metrics]]
 TrainStep = Callable[["TrainState", Batch, Frozen], tuple["TrainState", Metrics]]
 
+LOSSES = {  # `train.loss`
+    "softmax": losses.softmax_cross_entropy,
+    "sigmoid": losses.sigmoid_cross_entropy,
+    "multi_hot": losses.multi_hot_cross_entropy,
+}
+
 
 class Purpose(IntEnum):
     """What randomness is for. Append only: a new purpose then leaves the draws of the others alone."""
@@ -89,7 +95,7 @@ class Objective:
     """What a training step minimises."""
 
     num_classes: int
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    loss: Literal["softmax", "sigmoid", "multi_hot"] = "softmax"
     label_smoothing: float = 0.0
     # `(its variables, the student's images) -> logits`; the variables are `frozen["teacher"]`.
     teacher: Callable[[PyTree, Float[Array, "n h w c"]], Float[Array, "n k"]] | None = None
@@ -105,8 +111,7 @@ class Objective:
         self, logits: Float[Array, "n k"], targets: Float[Array, "n k"], taught: tuple[Array, Array] | None
     ) -> Float[Array, ""]:
         """The mean loss; `taught`: the student's logits that learn from the teacher, and the teacher's."""
-        of_labels = losses.softmax_cross_entropy if self.loss == "softmax" else losses.sigmoid_cross_entropy
-        loss = of_labels(logits, targets)
+        loss = LOSSES[self.loss](logits, targets)
         if taught is not None:
             soft = self.distillation == "soft"
             of_teacher = (

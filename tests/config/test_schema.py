@@ -93,6 +93,14 @@ def test_values_out_of_range(override, expected):
         config.from_dict(config.default(), [override])
 
 
+def test_smoothed_labels_are_not_multi_hot():
+    with pytest.raises(
+        UserError, match=r"label_smoothing=0\.1 would make every class a target of train\.loss='multi_hot'"
+    ):
+        config.from_dict({}, ["train.loss=multi_hot", "train.label_smoothing=0.1"])
+    assert config.from_dict({}, ["train.loss=multi_hot"]).train.loss == "multi_hot"
+
+
 def test_steps_stand_in_for_epochs():
     assert config.from_dict({}, ["train.steps=5", "train.epochs=0"]).train.steps == 5
 

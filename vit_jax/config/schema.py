@@ -22,7 +22,7 @@ class Train:
     steps: int = 0  # instead of epochs
     seconds: float = 0.0  # instead of epochs: the time that training steps may take; the schedule follows the clock
     accumulate: int = 1  # parts in which a batch is processed, one after another, to save memory
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    loss: Literal["softmax", "sigmoid", "multi_hot"] = "softmax"  # multi_hot: DeiT III's, see `losses`
     label_smoothing: float = 0.0
     max_bad_steps: int = 10  # updates in a row that may be skipped for a gradient that is not finite
     deterministic: bool = False  # GPUs: only kernels that give the same bits each time
@@ -121,6 +121,11 @@ def validate(config: Config) -> None:
         )
     if not 0 <= train.label_smoothing < 1:
         raise UserError(f"train.label_smoothing={train.label_smoothing} is not in [0, 1)")
+    if train.loss == "multi_hot" and train.label_smoothing:
+        raise UserError(
+            f"train.label_smoothing={train.label_smoothing} would make every class a target of "
+            "train.loss='multi_hot'; set it to 0"
+        )
     if config.init.head == "keep" and not config.init.weights:
         raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
     if not 0 <= config.distill.weight <= 1 or config.distill.temperature <= 0:

@@ -35,7 +35,7 @@ BATCH_SIZE = 128
 class Predictions:
     """What a model takes images for."""
 
-    probabilities: Float[np.ndarray, "n k"]  # float32; of a model trained with the sigmoid loss each class by itself
+    probabilities: Float[np.ndarray, "n k"]  # float32; of a model trained with a sigmoid loss each class by itself
     class_names: tuple[str, ...]
     files: tuple[str, ...] = ()  # one for each image; () where they did not come from files
 
@@ -157,7 +157,7 @@ class Trained:
         return [blocks[path] for path in sorted(blocks, key=lambda path: int(re.findall(r"\d+$", path[-2])[0]))]
 
     def _predictions(self, logits: Float[np.ndarray, "n k"], files: tuple[str, ...]) -> Predictions:
-        if self.config.train.loss == "sigmoid":
+        if self.config.train.loss != "softmax":
             probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
         else:
             exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
