@@ -99,7 +99,7 @@ def adamw(g, p, decay, memory, t):
 
 def lamb(g, p, decay, memory, t):
     u = adam(g, memory, t) + decay * p
-    return u * np.linalg.norm(p) / np.linalg.norm(u)
+    return u * np.linalg.norm(p) / np.linalg.norm(u) if decay else u
 
 
 def lion(g, p, decay, memory, t):

@@ -204,8 +204,9 @@ def create(settings: Settings) -> optax.GradientTransformation:
     """Clipping, the optimizer's direction, weight decay: what a step subtracts, but for the learning rate.
 
     Decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101) for adamw, lion and adafactor; LAMB's is inside its
-    trust ratio (You et al. 2020, arXiv:1904.00962, alg. 2); sgd and rmsprop add it to the gradient as the papers that
-    train ResNets with them do (L2 regularisation).
+    trust ratio (You et al. 2020, arXiv:1904.00962, alg. 2), which scales what decays alone, as in apex and timm: what
+    starts near zero, as LayerScale does, could otherwise hardly grow; sgd and rmsprop add it to the gradient as the
+    papers that train ResNets with them do (L2 regularisation).
 
     Frozen parameters have no optimizer state, no decay, and no part in the gradient's norm. In the first
     `head_warmup_steps` (after Kumar et al. 2022, arXiv:2202.10054) all but the head stands still, too: its moments stay
@@ -289,7 +290,8 @@ def _direction(settings: Settings) -> list[optax.GradientTransformation]:
         case "lion":
             return [optax.scale_by_lion(b1, b2), decay]
         case "lamb":
-            return [optax.scale_by_adam(b1, b2, eps), decay, per_layer(optax.scale_by_trust_ratio())]
+            trust = optax.masked(optax.scale_by_trust_ratio(), lambda params: trees.mask(params, settings.decay))
+            return [optax.scale_by_adam(b1, b2, eps), decay, per_layer(trust)]
         case "adafactor":
             return [per_layer(_adafactor_direction()), decay]
         case "sgd":
