@@ -150,6 +150,19 @@ def test_the_argument_reaches_the_file(write):
         config.load(path + ":six")
 
 
+def test_a_file_starts_from_another_ones_recipe(tmp_path, write):
+    base = write("c.seed = config.choose(arg, {'five': 5, 'seven': 7})")
+    (tmp_path / "other.py").write_text(
+        "from pathlib import Path\nfrom vit_jax import config\n"
+        f"def get_config(arg):\n    c = config.run_file(Path({base!r}), arg or 'seven')\n"
+        "    c.train.steps = 3\n    return c\n"
+    )
+    other = str(tmp_path / "other.py")
+    assert (config.load(other).seed, config.load(other + ":five").seed, config.load(other).train.steps) == (7, 5, 3)
+    with pytest.raises(UserError, match="'six' is unknown; choose from five, seven"):
+        config.load(other + ":six")
+
+
 def test_json_file(tmp_path):
     path = tmp_path / "config.json"
     given = config.from_dict({"model": models.settings("cnn/conv3"), "data": {"image_size": (5, 7)}}, ["seed=3"])

@@ -56,7 +56,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
             else "give the path of a config file, e.g. configs/digits.py"
         )
         raise UserError(f"config file {path!r} does not exist; {hint}")
-    tree = _read_json(Path(path), arg) if path.endswith(".json") else _run_file(Path(path), arg)
+    tree = _read_json(Path(path), arg) if path.endswith(".json") else run_file(Path(path), arg)
     return from_dict(tree, overrides)
 
 
@@ -108,8 +108,11 @@ def _read_json(path: Path, arg: str) -> Mapping[str, Any]:
     return tree
 
 
-def _run_file(path: Path, arg: str) -> Tree:
-    """What the file's `get_config(arg)` returns; its mistakes become one line with the place."""
+def run_file(path: Path, arg: str) -> Tree:
+    """What the file's `get_config(arg)` returns, for another config file too; its mistakes become one line.
+
+    Raises `UserError` with the place of the mistake.
+    """
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
