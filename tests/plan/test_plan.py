@@ -68,12 +68,12 @@ def test_a_data_set_that_is_not_here_is_planned_by_its_published_size():
     size = ("data.data_dir=/nowhere", "data.image_size=(160,192)", "augment.resize=(32,)")
     given = subject.prepare(config.load(IMAGENET, [*size, *SMALL]))
     assert given.config.model["num_classes"] == 1000
-    assert given.data.size("train") == 1_153_050  # without the tenth that validates
+    assert given.data.size("train") == 1_268_355  # without the hundredth that validates
     assert "1,281,167 images of 1,000 classes, 160x192x3" in given.assumed[0]
     other = subject.prepare(
         config.load(IMAGENET, ["data.name=ours", "optim.warmup_steps=0", *SMALL]), images=5000, classes=7
     )
-    assert other.config.model["num_classes"] == 7 and other.data.size("train") == 4500
+    assert other.config.model["num_classes"] == 7 and other.data.size("train") == 4950
     with pytest.raises(UserError, match="--images N --classes K"):
         subject.prepare(config.load(IMAGENET, ["data.name=ours", "data.data_dir=/nowhere", *SMALL]))
 
