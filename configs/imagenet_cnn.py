@@ -20,11 +20,15 @@ RECIPES = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """90 epochs of SGD, the learning rate divided by 10 after 30, 60 and 80."""
+    """90 epochs of SGD, the learning rate divided by 10 after 30, 60 and 80; not yet run here.
+
+    Goyal et al. report 76.4 % for ResNet-50 (table 1).
+    """
     name, batch_size, lr = config.choose(arg, RECIPES)
     c = config.default()
     c.model = models.settings(name)
     c.data.name = "imagenet2012"
+    c.data.train, c.data.validation = "train[:99%]", "train[99%:]"
     c.data.image_size = (224,)
     c.data.crop_fraction = 0.875
     c.augment.crop_area = (0.08, 1.0)
