@@ -20,7 +20,8 @@ import tensorflow_datasets as tfds
 from tests.conftest import REPOSITORY
 from tests.data import archives
 from tests.data.test_prepare import serving
-from vit_jax import log, main
+from vit_jax import config, log, main
+from vit_jax.command import UserError
 from vit_jax.data.prepare import prepare
 
 CONFIG = REPOSITORY / "configs" / "cifar100.py"
@@ -46,6 +47,17 @@ def flags(arg: str, workdir: Path, data_dir: Path, train: int, *overrides: str) 
     return ["--config", f"{CONFIG}:{arg}" if arg else str(CONFIG), *where, *(f"--config.{field}" for field in given)]
 
 
+def test_the_reference_command_is_the_compact_transformers_recipe():
+    """The argument is left out, or `cct`; one recipe, in one place."""
+    compact = config.load(str(REPOSITORY / "configs" / "compact.py") + ":cct_cifar100")
+    assert config.load(str(CONFIG)) == config.load(f"{CONFIG}:cct") == compact
+    assert compact.model["name"] == "compact/CCT-7/3x1"
+    assert (compact.augment.crop_area, compact.augment.erasing_fill) == ((0.8, 1.0), "noise")
+    assert (compact.optim.lr, compact.optim.warmup_start_lr, compact.train.epochs) == (6e-4, 1e-6, 300.0)
+    with pytest.raises(UserError, match="choose from cct, plain, vit, resnet"):
+        config.load(f"{CONFIG}:x")
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty folder for data sets, while an archive of a few images of 100 classes is the published one."""
@@ -55,7 +67,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 # One narrow block of each model: the whole ones compile for minutes.
 SMALL = {
-    "": ("model.depth=1", "model.width=12", "optim.warmup_epochs=0"),
+    "": ("model.depth=1", "model.width=12", "model.heads=2", "model.channels=8", "optim.warmup_epochs=0"),
     "vit": ("model.depth=1", "model.width=8", "model.heads=2", "model.head_width=4", "model.head_widths=(17,11)"),
     "resnet": ("model.stage_sizes=(1,)", "model.width=8", "model.head_widths=(17,)"),
 }

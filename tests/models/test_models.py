@@ -75,6 +75,9 @@ def test_a_looped_model_has_the_scanned_ones_parameters():
         ("fashion_mnist.py:cnn", 10, (28, 28, 1), 257_162),  # system A prints none: ours
         ("fashion_mnist.py:vit6", 10, (72, 72, 1), 21_662_154),
         ("fashion_mnist.py:vit8", 10, (72, 72, 1), 13_402_378),
+        ("visual_transformer.py:report_vit", 10, (72, 72, 3), 21_666_762),  # system E prints none either
+        ("visual_transformer.py:report_cnn", 10, (32, 32, 3), 319_178),
+        ("cifar100.py", 100, (32, 32, 3), 3_783_269),  # CCT-7/3x1: 3.76 million in its paper, for 10 classes
     ],
 )
 def test_the_configs_build_the_reports_models(spec, num_classes, image_shape, parameters):
