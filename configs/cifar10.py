@@ -9,7 +9,7 @@ from vit_jax import config, models
 
 
 def vit() -> ConfigDict:
-    """3,195,146 parameters."""
+    """The report's, 3,195,146 parameters: 77 % there; 46.75 % in half an hour of one CPU core (train.seconds=1800)."""
     c = config.default()
     c.model = models.settings("vit", patch_size=(4,), width=256, depth=6, mlp_width=512, heads=8, zero_head=False)
     c.model.dropout = c.model.projection_dropout = c.model.embedding_dropout = 0.2
@@ -17,14 +17,17 @@ def vit() -> ConfigDict:
 
 
 def cnn() -> ConfigDict:
-    """5,852,234 parameters."""
+    """The report's, 5,852,234 parameters: 89 % there; 72.50 % in 45 minutes of one CPU core (train.seconds=2700)."""
     c = config.default()
     c.model = models.settings("cnn/conv6")
     return c
 
 
 def strong(c: ConfigDict) -> ConfigDict:
-    """The same model with the augmentation and the schedule that small data needs (arXiv:2104.05704, appendix)."""
+    """The same model with the augmentation and the schedule that small data needs (after arXiv:2104.05704, appendix).
+
+    The CNN: not yet run on a GPU; 61.89 % in 45 minutes of one CPU core, too few for it.
+    """
     c.augment.crop_padding = 4
     c.augment.flip = 0.5
     c.augment.policy = "randaugment"
@@ -42,7 +45,7 @@ def strong(c: ConfigDict) -> ConfigDict:
 
 
 def vit_strong() -> ConfigDict:
-    """The report's ViT, its dropout in favour of stochastic depth."""
+    """The report's ViT, without its dropout: not yet run on a GPU; 33.71 % in half an hour of one CPU core."""
     c = strong(vit())
     c.model.dropout = c.model.projection_dropout = c.model.embedding_dropout = 0.0
     c.model.stochastic_depth = 0.1
@@ -65,7 +68,7 @@ def tiny() -> ConfigDict:
 
 
 def small() -> ConfigDict:
-    """A compact transformer of 156 thousand parameters, as Fashion-MNIST's: convolutions first, for the same cores."""
+    """A compact transformer of 157 thousand parameters: 74.71 % (images as above), in 22 minutes of one CPU core."""
     c = tiny()
     c.model = models.settings("compact", convolutions=2, channels=32, width=64, depth=4, mlp_width=128, heads=2)
     c.augment.crop_padding = 4

@@ -9,7 +9,10 @@ from vit_jax import config, models
 
 
 def vit(patch: int) -> ConfigDict:
-    """The report prints no sizes (28 divides by neither patch): width 64, 8 blocks and 72 pixels are ours."""
+    """The report prints no sizes (28 divides by neither patch): width 64, 8 blocks and 72 pixels are ours.
+
+    Patch 6 has 93.00 % there, and 81.67 % here in an hour of one CPU core; patch 8 91.86 %, and 82.23 % in half of it.
+    """
     c = config.default()
     c.model = models.settings(
         "vit",
@@ -38,14 +41,14 @@ def vit(patch: int) -> ConfigDict:
 
 
 def cnn() -> ConfigDict:
-    """Without any regularisation, as the report has it."""
+    """Without any regularisation, as the report has it: 91.55 % (there 90.32 %), in 14 minutes of one CPU core."""
     c = config.default()
     c.model = models.settings("cnn/conv3")
     return c
 
 
 def tiny() -> ConfigDict:
-    """Test accuracy 89.64 %, in 14 minutes on 2 cores of an AMD EPYC."""
+    """Test accuracy 89.47 %, in 15 minutes of one CPU core; 89.64 % in 14 on 2 cores of an older AMD EPYC."""
     c = config.default()
     c.model = models.settings(
         "vit",

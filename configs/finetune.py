@@ -59,7 +59,10 @@ def published(c: ConfigDict, steps: int) -> ConfigDict:
 
 
 def own_images(c: ConfigDict) -> ConfigDict:
-    """For a folder of hundreds or thousands of images. Small models, and few steps, want a higher learning rate."""
+    """For a folder of hundreds or thousands of images. Small models, and few steps, want a higher learning rate.
+
+    82.16 % with lr=1e-3 on three classes of Imagenette, from `imagenette.py:pretrain` (79.79 % from random parameters).
+    """
     c.augment.crop_padding = 8
     c.optim.lr = 1e-4
     c.optim.weight_decay = 0.05

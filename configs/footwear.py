@@ -16,7 +16,10 @@ WEIGHTS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The report's 3 epochs, lr 1e-5, batch 16, 15,000 images; its own images of footwear are not public."""
+    """The report's 3 epochs, lr 1e-5, batch 16, 15,000 images; its own images of footwear are not public.
+
+    There ViT-B/16 reaches 99.33 %, ResNet-152 92.76 %, ResNet-50 80.03 %. Not yet run: the weights were out of reach.
+    """
     name, fields, weights = config.choose(arg, WEIGHTS)
     c = config.default()
     c.model = models.settings(name, **fields)

@@ -31,7 +31,7 @@ def pretrain() -> ConfigDict:
 
 
 def scratch(name: str) -> ConfigDict:
-    """ImageNet's recipes made small: all ten classes, for a GPU; not yet run on one."""
+    """ImageNet's recipes made small: all ten classes, for a GPU."""
     c = config.default()
     c.model = models.settings(name)
     c.data.image_size = (160,)
@@ -49,7 +49,7 @@ def scratch(name: str) -> ConfigDict:
 
 
 def vit_s16() -> ConfigDict:
-    """ViT-S/16 without class token, 100 patches."""
+    """ViT-S/16 without class token, 100 patches: not yet run on a GPU; 18.42 % in 25 minutes of one CPU core."""
     c = scratch("vit/S16")
     c.model.class_token, c.model.pooling, c.model.stochastic_depth = False, "gap", 0.1
     c.optim.lr = 1e-3
@@ -58,6 +58,7 @@ def vit_s16() -> ConfigDict:
 
 
 def resnet50() -> ConfigDict:
+    """ResNet-50 with the same augmentation; not yet run on a GPU."""
     c = scratch("resnet/50")
     c.optim.name = "sgd"
     c.optim.nesterov = True

@@ -13,7 +13,10 @@ from vit_jax import config, models
 
 
 def pretraining(size: str) -> ConfigDict:
-    """Section 3 and big_vision's train_vit_g.py; e: PaLI (Chen et al. 2023, arXiv:2209.06794) repeats it."""
+    """Section 3 and big_vision's train_vit_g.py; e: PaLI (Chen et al. 2023, arXiv:2209.06794) repeats it.
+
+    Not yet run. After JFT-3B, and fine-tuned, G/14 reaches 90.45 % on ImageNet-1k.
+    """
     c = config.default()
     c.model = models.settings(f"vit/{size}", class_token=False, pooling="map", head_bias=-10.0, dtype="bfloat16")
     c.model.scan = True

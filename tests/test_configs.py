@@ -3,8 +3,10 @@
 import ast
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import jax
 import jax.numpy as jnp
@@ -112,9 +114,41 @@ def test_the_docstring_names_its_command(path):
             config.load(str(REPOSITORY / command))
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_a_recipe_says_what_it_reaches(spec):
+    """A percentage, or that it was not yet run: in what `get_config` calls for this argument, or of the file."""
+    path = spec.partition(":")[0]
+    file = ast.parse(Path(path).read_text())
+    texts = {part.name: ast.get_docstring(part) for part in file.body if isinstance(part, ast.FunctionDef)}
+    own = texts.pop("get_config")
+    said = []
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        called, caller = frame.f_code, frame.f_back and frame.f_back.f_code
+        within = caller and called.co_filename == caller.co_filename == path
+        if within and event == "call" and caller.co_name in ("get_config", "<lambda>") and called.co_name in texts:
+            said.append(texts[called.co_name])
+
+    sys.setprofile(watch)
+    try:
+        config.load(spec)
+    finally:
+        sys.setprofile(None)
+    said = said or [own, ast.get_docstring(file)]
+    assert any(re.search(r"\d %|[Nn]ot yet run", text or "") for text in said), said
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_config_reads_like_a_table(path):
     assert len(path.read_text().splitlines()) < 100
+
+
+def test_deit3s_fine_tuning_starts_where_its_training_ends():
+    first, second = (str(REPOSITORY / "configs" / f"deit.py:{arg}") for arg in ("deit3_b16", "deit3_b16_224"))
+    trained, tuned = config.load(first), config.load(second)
+    assert Path(tuned.init.weights) == run.default_workdir(first) and tuned.model == trained.model
+    assert (trained.data.image_size, tuned.data.image_size) == ((192,), (224,))
+    assert (trained.train.loss, tuned.train.loss) == ("multi_hot", "softmax")
 
 
 def test_unknown_weights_list_the_published_ones():
