@@ -45,6 +45,11 @@ def test_golden_count(name):
     assert count(name, 224, 1000) == PARAMETERS[name]
 
 
+def test_the_heads_bias_starts_at_its_value():
+    params = quick.jit(partial(tiny(num_classes=13, head_bias=-2.5).init, train=False))(KEY, IMAGES)["params"]
+    np.testing.assert_array_equal(params["head"]["bias"], -2.5)
+
+
 def test_parameters_have_the_authors_names():
     params = jax.eval_shape(partial(tiny(depth=1, num_classes=13).init, train=False), KEY, IMAGES)["params"]
     found = {name: leaf.shape for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)}

@@ -87,6 +87,7 @@ class Mixer(nn.Module):
     dropout: float = 0.0  # after both layers of each MLP
     stochastic_depth: float = 0.0  # of the last block
     zero_head: bool = True  # the head's kernel starts at zero
+    head_bias: float = 0.0  # the head's initial bias
     dtype: Dtype = "float32"  # of matrix products; parameters stay float32
     # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
     remat: Remat = "none"
@@ -116,7 +117,8 @@ class Mixer(nn.Module):
         if not self.num_classes:
             return x
         kernel_init = nn.initializers.zeros if self.zero_head else nn.initializers.xavier_uniform()
-        head = nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype, name="head")
+        bias_init = nn.initializers.constant(self.head_bias)
+        head = nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype, name="head")
         return head(x).astype(jnp.float32)
 
     def _block(self, i: int) -> MixerBlock:
