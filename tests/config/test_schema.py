@@ -81,6 +81,10 @@ def test_every_group_is_frozen():
         ("log.every_steps=0", "checkpoint.keep_last and log.every_steps must be positive"),
         ("data.channels=2", "data.channels=2"),
         ("data.threads=0", "data.threads=0"),
+        (
+            "data.repeats=128",
+            "data.repeats=128 fills each batch of train.batch_size=128 with one image; repeat it less",
+        ),
         ("data.image_size=(5,0)", "data.image_size"),
         ("data.max_bad_fraction=1", "data.max_bad_fraction=1.0"),
         ("augment.flip=1.5", "augment.flip=1.5"),
@@ -99,6 +103,11 @@ def test_smoothed_labels_are_not_multi_hot():
     ):
         config.from_dict({}, ["train.loss=multi_hot", "train.label_smoothing=0.1"])
     assert config.from_dict({}, ["train.loss=multi_hot"]).train.loss == "multi_hot"
+
+
+def test_a_batch_may_hold_few_images_but_not_one_of_many():
+    assert config.from_dict({}, ["data.repeats=127"]).data.repeats == 127
+    assert config.from_dict({}, ["train.batch_size=1"]).data.repeats == 1
 
 
 def test_steps_stand_in_for_epochs():

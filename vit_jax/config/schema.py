@@ -108,6 +108,11 @@ def validate(config: Config) -> None:
     for name in ("batch_size", "accumulate", "max_bad_steps"):
         if getattr(train, name) < 1:
             raise UserError(f"train.{name}={getattr(train, name)} is not positive")
+    if 1 < config.data.repeats >= train.batch_size:
+        raise UserError(
+            f"data.repeats={config.data.repeats} fills each batch of train.batch_size={train.batch_size} with one "
+            "image; repeat it less often (3 is usual), or choose a larger batch"
+        )
     if train.batch_size % train.accumulate:
         raise UserError(f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}")
     if train.steps < 0 or train.seconds < 0 or not (train.steps or train.seconds or train.epochs > 0):
