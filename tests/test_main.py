@@ -47,6 +47,7 @@ def test_default_workdir(spec, workdir):
         (["CONFIG", "--config.train.epochs=many"], "train.epochs='many' is a str, expected a float"),
         (["CONFIG", "--config.train.epochs"], "--config.train.epochs has no value"),
         (["CONFIG", "--config.optim.lr", "-1"], "optim.lr=-1.0 is not positive"),
+        (["CONFIG", "--config.distill.kind=soft"], "distill.kind='soft' changes nothing without distill.teacher;"),
         (["CONFIG", "--workdri=x"], "unrecognized arguments: --workdri=x; see `python -m vit_jax.main --help`"),
         ([], "--config"),
         (["--config=configs/digist.py"], "config file 'configs/digist.py' does not exist"),

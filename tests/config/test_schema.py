@@ -24,6 +24,7 @@ OWNERS = {
     "mesh": "sharding.py",
     "model": "models",
 }
+CHECKS = ("schema.py", "effect.py")  # of the config: what only these look at is read by nothing
 FIELDS = {key: kind for family in models.FAMILIES for key, kind in _schema(family)}
 
 
@@ -145,7 +146,7 @@ def reads(path: Path) -> set[str]:
 def places(key: str) -> Iterator[str]:
     """How code may read a field: `train.epochs` anywhere; in the part that owns it as a field of its settings."""
     group, _, field = key.rpartition(".")
-    everywhere = set().union(*(reads(path) for path in PACKAGE.rglob("*.py") if path.name != "schema.py"))
+    everywhere = set().union(*(reads(path) for path in PACKAGE.rglob("*.py") if path.name not in CHECKS))
     yield from (read for read in everywhere if read == key or (not group and read.endswith(f".{field}")))
     if group in OWNERS:
         owner = PACKAGE / OWNERS[group]

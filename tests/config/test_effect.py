@@ -1,0 +1,83 @@
+"""Flags that change nothing are refused, unless what would read them was turned off by hand."""
+
+from typing import Any
+
+import pytest
+
+from vit_jax import config
+from vit_jax.command import UserError
+from vit_jax.config.effect import NEEDS, unread
+from vit_jax.config.parse import _schema
+
+
+def check(flags: list[str], **groups: dict[str, Any]) -> None:
+    """Of a configuration that sets these fields, under these flags."""
+    config.check_effect(config.from_dict(groups, flags), flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "without"),
+    [
+        ("init.head=new", "init.weights; set that too, or leave init.head at 'auto'"),
+        ("data.choice=3", "data.limit or data.images_per_class"),
+        ("data.crop_on=host", "augment.crop_area"),
+        (
+            "augment.rand_magnitude=5",
+            "augment.policy=randaugment; set that too, or leave augment.rand_magnitude at 9.0",
+        ),
+        ("augment.erasing_fill=noise", "augment.erasing;"),
+        ("augment.fill=reflect", "augment.crop_padding or augment.rotation or "),
+        ("augment.mix_switch=0.3", "augment.mixup;"),
+        ("optim.nesterov=true", "optim.name=sgd;"),
+        ("optim.factor=0.5", "optim.schedule=step or optim.schedule=exponential"),
+        ("distill.kind=soft", "distill.teacher;"),
+    ],
+)
+def test_a_flag_that_changes_nothing_is_refused(flag, without):
+    key, _, _ = flag.partition("=")
+    with pytest.raises(UserError, match=rf"^{key}=\S+ changes nothing without {without}"):
+        check([flag])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["augment.rand_magnitude=5", "augment.policy=randaugment"],
+        ["augment.mix_switch=0.3", "augment.mixup=0.8", "augment.cutmix=1"],
+        ["augment.fill=reflect", "augment.shear=5"],
+        ["optim.final_lr=1e-5", "optim.schedule=linear"],
+        ["optim.b1=0.8"],
+        ["augment.interpolation=bicubic", "init.weights=runs/x"],
+        ["distill.temperature=2", "distill.kind=soft", "distill.teacher=runs/x"],
+    ],
+)
+def test_what_is_read_is_accepted(flags):
+    check(flags)
+
+
+def test_each_of_two_needs_is_needed():
+    both = ["augment.mixup=0.8", "distill.teacher=runs/x"]
+    with pytest.raises(UserError, match=r"mix_switch=0\.3 changes nothing without augment\.cutmix;"):
+        check(["augment.mix_switch=0.3", *both])
+    with pytest.raises(UserError, match=r"temperature=2\.0 changes nothing without distill\.kind=soft;"):
+        check(["distill.temperature=2", *both])
+
+
+def test_what_is_turned_off_by_hand_leaves_its_fields_alone():
+    check(["augment.policy=none", "augment.rand_magnitude=5"])
+    check(["distill.kind=soft", "distill.weight=0.9", "distill.teacher="])
+
+
+def test_what_a_file_sets_is_left_alone():
+    """A recipe's variant, or its run, without what the recipe tuned."""
+    recipe = {"policy": "randaugment", "rand_magnitude": 5.0}
+    check(["augment.policy=none", "train.epochs=3"], augment=recipe)
+    check(["train.epochs=3"], augment=recipe | {"policy": "none"})
+    with pytest.raises(UserError, match=r"rand_layers=3 changes nothing"):
+        check(["augment.rand_layers=3"], augment=recipe | {"policy": "none"})
+
+
+def test_the_table_names_fields_and_the_defaults_pass_it():
+    known = {key for key, _ in _schema("vit")}
+    named = {need.partition("=")[0] for row in NEEDS for text in row for need in text.split()}
+    assert named <= known and not list(unread(config.Config()))

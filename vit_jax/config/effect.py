@@ -1,0 +1,76 @@
+"""Fields that are read only together with others: a flag that changes nothing is a mistake, told before the run."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vit_jax.command import UserError
+from vit_jax.config.schema import Config
+
+# Fields, and what at least one of must be so for them to be read: a field that is on, or that has the value.
+NEEDS = (
+    ("init.head init.interpolation", "init.weights"),
+    ("data.choice", "data.limit data.images_per_class"),
+    ("data.crop_on augment.crop_aspect", "augment.crop_area"),
+    ("augment.interpolation", "augment.resize augment.crop_area init.weights"),  # weights tell a size
+    (
+        "augment.fill",
+        "augment.crop_padding augment.rotation augment.zoom augment.translation augment.shear",
+    ),
+    (
+        "augment.rand_layers augment.rand_magnitude augment.rand_magnitude_std augment.rand_probability",
+        "augment.policy=randaugment",
+    ),
+    ("augment.blur_sigma", "augment.blur augment.three_augment"),
+    ("augment.erasing_area augment.erasing_aspect augment.erasing_fill", "augment.erasing"),
+    ("augment.mix_probability", "augment.mixup augment.cutmix"),
+    ("augment.mix_switch", "augment.mixup"),
+    ("augment.mix_switch", "augment.cutmix"),
+    ("optim.warmup_start_lr", "optim.warmup_steps optim.warmup_epochs"),
+    ("optim.final_lr", "optim.schedule=cosine optim.schedule=linear"),
+    ("optim.step_epochs", "optim.schedule=step"),
+    ("optim.factor", "optim.schedule=step optim.schedule=exponential"),
+    ("optim.timescale_steps", "optim.schedule=rsqrt"),
+    ("optim.decay", "optim.weight_decay"),
+    ("optim.b1 optim.b2", "optim.name=adamw optim.name=lion optim.name=lamb"),
+    ("optim.epsilon", "optim.name=adamw optim.name=lamb optim.name=rmsprop"),
+    ("optim.momentum", "optim.name=sgd optim.name=rmsprop"),
+    ("optim.nesterov", "optim.name=sgd"),
+    ("optim.rms_decay", "optim.name=rmsprop"),
+    ("distill.kind distill.weight distill.temperature", "distill.teacher"),
+    ("distill.temperature", "distill.kind=soft"),
+)
+
+
+def check_effect(config: Config, overrides: Sequence[str]) -> None:
+    """Raises `UserError` for one of the `field=value` overrides of a configuration that changes nothing.
+
+    An override of a field that decides whether the value is read excuses it: a policy turned off by hand may keep its
+    strength. What a file sets is left alone, too: its variants build on each other, and turn off what others tuned.
+    """
+    flags = {override.partition("=")[0] for override in overrides}
+    for key, needed in unread(config):
+        if key in flags and not flags & {need.partition("=")[0] for need in needed}:
+            raise UserError(
+                f"{key}={_field(config, key)!r} changes nothing without {' or '.join(needed)}; "
+                f"set that too, or leave {key} at {_field(Config(), key)!r}"
+            )
+
+
+def unread(config: Config) -> Iterator[tuple[str, list[str]]]:
+    """The fields that differ from their defaults and that nothing reads, each with what would make it read."""
+    for fields, needs in NEEDS:
+        needed = needs.split()
+        for key in () if any(_holds(config, need) for need in needed) else fields.split():
+            if _field(config, key) != _field(Config(), key):
+                yield key, needed
+
+
+def _holds(config: Config, need: str) -> bool:
+    key, _, wanted = need.partition("=")
+    value = _field(config, key)
+    return value == wanted if wanted else bool(value)
+
+
+def _field(config: Config, key: str) -> Any:
+    group, _, name = key.partition(".")
+    return getattr(getattr(config, group), name)
