@@ -2,9 +2,12 @@
 
 import math
 
+import jax.numpy as jnp
 import pytest
 
 from vit_jax import log
+from vit_jax.log.diagnosis import guessing
+from vit_jax.losses import one_hot, sigmoid_cross_entropy, softmax_cross_entropy
 
 LEARNS = {
     "loss": 4.0,
@@ -27,6 +30,10 @@ LEARNS = {
         ({"loss": 9.0}, ["the training loss 9.00 is still about ln(100) = 4.61"]),
         ({"loss": 0.69, "num_classes": 2}, ["the training loss 0.69 is still about ln(2) = 0.69"]),
         ({"loss": 0.0, "num_classes": 1}, []),
+        ({"loss": 0.0, "num_classes": 1, "kind": "sigmoid"}, []),
+        ({"loss": 5.48, "kind": "sigmoid"}, []),  # 0.98 (ln(100) + 99 ln(100/99)) = 5.488
+        ({"loss": 5.49, "kind": "sigmoid"}, ["the training loss 5.49 is still about ln(100) + 99 ln(100/99) = 5.60,"]),
+        ({"loss": math.nan, "kind": "sigmoid"}, ["the training loss is nan"]),
         ({"predicted_class_share": 0.95}, ["95.00 % of the validation predictions are 'cat', the class of 1.00 %"]),
         ({"predicted_class_share": 0.89}, []),
         ({"predicted_class_share": 0.95, "true_class_share": 0.77}, []),
@@ -42,6 +49,18 @@ def test_diagnose(change, starts):
     for warning, start in zip(warnings, starts, strict=True):
         assert warning.startswith(start)
         assert "Likely:" in warning
+
+
+@pytest.mark.parametrize(("loss", "kind"), [(softmax_cross_entropy, "softmax"), (sigmoid_cross_entropy, "sigmoid")])
+def test_guessing_is_the_least_that_constant_logits_reach(loss, kind):
+    """Of each class once: at the classes' frequencies, also with smoothed labels; any other logit costs more."""
+    k = 7
+    logit = -math.log(k - 1)  # sigmoid: 1/k
+    for smoothing in (0.0, 0.3):
+        targets = one_hot(jnp.arange(k), k, smoothing)
+        at, near = (float(loss(jnp.full((k, k), logit).at[:, 0].add(off), targets).mean()) for off in (0.0, 0.1))
+        assert at == pytest.approx(guessing(k, kind), rel=1e-6) and near > at + 1e-4
+    assert guessing(2, kind) == pytest.approx(math.log(2) * (1 if kind == "softmax" else 2))
 
 
 @pytest.mark.parametrize(

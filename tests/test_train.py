@@ -230,10 +230,11 @@ def test_a_model_that_learns_is_not_warned_of(cnn):
     assert tiny.result(cnn)["test/accuracy"] > 0.9 and tiny.result(cnn)["warnings"] == []
 
 
-def test_a_model_that_cannot_learn_is_warned_of(tmp_path):
-    code, text = tiny.start(tmp_path, "cnn", "optim.lr=1e-12")
+@pytest.mark.parametrize(("loss", "guessing"), [("softmax", "ln(3) = 1.10"), ("sigmoid", "ln(3) + 2 ln(3/2) = 1.91")])
+def test_a_model_that_cannot_learn_is_warned_of(tmp_path, loss, guessing):
+    code, text = tiny.start(tmp_path, "cnn", "optim.lr=1e-12", f"train.loss={loss}")
     assert code == 0 and text.count("warning") == len(tiny.result(tmp_path)["warnings"]) >= 1
-    assert "is still about ln(3) = 1.10" in tiny.result(tmp_path)["warnings"][0]
+    assert f"is still about {guessing}" in tiny.result(tmp_path)["warnings"][0]
 
 
 def test_a_model_that_predicts_one_class_is_warned_of(tmp_path):

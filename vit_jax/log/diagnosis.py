@@ -1,6 +1,7 @@
 """Warnings about a model that learns nothing, with the likely causes."""
 
 import math
+from typing import Literal
 
 from vit_jax.log.human import human_percent
 
@@ -15,11 +16,12 @@ def diagnose(
     predicted_class_share: float,
     predicted_class: str,
     true_class_share: float,
+    kind: Literal["softmax", "sigmoid"] = "softmax",
 ) -> list[str]:
     """Warnings of one or two sentences; none for a model that learns.
 
-    loss, accuracy: mean training loss (cross-entropy, in nats), and share of the training images that were right: a
-      model that is right far more often than by guessing has learned, however large its loss.
+    loss, accuracy: mean training loss (in nats, cross-entropy of that kind: see `guessing`), and share of the training
+      images that were right: a model that is right far more often than by guessing has learned, however large its loss.
     predicted_class_share: share in [0, 1] of the validation predictions that fall in `predicted_class`, the class
       predicted most often; true_class_share: share of the validation images that do belong to it.
     """
@@ -29,10 +31,12 @@ def diagnose(
             " is not clipped or the warm-up too short, a low precision overflows, or the images hold NaN."
         ]
     warnings = []
-    guessing = math.log(num_classes)
-    if num_classes > 1 and loss >= 0.98 * guessing and accuracy < LEARNED / num_classes:
+    guessed = guessing(num_classes, kind)
+    if num_classes > 1 and loss >= 0.98 * guessed and accuracy < LEARNED / num_classes:
+        k = num_classes
+        formula = f"ln({k})" if kind == "softmax" else f"ln({k}) + {k - 1} ln({k}/{k - 1})"
         warnings.append(
-            f"the training loss {loss:.2f} is still about ln({num_classes}) = {guessing:.2f}, what guessing gives."
+            f"the training loss {loss:.2f} is still about {formula} = {guessed:.2f}, what guessing gives."
             " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"
             " the images, or the images are not normalised."
         )
@@ -43,3 +47,16 @@ def diagnose(
             " high, warm-up missing), the training images are not shuffled, or their classes are very unbalanced."
         )
     return warnings
+
+
+def guessing(num_classes: int, kind: Literal["softmax", "sigmoid"]) -> float:
+    """The least mean loss, in nats, of a model that knows of k classes that they are equally frequent, and no more.
+
+    softmax: the entropy of the class, ln k. sigmoid, summed over the classes: k times the entropy of "is it this one?",
+    of probability 1/k, which is ln k + (k - 1) ln(k / (k - 1)). Smoothed and mixed targets leave it so: they add up to
+    1 for each image, and the loss is linear in them.
+    """
+    entropy = math.log(num_classes)
+    if kind == "sigmoid" and num_classes > 1:
+        entropy += (num_classes - 1) * math.log(num_classes / (num_classes - 1))
+    return entropy

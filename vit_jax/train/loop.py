@@ -267,12 +267,13 @@ class Trainer:
         if at < warmup + min(STEPS_TO_LEARN, self.length.steps // 2):
             return
         warnings = log.diagnose(
-            loss=loss if settings.train.loss == "softmax" else 0.0,
+            loss=loss,
             accuracy=accuracy,
             num_classes=len(self.data.class_names),
             predicted_class_share=share,
             predicted_class=self.data.class_names[predicted],
             true_class_share=true_share,
+            kind=settings.train.loss,
         )
         for text in warnings:
             causes = text.partition("Likely")[2]
