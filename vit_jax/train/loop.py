@@ -56,7 +56,7 @@ class Trainer:
         self.active = jax.process_index() == 0
         self.validation = data.feed(data.split("validation"), built.mesh) if "validation" in data.specs else None
         self.started, self.earlier_seconds = time.monotonic(), book.seconds
-        self.meter, self.earlier_kwh = Meter(), book.energy_kwh
+        self.meter, self.earlier_kwh = Meter(built.mesh.devices.flat[0].platform), book.energy_kwh
         self.writer = log.MetricsWriter(workdir, active=False)  # until training begins
         self.progress: log.Progress
         self.waited = 0.0  # seconds since the last log line in which the loop had no batch
