@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import config, run
+from tests.models.random_params import random_params
+from vit_jax import config, models, pretrained, run
 from vit_jax.command import UserError
+from vit_jax.pretrained.write import save_huggingface
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,27 @@ def test_a_teacher_of_other_classes_is_refused(teacher, tmp_path, caplog):
         run.open_teacher(str(teacher), student, ("n1", "n2", "n3"))
     assert "taken to be the same" in caplog.text
     assert json.loads((teacher / run.LABELS).read_text()) == ["class 0", "class 1", "class 2"]
+
+
+def test_a_teacher_of_published_weights(teacher, tmp_path):
+    """A folder written for `transformers`: its logits, through the student's normalisation, are the model's own."""
+    size, names = (10, 15), ("class 0", "class 1", "class 2")
+    model = models.settings("vit", patch_size=(5,), width=6, depth=1, mlp_width=7, heads=2, num_classes=3)
+    variables = {"params": random_params(models.create(model), np.zeros((1, *size, 3), np.float32), train=False)}
+    view = pretrained.Preprocessing(size, "stretch", 1.0, "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+    save_huggingface(tmp_path / "hf", model, variables, names, view, size)
+
+    student, loaded = student_of(teacher, "(0.4,0.5,0.6)"), run.open(tmp_path / "hf")
+    found = run.open_teacher(str(tmp_path / "hf"), student, names)
+    images = np.random.default_rng(0).integers(0, 256, (5, *size, 3), np.uint8)
+    seen = (images / 255 - np.asarray(student.augment.mean)) / np.asarray(student.augment.std)
+    logits = found.forward(found.variables, jnp.asarray(seen, jnp.float32))
+    np.testing.assert_allclose(logits, loaded.logits(images), rtol=1e-4, atol=1e-4)
+    assert np.ptp(logits, axis=0).max() > 0.1
+
+    one_step = ("train.steps=1", "log.every_steps=1", "distill.weight=1.0")
+    losses = []
+    for workdir, address in {tmp_path / "by_weights": tmp_path / "hf", tmp_path / "by_run": teacher}.items():
+        assert learn(address, workdir, *one_step)[0] == 0
+        losses += [line["train/loss"] for line in tiny.metric_lines(workdir) if "train/loss" in line]
+    assert len(losses) == 2 and losses[0] != losses[1]
