@@ -147,14 +147,28 @@ def startup_table(rows: Sequence[Row]) -> str:
 
 def augmentation_table(rows: Sequence[Row]) -> str:
     header = ("device", "model", "dtype", "batch", "augmentation", "operations", "bytes", "time", "date")
+    plain = {row["run"]: row["seconds_per_step"] for row in rows if row.get("view") == "none"}
     cells = [
         [*(cell for i, cell in enumerate(what(row | {"overrides": []})) if i != 2), row["view"]]
-        + [f"{100 * row['shares'][key]:.1f} %" for key in ("flops", "bytes", "seconds")]
-        + [row["date"]]
+        + [f"{100 * row['shares'][key]:.1f} %" for key in ("flops", "bytes")]
+        + [share_text(shares(plain[row["run"]], row["seconds_per_step"])), row["date"]]
         for row in _of(rows, "augmentation")
         if row["view"] != "none"
     ]
     return markdown(header, cells, 5)
+
+
+def shares(plain: Sequence[float], whole: Sequence[float]) -> list[float]:
+    """Which share of the whole the plain one does not take, round by round."""
+    return [1 - without / seconds for without, seconds in zip(plain, whole, strict=True)]
+
+
+def share_text(found: Sequence[float]) -> str:
+    """The median of the rounds' shares and their range; no number where some rounds found more than 0, others less."""
+    low, high = (f"{100 * share:.1f}" for share in (min(found), max(found)))
+    if min(found) <= 0 <= max(found):
+        return f"not measurable ({low} to {high} %)"
+    return f"{100 * statistics.median(found):.1f} % ({low} to {high})"
 
 
 def targets_table(rows: Sequence[Row]) -> str:

@@ -52,7 +52,12 @@ def test_a_view_costs_something(steps: dict[str, Ours]) -> None:
         assert 0 < none < crop
 
 
-def test_steps_take_turns(steps: dict[str, Ours]) -> None:
+def test_steps_take_turns(steps: dict[str, Ours], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There and back, so that a machine that slows down is on nobody's side."""
+    turns, timed = [], augmentation.timed
+    monkeypatch.setattr(augmentation, "timed", lambda step, number: turns.append(step) or timed(step, number))
     times = augmentation.in_turns(steps, rounds=2, number=1)
     assert list(times) == list(steps)
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in times.values())
+    none, crop = steps.values()
+    assert turns == [none, crop, crop, none]

@@ -99,13 +99,19 @@ def test_input_and_start(tmp_path: Path) -> None:
 
 
 def test_the_dearest_augmentation_is_held_against_the_target(tmp_path: Path) -> None:
-    rows = [row("ours", model="vit/S16", view=view, shares={"flops": 0.0, "bytes": 0.02, "seconds": share})
-            for view, share in {"none": 0.0, "flip": 0.015, "policy": 0.125}.items()]  # fmt: skip
+    times = {"none": (2.0, 3.5, 2.0), "flip": (2.0, 3.4, 2.5), "policy": (2.5, 4.0, 2.2)}
+    shares = {"none": 0.0, "flip": 0.0, "policy": 0.125}
+    rows = [
+        row("ours", "vit/S16", times[view], view=view, shares={"flops": 0.0, "bytes": 0.02, "seconds": share})
+        for view, share in shares.items()
+    ]
     write(tmp_path, "augmentation-1", rows, GPU)
     rows = tables.read(tmp_path)
     assert line(tables.targets_table(rows), "augmentation's share")[1:] == ["< 15%", "12.5%"]
     cells = line(tables.augmentation_table(rows), "policy")
-    assert cells == ["NVIDIA H200", "vit/S16", "bfloat16", "8", "policy", "0.0 %", "2.0 %", "12.5 %", "2026-01-01"]
+    assert cells[:7] == ["NVIDIA H200", "vit/S16", "bfloat16", "8", "policy", "0.0 %", "2.0 %"]
+    assert cells[7:] == ["12.5 % (9.1 to 20.0)", "2026-01-01"]
+    assert line(tables.augmentation_table(rows), "flip")[7] == "not measurable (-2.9 to 20.0 %)"
     assert "none" not in tables.augmentation_table(rows)
 
 
