@@ -226,6 +226,17 @@ def test_metrics_are_written_at_their_steps(finished):
     assert lines[-1]["val/accuracy"] == tiny.result(finished)["val/accuracy"]
 
 
+def test_slow_steps_are_shown_and_leave_nothing_behind(tmp_path, cnn):
+    """Of steps that are slow beside `log.every_seconds`; what is computed, saved and written is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(11, signal.SIGTERM, patch)
+        _, first = tiny.start(tmp_path, "cnn", "log.every_seconds=1e-9")
+    _, second = tiny.start(tmp_path, "cnn", "log.every_seconds=1e-9")
+    shown = [{int(line.split("/")[0]) for line in text.splitlines() if "/23 " in line} for text in (first, second)]
+    assert shown[0] - {7} == {*range(1, 6), 8, 9} and shown[1] - {14, 21, 23} == {12, *range(15, 20)}
+    tiny.assert_same_run(tmp_path, cnn)
+
+
 def test_a_model_that_learns_is_not_warned_of(cnn):
     assert tiny.result(cnn)["test/accuracy"] > 0.9 and tiny.result(cnn)["warnings"] == []
 

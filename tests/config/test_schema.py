@@ -80,6 +80,7 @@ def test_every_group_is_frozen():
         ("checkpoint.keep_best=-1", "checkpoint.keep_best=-1 is negative"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last and log.every_steps must be positive"),
         ("log.every_steps=0", "checkpoint.keep_last and log.every_steps must be positive"),
+        ("log.every_seconds=-1", "log.every_seconds=-1.0 is negative; 0 means off"),
         ("data.channels=2", "data.channels=2"),
         ("data.threads=0", "data.threads=0"),
         (

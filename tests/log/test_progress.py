@@ -101,6 +101,61 @@ def test_plain_lines_come_at_most_every_ten_seconds_but_first_and_last(plain, cl
     assert shown == ["10", "50", "90", "130", "170", "210", "250"]
 
 
+def slow(shown, clock, steps, seconds=30.0):
+    """Steps of which two are in flight: each is dispatched when that before the last has ended."""
+    with shown:
+        for number, step in enumerate(steps, 1):
+            if number > 2:
+                clock.now += seconds
+                shown.finished(step - 2)
+            shown.advance(step)
+
+
+def test_slow_steps_are_shown_before_there_are_metrics(plain, clock):
+    """The first step tells no pace, and is itself none: it was dispatched, and then took as long as the others."""
+    slow(progress(plain.console, clock, every_seconds=60.0), clock, range(1, 10))
+    assert plain.lines[1:] == [
+        "     step  epoch     loss       acc        lr  images/s    time left",
+        "   2/1000      1                                    2.1   8 h 19 min",
+        "   4/1000      1                                    2.1   8 h 18 min",
+        "   6/1000      1                                    2.1   8 h 17 min",
+    ]
+
+
+def test_slow_steps_are_counted_from_where_a_run_resumed(plain, clock):
+    shown = progress(plain.console, clock, start_step=5, every_seconds=100.0)
+    slow(shown, clock, range(6, 12))
+    assert [line.split()[:3] for line in plain.lines[2:]] == [["9/1000", "1", "2.1"]]
+
+
+@pytest.mark.parametrize("every_seconds", [0.0, 1e6])
+def test_slow_steps_are_shown_no_more_often_than_asked(plain, clock, every_seconds):
+    slow(progress(plain.console, clock, every_seconds=every_seconds), clock, range(1, 10))
+    assert plain.lines == ["starting ..."]
+
+
+def test_metrics_that_were_just_shown_stand_for_the_time(plain, clock):
+    shown = progress(plain.console, clock, every_seconds=60.0)
+    with shown:
+        shown.advance(1)
+        for step, metrics in ((1, False), (2, True), (3, False), (4, False), (5, False)):
+            clock.now += 30
+            shown.update(step, METRICS) if metrics else shown.finished(step)
+    assert [line.split()[:2] for line in plain.lines[2:]] == [["2/1000", "1"], ["4/1000", "1"]]
+    assert "2.3012" in plain.lines[2] and "2.3012" not in plain.lines[3]
+
+
+def test_the_terminal_keeps_its_metrics_beside_the_speed_of_slow_steps(terminal, clock):
+    shown = progress(terminal.console, clock, every_seconds=60.0)
+    with shown:
+        shown.advance(1)
+        clock.now += 30
+        shown.update(1, METRICS)
+        clock.now += 64
+        shown.finished(2)
+    assert re.search(r"loss 2\.3012 .* images/s 1\.0 ", CONTROL.sub("", terminal.text))
+
+
 def test_the_plain_header_comes_again(plain, clock):
     run(progress(plain.console, clock), clock, range(1, 26), every=1, seconds=11)
     assert [i for i, line in enumerate(plain.lines) if "time left" in line] == [1, 22]

@@ -73,6 +73,7 @@ class Log:
     """The config group `log`."""
 
     every_steps: int = 50
+    every_seconds: float = 60.0  # at most, before a line shows which step is done: on the console alone; 0: off
     tensorboard: bool = True
 
 
@@ -147,5 +148,7 @@ def validate(config: Config) -> None:
     for name, value in counts.items():
         if value < 0:
             raise UserError(f"{name}={value} is negative; 0 means the default")
+    if config.log.every_seconds < 0:
+        raise UserError(f"log.every_seconds={config.log.every_seconds} is negative; 0 means off")
     if config.checkpoint.keep_last < 1 or config.log.every_steps < 1:
         raise UserError("checkpoint.keep_last and log.every_steps must be positive")

@@ -26,7 +26,8 @@ SHOWN_IN_EVALUATION = {"loss": "loss", "accuracy": "acc", "top5": "top-5"}
 class Pace:
     """Seconds per step over the last log steps, from the end of this process's first step: compiling is no step.
 
-    Pauses between steps (evaluation, saving) count: they will come again before the end.
+    Pauses between steps (evaluation, saving) count: they will come again before the end. The first step may be noted
+    twice: when it was dispatched, and when it ended.
     """
 
     def __init__(self, *, total_steps: int, start_step: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,6 +43,8 @@ class Pace:
 
     def mark(self, step: int) -> None:
         """Notes that `step` has just ended; steps that are noted already or lie before the start are ignored."""
+        if len(self._marks) == 1 and step == self._marks[0][0]:
+            self._marks.clear()
         if step <= (self._marks[-1][0] if self._marks else self._start_step):
             return
         self._marks.append((step, self._clock()))
@@ -59,7 +62,8 @@ class Progress:
     """Context manager that shows how training proceeds.
 
     On a terminal: a bar with the latest metrics below it, redrawn twice a second by its own thread, and permanent lines
-    above it. Elsewhere (`nohup`, CI, a batch queue): a line of text per log step, but at most one in ten seconds.
+    above it. Elsewhere (`nohup`, CI, a batch queue): a line of text per log step, but at most one in ten seconds, and
+    one without metrics where steps are so slow that there was none for `every_seconds` (0: however long).
 
     total_steps, start_step: of the whole run, and those done before this process; images_per_step: the global batch.
     active: False, for all processes but the first, shows nothing.
@@ -72,13 +76,15 @@ class Progress:
         start_step: int,
         steps_per_epoch: int,
         images_per_step: int,
+        every_seconds: float = 0.0,
         console: Console | None = None,
         active: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total_steps = total_steps
+        self._total_steps, self._start_step = total_steps, start_step
         self._steps_per_epoch = steps_per_epoch
         self._images_per_step = images_per_step
+        self._every_seconds = every_seconds
         self._console = (console or Console(highlight=False)) if active else Console(quiet=True, force_terminal=False)
         self._clock = clock
         self._started_at = clock()
@@ -87,12 +93,13 @@ class Progress:
         self._values: dict[str, str] = {}
         self._lines = 0
         self._last_line_at = -math.inf
+        self._shown_at = self._started_at
         self._live = None
         if self._console.is_interactive:
             self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=REDRAWS_PER_SECOND)
 
     def __enter__(self) -> "Progress":
-        self._started_at = self._clock()
+        self._started_at = self._shown_at = self._clock()
         if self._live:
             self._live.start()
         else:
@@ -115,12 +122,28 @@ class Progress:
         if not self._pace.started:
             self._pace.mark(step)
 
+    def finished(self, step: int) -> None:
+        """Notes that `step` has ended; shows it, and how fast steps are, if nothing was shown for `every_seconds`."""
+        if step <= self._start_step:  # before this process; its metrics were saved
+            return
+        if step == self._start_step + 1:
+            self._pace.mark(step)
+        now = self._clock()
+        if not self._every_seconds or now - self._shown_at < self._every_seconds:
+            return
+        self._step, self._shown_at = step, now
+        self._pace.mark(step)
+        speed = self._format({})
+        self._values |= speed
+        if self._live is None:
+            self._print_row(speed)
+
     def update(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Shows the metrics of a log step: loss, accuracy, lr, images_per_second, each with or without `train/`.
 
         Without images_per_second, the pace of the last log steps stands in for it.
         """
-        self._step = step
+        self._step, self._shown_at = step, self._clock()
         self._pace.mark(step)
         self._values = self._format(_without_prefix(scalars))
         if self._live is None:
@@ -175,15 +198,19 @@ class Progress:
         return human_seconds(seconds) if math.isfinite(seconds) else ""
 
     def _print_line(self) -> None:
-        """A row of a table that has no end: its header comes again every now and then."""
+        """The latest metrics, unless the last line was just before."""
         now = self._clock()
         if now - self._last_line_at < SECONDS_BETWEEN_LINES and self._step < self._total_steps:
             return
         self._last_line_at = now
+        self._print_row(self._values)
+
+    def _print_row(self, values: Mapping[str, str]) -> None:
+        """A row of a table that has no end: its header comes again every now and then."""
         columns = [
             ("step", 2 * _digits(self._total_steps) + 1, f"{self._step}/{self._total_steps}"),
             ("epoch", 5, str(self._epoch(self._step))),
-            *((name, width, self._values.get(name, "")) for name, width in COLUMNS.items()),
+            *((name, width, values.get(name, "")) for name, width in COLUMNS.items()),
             ("time left", 11, self._time_left()),
         ]
         if self._lines % LINES_PER_HEADER == 0:

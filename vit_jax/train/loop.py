@@ -94,6 +94,7 @@ class Trainer:
                 window.append(step_metrics)
                 if len(window) > STEPS_IN_FLIGHT:
                     jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
+                    self.progress.finished(at - STEPS_IN_FLIGHT)
                 self.progress.advance(at)
                 ended = self.is_last(at)
                 agreed = agree(interruption.signal)
@@ -155,6 +156,7 @@ class Trainer:
             start_step=start,
             steps_per_epoch=self.run.steps_per_epoch,
             images_per_step=settings.train.batch_size,
+            every_seconds=settings.log.every_seconds,
             console=self.console,
             active=self.active,
         )
