@@ -2,13 +2,18 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 from tests import tiny
 from tests.conftest import REPOSITORY
+from vit_jax import augment, config, optim, run, step
 from vit_jax.command import UserError
+from vit_jax.data import open_data
 from vit_jax.report import augmentations, texture
 
 CONFIG = str(REPOSITORY / "configs" / "digits.py")
@@ -41,6 +46,42 @@ def test_without_augmentation_all_rows_are_the_first(tmp_path):
     )
     coloured = [{tuple(c): n for c, n in zip(*part, strict=True) if len(set(c)) > 1} for part in (first, second)]
     assert coloured[0] == coloured[1] and len(coloured[0]) > 10
+
+
+def test_a_row_is_what_a_training_step_sees_of_its_images(monkeypatch):
+    mixed = [f"augment.{field}" for field in ("flip=0.5", "crop_padding=2", "erasing=0.5", "mixup=0.8", "cutmix=1")]
+    given = config.load(tiny.spec("cnn"), [*mixed, "augment.mix_probability=0.7", "seed=5"])
+    rows, seen = {}, []
+    monkeypatch.setattr(augment, "contact_sheet", lambda shown, height: rows.update(shown) or Image.new("1", (1, 1)))
+    augmentations.sheet(given, images=6, rows=2, height=1)
+
+    class Watching(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            jax.debug.callback(seen.append, images)
+            return nn.Dense(3)(images.mean(axis=(1, 2)))
+
+    data = open_data(given.data)
+    view = run.prepare(given, data, data.split("train")).augment
+    images, labels = data.split("train").read(np.arange(6))
+    model, tx = Watching(), optim.create(given.optim)
+    train_step = step.make_train_step(
+        model, tx, lambda at, total: jnp.float32(0), view, step.Objective(3), seed=5, total_steps=9
+    )
+    state = step.init_state(model, tx, 5, data.view.shape, ema=False)
+    del seen[:]
+    for _ in range(2):
+        state, _ = train_step(state, {"image": jnp.asarray(images), "label": jnp.asarray(labels)}, {})
+        jax.effects_barrier()
+    assert len(seen) == 2 and list(rows)[0] == "unchanged" and (rows.pop("unchanged") == images).all()
+    for row, expected in zip(rows.values(), seen, strict=True):
+        np.testing.assert_array_equal(row, augment.displayed(view, np.asarray(expected)))
+    assert [caption.split(":")[0] for caption in rows] == ["step 0", "step 1"]
+
+
+def test_a_caption_tells_the_shares_of_mixed_images():
+    assert augmentations.caption(0, 1.0) == "step 0"
+    assert augmentations.caption(2, 0.63) == "step 2: 63% of each image, 37% of its counterpart"
 
 
 @pytest.mark.parametrize(("flags", "expected"), [(["--rows", "0"], "must be positive"), ([], "cannot write")])

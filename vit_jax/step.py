@@ -170,6 +170,22 @@ def make_train_step(
     return train_step
 
 
+def augmented(
+    view: augment.Settings,
+    images: UInt8[Array, "n h w c"],
+    targets: Float[Array, "n k"],
+    *,
+    seed: int,
+    step: Int[Array, ""] | int,
+    rows: Int[Array, " n"],
+    number: Int[Array, ""] | int = 0,
+) -> tuple[Float[Array, "n H W c"], Float[Array, "n k"]]:
+    """What the model sees at a step of the images in these rows of its batch, part `number` of it, and the targets."""
+    rng, mix_rng = (rng_for(seed, purpose, step) for purpose in (Purpose.AUGMENT, Purpose.MIX))
+    seen = augment.train_view(view, images, jax.vmap(lambda row: jax.random.fold_in(rng, row))(rows))
+    return augment.mix(view, jax.random.fold_in(mix_rng, number), seen, targets)
+
+
 def _make_gradients(
     model: nn.Module, view: augment.Settings, objective: Objective, seed: int, trained: Callable[[PyTree], PyTree]
 ) -> Gradients:
@@ -180,12 +196,10 @@ def _make_gradients(
             lambda leaf, trains: leaf if trains else jax.lax.stop_gradient(leaf), params, trained(params)
         )
         images, labels = fetch(part, frozen)
-        rngs = {purpose: rng_for(seed, purpose, state.step) for purpose in Purpose}
-        images = augment.train_view(
-            view, images, jax.vmap(lambda i: jax.random.fold_in(rngs[Purpose.AUGMENT], i))(part["row"])
+        images, targets = augmented(
+            view, images, objective.targets(labels), seed=seed, step=state.step, rows=part["row"], number=number
         )
-        mix_rng, dropout_rng = (jax.random.fold_in(rngs[purpose], number) for purpose in (Purpose.MIX, Purpose.DROPOUT))
-        images, targets = augment.mix(view, mix_rng, images, objective.targets(labels))
+        dropout_rng = jax.random.fold_in(rng_for(seed, Purpose.DROPOUT, state.step), number)
         logits, changed = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,

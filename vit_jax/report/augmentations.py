@@ -6,32 +6,38 @@ python -m vit_jax.report.augmentations --config configs/cifar100.py --out sheet.
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax import augment, command, config, run
+from vit_jax import augment, command, config, run, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
-from vit_jax.step import Purpose, rng_for
 
 
 def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
-    """The first images of the training split, then `rows` rows of them as different steps augment them."""
+    """The first images of the training split, then `rows` rows of them as the first steps would see them.
+
+    They stand for the batch of each step: its keys are theirs, and MixUp and CutMix mix the first with the last.
+    """
     data = open_data(given.data, (224, 224))
     split = data.split("train")
     view = run.prepare(given, data, split).augment
-    pictures, labels = split.read(np.arange(min(images, len(split))))
-    targets = jax.nn.one_hot(labels, len(data.class_names))
+    pictures, _ = split.read(np.arange(min(images, len(split))))
+    n = len(pictures)
     shown = {"unchanged": pictures}
-    for step in range(rows):
-        keys = jax.random.split(rng_for(given.seed, Purpose.AUGMENT, step), len(pictures))
-        seen = augment.train_view(view, jnp.asarray(pictures), keys)
-        mixed, _ = augment.mix(view, rng_for(given.seed, Purpose.MIX, step), seen, targets)
-        shown[f"step {step}"] = augment.displayed(view, np.asarray(mixed))
+    for at in range(rows):
+        seen, shares = step.augmented(
+            view, jnp.asarray(pictures), jnp.eye(n), seed=given.seed, step=at, rows=jnp.arange(n)
+        )
+        shown[caption(at, float(shares[0, 0]))] = augment.displayed(view, np.asarray(seen))
     return augment.contact_sheet(shown, height)
+
+
+def caption(at: int, share: float) -> str:
+    """Of a step whose images keep this share of themselves; their counterparts have the rest."""
+    return f"step {at}" if share == 1 else f"step {at}: {share:.0%} of each image, {1 - share:.0%} of its counterpart"
 
 
 def main(argv: Sequence[str]) -> int:
