@@ -33,6 +33,11 @@ LEARNS = {
         ({"loss": 0.0, "num_classes": 1, "kind": "sigmoid"}, []),
         ({"loss": 5.48, "kind": "sigmoid"}, []),  # 0.98 (ln(100) + 99 ln(100/99)) = 5.488
         ({"loss": 5.49, "kind": "sigmoid"}, ["the training loss 5.49 is still about ln(100) + 99 ln(100/99) = 5.60,"]),
+        (
+            {"loss": 0.0549, "kind": "multi_hot"},
+            ["the training loss 0.055 is still about (ln(100) + 99 ln(100/99)) / 100 ="],
+        ),
+        ({"loss": 0.0548, "kind": "multi_hot"}, []),
         ({"loss": math.nan, "kind": "sigmoid"}, ["the training loss is nan"]),
         ({"predicted_class_share": 0.95}, ["95.00 % of the validation predictions are 'cat', the class of 1.00 %"]),
         ({"predicted_class_share": 0.89}, []),
@@ -61,6 +66,7 @@ def test_guessing_is_the_least_that_constant_logits_reach(loss, kind):
         at, near = (float(loss(jnp.full((k, k), logit).at[:, 0].add(off), targets).mean()) for off in (0.0, 0.1))
         assert at == pytest.approx(guessing(k, kind), rel=1e-6) and near > at + 1e-4
     assert guessing(2, kind) == pytest.approx(math.log(2) * (1 if kind == "softmax" else 2))
+    assert guessing(k, "multi_hot") == guessing(k, "sigmoid") / k
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def check(flags: list[str], **groups: dict[str, Any]) -> None:
         ("data.crop_on=host", "augment.crop_area"),
         (
             "augment.rand_magnitude=5",
-            "augment.policy=randaugment; set that too, or leave augment.rand_magnitude at 9.0",
+            "augment.policy=randaugment or augment.policy=randaugment_tf; set that too, or leave",
         ),
         ("augment.erasing_fill=noise", "augment.erasing;"),
         ("augment.fill=reflect", "augment.crop_padding or augment.rotation or "),

@@ -18,7 +18,7 @@ NEEDS = (
     ),
     (
         "augment.rand_layers augment.rand_magnitude augment.rand_magnitude_std augment.rand_probability",
-        "augment.policy=randaugment",
+        "augment.policy=randaugment augment.policy=randaugment_tf",
     ),
     ("augment.blur_sigma", "augment.blur augment.three_augment"),
     ("augment.erasing_area augment.erasing_aspect augment.erasing_fill", "augment.erasing"),

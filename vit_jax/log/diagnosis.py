@@ -16,7 +16,7 @@ def diagnose(
     predicted_class_share: float,
     predicted_class: str,
     true_class_share: float,
-    kind: Literal["softmax", "sigmoid"] = "softmax",
+    kind: Literal["softmax", "sigmoid", "multi_hot"] = "softmax",
 ) -> list[str]:
     """Warnings of one or two sentences; none for a model that learns.
 
@@ -35,8 +35,9 @@ def diagnose(
     if num_classes > 1 and loss >= 0.98 * guessed and accuracy < LEARNED / num_classes:
         k = num_classes
         formula = f"ln({k})" if kind == "softmax" else f"ln({k}) + {k - 1} ln({k}/{k - 1})"
+        formula = f"({formula}) / {k}" if kind == "multi_hot" else formula
         warnings.append(
-            f"the training loss {loss:.2f} is still about {formula} = {guessed:.2f}, what guessing gives."
+            f"the training loss {_short(loss)} is still about {formula} = {_short(guessed)}, what guessing gives."
             " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"
             " the images, or the images are not normalised."
         )
@@ -49,14 +50,19 @@ def diagnose(
     return warnings
 
 
-def guessing(num_classes: int, kind: Literal["softmax", "sigmoid"]) -> float:
+def guessing(num_classes: int, kind: Literal["softmax", "sigmoid", "multi_hot"]) -> float:
     """The least mean loss, in nats, of a model that knows of k classes that they are equally frequent, and no more.
 
     softmax: the entropy of the class, ln k. sigmoid, summed over the classes: k times the entropy of "is it this one?",
     of probability 1/k, which is ln k + (k - 1) ln(k / (k - 1)). Smoothed and mixed targets leave it so: they add up to
-    1 for each image, and the loss is linear in them.
+    1 for each image, and the loss is linear in them. multi_hot: the mean over the classes instead; mixed images have
+    two, and cost more.
     """
     entropy = math.log(num_classes)
-    if kind == "sigmoid" and num_classes > 1:
+    if kind != "softmax" and num_classes > 1:
         entropy += (num_classes - 1) * math.log(num_classes / (num_classes - 1))
-    return entropy
+    return entropy / num_classes if kind == "multi_hot" else entropy
+
+
+def _short(loss: float) -> str:
+    return f"{loss:.2f}" if loss >= 0.1 else f"{loss:.2g}"
