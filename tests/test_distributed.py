@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -125,15 +126,32 @@ def test_a_single_process_joins_nobody():
 
 
 TWO = """
-import json, os, signal, sys
-from vit_jax import distributed, sharding
+import json, os, pathlib, signal, sys
+from vit_jax import command, distributed, sharding
+distributed.FOLDER_SECONDS = 1
+mine, ours = os.environ["JAX_PROCESS_ID"], pathlib.Path(sys.argv[0]).parent
+
+def mistakes():
+    def own():
+        with distributed.same_mistakes():
+            if mine == "1":
+                raise command.UserError("no such file; give another")
+
+    for check in (own, lambda: distributed.check_shared(ours / "run"), lambda: distributed.check_shared(ours / mine)):
+        try:
+            check()
+            yield ""
+        except command.UserError as mistake:
+            yield str(mistake)
+
 with distributed.joined():
     import jax
     agree = distributed.Agreement(sharding.make_mesh(sharding.Settings()), delay=2)
-    said = {"0": [0, 0, 0, 0, 2, 0, 0, 0], "1": [0, 15, 0, 0, 0, 0, 0, 0]}[os.environ["JAX_PROCESS_ID"]]
+    said = {"0": [0, 0, 0, 0, 2, 0, 0, 0], "1": [0, 15, 0, 0, 0, 0, 0, 0]}[mine]
     heard = [agree(number) for number in said]
     default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     print("heard", json.dumps([jax.process_index(), jax.process_count(), jax.device_count(), heard, default]))
+    print("mistakes", json.dumps(list(mistakes())))
     if "die" in sys.argv:
         sys.stdin.read()
         signal.raise_signal(signal.SIGTERM)
@@ -163,12 +181,50 @@ def two_processes(folder: Path, *arguments: str) -> list[subprocess.CompletedPro
     ]
 
 
-def test_two_processes_hear_the_same_at_the_same_step(tmp_path):
-    for index, process in enumerate(two_processes(tmp_path)):
-        assert process.returncode == 0, process.stderr
-        heard = [0, 0, 0, 15, 0, 0, 2, 0]
-        (line,) = [line for line in process.stdout.splitlines() if line.startswith("heard ")]  # Gloo prints too
-        assert json.loads(line.removeprefix("heard ")) == [index, 2, 4, heard, True]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict[str, Any]]:
+    """What each of two processes said of each thing that it was asked."""
+    processes = two_processes(tmp_path_factory.mktemp("two"))
+    assert [process.returncode for process in processes] == [0, 0], [process.stderr for process in processes]
+    lines = [[line.partition(" ") for line in process.stdout.splitlines()] for process in processes]
+    return [{what: json.loads(said) for what, _, said in own if what in ("heard", "mistakes")} for own in lines]
+
+
+def test_two_processes_hear_the_same_at_the_same_step(two):
+    heard = [0, 0, 0, 15, 0, 0, 2, 0]
+    assert [said["heard"] for said in two] == [[index, 2, 4, heard, True] for index in range(2)]
+
+
+def test_a_mistake_of_one_process_is_one_of_all(two):
+    assert [said["mistakes"][0] for said in two] == [
+        "process 1 of 2: no such file; give another",
+        "no such file; give another",
+    ]
+
+
+def test_processes_that_do_not_share_a_folder_are_told(two):
+    assert [said["mistakes"][1] for said in two] == ["", ""]
+    first, second = (said["mistakes"][2] for said in two)
+    assert first == f"process 1 of 2: {second}"
+    assert "the processes do not share the folder" in second and "give a --workdir on a file system that all" in second
+
+
+def test_nothing_stays_in_a_folder_that_was_checked(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        patch.setattr(distributed, "_tell_all", lambda text: [text, ""])
+        distributed.check_shared(tmp_path / "a" / "run")
+        (tmp_path / "file").touch()
+        with pytest.raises(UserError, match="cannot write to .*file: .*; give another --workdir"):
+            distributed.check_shared(tmp_path / "file")
+    assert list((tmp_path / "a" / "run").iterdir()) == []
+
+
+def test_a_single_process_writes_into_no_folder_and_makes_its_own_mistakes(tmp_path):
+    distributed.check_shared(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="^mine$"), distributed.same_mistakes():
+        raise UserError("mine")
 
 
 @pytest.mark.slow

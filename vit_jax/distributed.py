@@ -8,9 +8,11 @@ JAX_COORDINATOR_ADDRESS=host:port (of process 0), JAX_NUM_PROCESSES and JAX_PROC
 import contextlib
 import os
 import re
+import secrets
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "J
 HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 10, 20
 # Machines of one launch do not start at the same moment; JAX then aborts, with a message about a task that died.
 PATIENCE_SECONDS, MEETING_SECONDS = 30, 300
+# Other machines may see a new file that late: NFS keeps what it knows of a folder for at most 60 seconds.
+FOLDER_SECONDS = 60
+LONGEST = 2000  # bytes of what a process tells the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,48 @@ def find(environment: Mapping[str, str], *, on_tpu: bool | None = None) -> Launc
     return None
 
 
+@contextlib.contextmanager
+def same_mistakes() -> Iterator[None]:
+    """Where a process raises a `UserError` inside, all raise one at the end, so that each exits with its code.
+
+    All processes enter it equally often. Nothing inside may wait for another process.
+    """
+    mistake = None
+    try:
+        yield
+    except UserError as error:
+        mistake = error
+    said = _tell_all(str(mistake or ""))
+    if mistake:
+        raise mistake
+    for process, text in enumerate(said):
+        if text:
+            raise UserError(f"process {process} of {len(said)}: {text}")
+
+
+def check_shared(folder: Path) -> None:
+    """Raises `UserError` in all processes unless each finds in `folder` what the first one writes there.
+
+    The folder is created, and nothing stays in it.
+    """
+    if jax.process_count() == 1:
+        return
+    token = folder / _tell_all(f".shared-{secrets.token_hex(8)}")[0]
+    with same_mistakes():
+        if jax.process_index() == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                token.touch()
+            except OSError as error:
+                raise UserError(f"cannot write to {folder}: {error.strerror}; give another --workdir") from error
+    try:
+        with same_mistakes():
+            _find(token)
+    finally:
+        if jax.process_index() == 0:
+            token.unlink()
+
+
 class Agreement:
     """Makes all processes hear, at the same step, the largest number that any of them said.
 
@@ -96,6 +143,26 @@ class Agreement:
         local = np.full(self._copies, number, np.int32)
         self._said.append(self._largest(jax.make_array_from_process_local_data(self._place, local)))
         return int(self._said.popleft()) if len(self._said) > self._delay else 0
+
+
+def _tell_all(text: str) -> list[str]:
+    """What each process said, in their order; all call this equally often."""
+    said = np.zeros(LONGEST, np.uint8)
+    encoded = text.encode()[:LONGEST]
+    said[: len(encoded)] = list(encoded)
+    heard = multihost_utils.process_allgather(said)
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in heard]
+
+
+def _find(token: Path) -> None:
+    began = time.monotonic()
+    while not token.exists():
+        if time.monotonic() - began > FOLDER_SECONDS:
+            raise UserError(
+                f"the processes do not share the folder {token.parent.absolute()}: what the first one writes there, "
+                f"this one does not see within {FOLDER_SECONDS} s; give a --workdir on a file system that all share"
+            )
+        time.sleep(0.1)
 
 
 def _join(launch: Launch) -> None:

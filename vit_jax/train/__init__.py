@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from vit_jax import command, config, log, run, sharding
+from vit_jax import command, config, distributed, log, run, sharding
 from vit_jax.checkpoint import Checkpoints, Damaged
 from vit_jax.command import Interruption, UserError
 from vit_jax.config import Config
@@ -27,23 +27,27 @@ __all__ = ["CONFUSION", "PREDICTIONS", "RESULT", "Trainer", "train"]
 def train(given: Config, workdir: Path, console: Console | None = None) -> int:
     """Trains, or resumes the run that `workdir` holds; the command's exit code."""
     console = console or Console(highlight=False, quiet=jax.process_index() > 0)
-    finished = check_workdir(given, workdir)
+    with distributed.same_mistakes():
+        finished = check_workdir(given, workdir)
+    distributed.check_shared(workdir)
     if finished:
         log.result_table(console, finished)
         console.print(f"\nThis run is finished. To train again, give another --workdir than {workdir}.", soft_wrap=True)
         return command.DONE
-    weights = published_weights(given, workdir)
-    settings, data = open_images(given, workdir, weights, console)
-    run.check_data(settings, data)
-    arrays = fit_weights(weights, settings, data, console)
+    with distributed.same_mistakes():
+        weights = published_weights(given, workdir)
+        settings, data = open_images(given, workdir, weights, console)
+        run.check_data(settings, data)
+        arrays = fit_weights(weights, settings, data, console)
 
-    mesh = run.make_mesh(settings, data)
-    feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(settings, data))
-    prepared = run.prepare(settings, data, feed.split)
+        mesh = run.make_mesh(settings, data)
+        feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(settings, data))
+        prepared = run.prepare(settings, data, feed.split)
     forward = add_teacher(prepared, data, feed)
     built = build_fitting(prepared, data, feed, forward)
-    if jax.process_index() == 0:
-        run.save_description(workdir, given, prepared, data)
+    with distributed.same_mistakes():
+        if jax.process_index() == 0:
+            run.save_description(workdir, given, prepared, data)
 
     checkpoints = Checkpoints(
         workdir / run.CHECKPOINTS, keep_last=given.checkpoint.keep_last, keep_best=given.checkpoint.keep_best
@@ -126,7 +130,8 @@ def add_teacher(prepared: Config, data: Data, feed: Feed) -> Callable[..., jax.A
     """The forward pass of the teacher, whose variables join what every step reads; None without a teacher."""
     if not prepared.distill.teacher:
         return None
-    teacher = run.open_teacher(prepared.distill.teacher, prepared, data.class_names)
+    with distributed.same_mistakes():
+        teacher = run.open_teacher(prepared.distill.teacher, prepared, data.class_names)
     feed.frozen["teacher"] = jax.device_put(teacher.variables, sharding.replicated(feed.mesh))
     return teacher.forward
 
