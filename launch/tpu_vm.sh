@@ -35,6 +35,14 @@ need() { # variable, what it is
   fi
 }
 
+need_shared_folder() { # where this machine alone would see or keep the run; all types put up to 8 on one machine
+  if [[ ${TPU_SPOT-} ]]; then
+    need BUCKET "a bucket for the run: the disks of a spot TPU are lost with it"
+  elif [[ ${TPU_TYPE-} =~ -([0-9]+)$ ]] && ((BASH_REMATCH[1] > 8)); then
+    need BUCKET "a bucket for the run: the workers of a $TPU_TYPE write it together"
+  fi
+}
+
 tpu() { # verb, arguments
   local command=(gcloud compute tpus tpu-vm "$1" --zone="$TPU_ZONE" "${@:2}")
   if [[ $dry_run ]]; then
@@ -70,6 +78,7 @@ create() {
 }
 
 setup() {
+  need_shared_folder
   local folder
   folder=$(mktemp -d)
   tar --create --gzip --file="$folder/vit_jax.tar.gz" --directory="$(dirname "$0")/.." \
@@ -100,6 +109,7 @@ prepare() { setup && start "$@"; }
 
 watch() {
   (($#)) || usage
+  need_shared_folder
   if [[ $dry_run ]]; then
     create && prepare "$@"
     return

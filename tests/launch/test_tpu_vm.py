@@ -31,6 +31,7 @@ class Cloud:
             "TPU_NAME": "vit",
             "TPU_ZONE": "europe-west4-a",
             "TPU_TYPE": "v3-32",
+            "BUCKET": "my-runs",
             "POLL_SECONDS": "0",
         }
         command = [str(SCRIPT), *arguments]
@@ -125,6 +126,12 @@ def test_watch_trains_to_the_end(cloud):
     assert cloud.verbs() == ["create", "scp", "ssh", "ssh"]
 
 
+@pytest.mark.parametrize("tpu_type", ["v3-8", "v5litepod-8", "v6e-4"])
+def test_one_machine_that_stays_needs_no_bucket(cloud, tpu_type):
+    assert cloud.run("setup", TPU_TYPE=tpu_type, BUCKET="").returncode == 0
+    assert "BUCKET=" in cloud.calls()[1]
+
+
 def test_watch_makes_a_preempted_tpu_again(cloud):
     cloud.answers(
         (STATE, "READY"),
@@ -164,6 +171,18 @@ def test_watch_gives_up_on_a_run_that_dies_again_and_again(cloud):
         (["start"], {}, "launch/tpu_vm.sh [--dry-run] start ARGS..."),
         (["status"], {"TPU_NAME": ""}, "error: TPU_NAME is not set"),
         (["create"], {"TPU_TYPE": ""}, "error: TPU_TYPE is not set; give the accelerator type"),
+        (
+            ["watch", *ARGUMENTS],
+            {"BUCKET": ""},
+            "error: BUCKET is not set; give a bucket for the run: the workers of a v3",
+        ),
+        (
+            ["watch", *ARGUMENTS],
+            {"BUCKET": "", "TPU_TYPE": "v3-8", "TPU_SPOT": "1"},
+            "the disks of a spot TPU are lost",
+        ),
+        (["setup"], {"BUCKET": "", "TPU_TYPE": "v5litepod-16"}, "the workers of a v5litepod-16 write it together"),
+        (["--dry-run", "watch", *ARGUMENTS], {"BUCKET": ""}, "error: BUCKET is not set"),
         (["create"], {"TPU_TYPE": "v9-8"}, "no image is known for TPU_TYPE=v9-8; set TPU_IMAGE"),
     ],
 )
