@@ -146,6 +146,21 @@ def test_another_configuration_is_refused(finished):
         tiny.start(finished, "cnn")
 
 
+def test_a_run_that_was_refused_before_it_trained_may_be_corrected(tmp_path):
+    """It leaves its description, which is written before the step is compiled; another tool's file stays what it is."""
+    with pytest.raises(UserError, match=r"model\.attention='cudnn' cannot"):
+        tiny.start(tmp_path, "vit", "model.attention=cudnn", "train.steps=2")
+    assert (tmp_path / run.CONFIG).exists()
+    assert tiny.start(tmp_path, "cnn", "train.steps=2")[0] == 0
+    assert run.read_config(tmp_path) == config.load(tiny.spec("cnn"), ["train.steps=2"])
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        tiny.start(tmp_path, "cnn", "train.steps=3")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / run.CONFIG).write_text('{"hidden_size": 3}')
+    with pytest.raises(UserError, match="hidden_size"):
+        tiny.start(tmp_path / "other", "cnn")
+
+
 def test_what_only_says_where_and_how_fast_may_differ(finished):
     given = "mesh.data=2 mesh.fsdp=2 data.cache=none model.scan=true model.remat=full log.every_steps=4 data.threads=2"
     code, text = tiny.start(finished, "vit", *given.split())

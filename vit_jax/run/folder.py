@@ -9,6 +9,7 @@ from vit_jax import augment, config
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, View
+from vit_jax.log import writers
 
 CONFIG, LABELS, PREPROCESSING, CHECKPOINTS = "config.json", "labels.json", "preprocessing.json", "checkpoints"
 
@@ -28,7 +29,7 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}; give another one") from error
-    if (workdir / CONFIG).exists():
+    if has_begun(workdir):
         return
     preprocessing = {
         **dataclasses.asdict(data.view),
@@ -46,6 +47,11 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
 def is_run(folder: Path) -> bool:
     """Whether the folder holds a run: other tools, too, write a `config.json`."""
     return (folder / CONFIG).is_file() and (folder / PREPROCESSING).is_file()
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the folder holds a run that trained; one that was refused before leaves no more than its description."""
+    return is_run(folder) and ((folder / writers.FILE).exists() or any((folder / CHECKPOINTS).glob("[0-9]*")))
 
 
 def read_config(workdir: Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:

@@ -66,7 +66,8 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
 
 def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
     """The result of the finished run in `workdir`, if there is one; raises `UserError` if its run is another one."""
-    if (workdir / run.CONFIG).exists():
+    refused = run.is_run(workdir) and not run.has_begun(workdir)
+    if (workdir / run.CONFIG).exists() and not refused:
         changed = config.differences(run.read_config(workdir), given)
         if changed:
             fields = ", ".join(f"{key} ({before} there, {after} now)" for key, (before, after) in changed.items())
@@ -90,7 +91,7 @@ def published_weights(given: Config, workdir: Path) -> Weights | None:
 
 def open_images(given: Config, workdir: Path, weights: Weights | None, console: Console) -> tuple[Config, Data]:
     """The data set, and the configuration that prepares images as the run in `workdir`, or its weights, want them."""
-    if run.is_run(workdir):
+    if run.has_begun(workdir):
         view, used = run.read_preprocessing(workdir, given.augment)
         return dataclasses.replace(given, augment=used), open_or_prepare(given, console, view.size)
     source = weights.preprocessing if weights else None
