@@ -57,10 +57,9 @@ def test_a_mesh_over_given_devices():
         ({"data": 3}, "data=3 x fsdp=1 x tensor=1 needs 3 devices, found 4; make the product 4"),
         ({"fsdp": 3}, "data=1 x fsdp=3 x tensor=1 needs 3 devices, found 4"),
         ({"fsdp": 8}, "data=1 x fsdp=8 x tensor=1 needs 8 devices, found 4"),
-        ({"fsdp": 0}, "has a size below 1"),
-        ({"tensor": -1}, "has a size below 1"),
-        ({"data": -1}, "has a size below 1"),
-        ({"devices": -1}, "has a size below 1"),
+        ({"fsdp": 0, "tensor": -1}, "^mesh.fsdp=0, mesh.tensor=-1: sizes are positive; mesh.data=0 means all"),
+        ({"data": -1}, "^mesh.data=-1: sizes are positive"),
+        ({"devices": -1}, "^mesh.devices=-1: sizes are positive"),
     ],
 )
 def test_a_mesh_that_does_not_fit_explains(settings, message):

@@ -53,8 +53,10 @@ class Settings:
 
 def check(settings: Settings) -> None:
     """Raises `UserError` for axis sizes that no machine could have."""
-    if settings.data < 0 or settings.devices < 0 or settings.fsdp < 1 or settings.tensor < 1:
-        raise UserError(f"mesh={settings} has a size below 1; sizes are positive, and data=0 means all that remain")
+    least = {"data": 0, "fsdp": 1, "tensor": 1, "devices": 0}
+    given = {name: getattr(settings, name) for name in least}
+    if wrong := [f"mesh.{name}={size}" for name, size in given.items() if size < least[name]]:
+        raise UserError(f"{', '.join(wrong)}: sizes are positive; mesh.data=0 means all that remain, the default")
 
 
 def make_mesh(settings: Settings, devices: Sequence[jax.Device] = ()) -> Mesh:
@@ -178,12 +180,15 @@ def tree_shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> P
 def device_name(mesh: Mesh) -> str:
     """The kind and number of the devices: `8 x NVIDIA H200`, `1 x CPU (Intel Xeon, 2 cores)`."""
     kind = mesh.devices.flat[0].device_kind
-    if kind == "cpu":
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        kind = f"CPU ({names[0] if names else platform.processor() or platform.machine()}, {_cores()})"
-    return f"{mesh.devices.size} x {kind}"
+    return f"{mesh.devices.size} x {processor_name() if kind == 'cpu' else kind}"
+
+
+def processor_name() -> str:
+    """This machine's: `CPU (Intel Xeon, 2 cores)`."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"CPU ({names[0] if names else platform.processor() or platform.machine()}, {_cores()})"
 
 
 def _cores() -> str:

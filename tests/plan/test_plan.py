@@ -1,16 +1,18 @@
 """Plans: the sizes of what is planned, memory and advice, the modelled time, the command."""
 
 import dataclasses
+import datetime
 import importlib.util
 import json
 
 import jax
 import pytest
+from rich.console import Console
 
 from tests import tiny
 from vit_jax import config, models, plan, sharding
 from vit_jax.command import UserError
-from vit_jax.plan import hlo, memory, subject, timing, topology
+from vit_jax.plan import hlo, memory, subject, table, timing, topology
 from vit_jax.plan.collectives import Collective
 from vit_jax.plan.memory import Memory
 from vit_jax.plan.topology import CHIPS, GIB, Machine
@@ -44,6 +46,12 @@ def test_a_plan_says_what_the_step_takes(planned):
     assert row["cost"] == pytest.approx(3.5 * 2 * row["hours"])
 
 
+def test_a_plan_says_when_and_where_it_was_made(planned):
+    assert [row["machine"] for row in planned] == [sharding.processor_name()] * 2
+    assert all(datetime.datetime.fromisoformat(row["date"]).tzinfo for row in planned)
+    assert planned[0]["versions"]["jax"] == jax.__version__
+
+
 def test_fsdp_shards_the_state(planned):
     assert [row["sweep"] for row in planned] == [["mesh.fsdp=1"], ["mesh.fsdp=2"]]
     whole, sharded = (row["memory"]["state"] for row in planned)
@@ -74,6 +82,9 @@ def test_a_data_set_that_is_not_here_is_planned_by_its_published_size():
         config.load(IMAGENET, ["data.name=ours", "optim.warmup_steps=0", *SMALL]), images=5000, classes=7
     )
     assert other.config.model["num_classes"] == 7 and other.data.size("train") == 4950
+    for sizes, lacking in (({"images": 5000}, "give --classes too"), ({"classes": 7}, "give --images too")):
+        with pytest.raises(UserError, match=lacking):
+            subject.prepare(config.load(IMAGENET, ["data.name=ours", *SMALL]), **sizes)
     with pytest.raises(UserError, match="--images N --classes K"):
         subject.prepare(config.load(IMAGENET, ["data.name=ours", "data.data_dir=/nowhere", *SMALL]))
 
@@ -180,7 +191,10 @@ def test_published_figures_agree_with_each_other():
         (["--topology", "v3"], "has no size; write e.g. v3:4x4"),
         (["--topology", "cpu:2x2"], "write e.g. cpu:8"),
         (["--topology", "v3:2x2", "--measure"], "give only --topology cpu:N"),
-        (["--price", "-1"], "must not be negative"),
+        (["--price", "-1"], "--price -1 is no price; give dollars per chip and hour"),
+        (["--price", "nan"], "--price nan is no price"),
+        (["--price", "inf"], "--price inf is no price"),
+        (["--classes", "-1"], "must not be negative"),
         (["--sweep", "mesh.fsdp"], "expected FIELD=VALUE"),
         (["--sweep", "mesh.fsd=1"], "did you mean"),
         (["--sweep", "mesh.fsdp=3"], "found 2"),
@@ -192,6 +206,19 @@ def test_mistakes(words, expected, monkeypatch):
     monkeypatch.setattr(plan, "compile_step", lambda planned: (None, needed(arguments=1, capacity=0)))
     with pytest.raises(UserError, match=expected):
         plan.main(flags(*words))
+
+
+def test_a_file_that_cannot_be_is_found_before_anything_is_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "plan", lambda *_, **__: pytest.fail("it compiles"))
+    for out, expected in ((tmp_path / "none" / "plan.json", "there is no folder"), (tmp_path, "it is a folder")):
+        with pytest.raises(UserError, match=f"cannot write --out {out}: {expected}"):
+            plan.main(flags("--out", str(out)))
+
+
+@pytest.mark.parametrize(("cost", "shown"), [(0.004, "$0.00"), (9.5, "$9.50"), (1234.5, "$1,234")])
+def test_a_cost_is_always_shown(planned, capsys, cost, shown):
+    table.show(Console(), [row | {"cost": cost} for row in planned])
+    assert capsys.readouterr().out.count(shown) == 2
 
 
 def test_a_step_that_does_not_fit_is_a_row_all_the_same(monkeypatch, capsys):

@@ -9,8 +9,10 @@ the machine, `subject` the step on it, `hlo` and `collectives` read the compiled
 it takes, `measure` holds that against a real CPU.
 """
 
+import datetime
 import importlib.metadata
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -141,8 +143,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="writes the plans as JSON")
     parser.add_data_dir()
     flags, overrides = parser.parse(argv)
-    if min(flags.price, flags.images, flags.classes) < 0:
-        raise UserError("--price, --images and --classes must not be negative")
+    if not 0 <= flags.price < math.inf:
+        raise UserError(f"--price {flags.price:g} is no price; give dollars per chip and hour, e.g. 1.2")
+    if min(flags.images, flags.classes) < 0:
+        raise UserError("--images and --classes must not be negative")
+    if flags.out:
+        check_out(flags.out)
     names = topology.split_topologies(flags.topology)
     if flags.measure and not all(name.startswith("cpu:") for name in names):
         raise UserError("--measure runs the step on this machine; give only --topology cpu:N")
@@ -159,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
     for name in names:
         machine = topology.describe(name)
         for chosen, given in planned:
-            about = {"config": flags.config, "overrides": overrides, "sweep": chosen, "versions": versions()}
+            about = {"config": flags.config, "overrides": overrides, "sweep": chosen} | origin()
             with console.status(f"compiling for {' '.join([name, *chosen])}"):
                 rows.append(about | plan(given, machine, price=flags.price, measured_steps=5 * flags.measure))
             if flags.out:  # after each: a later one may fail
@@ -168,10 +174,14 @@ def main(argv: Sequence[str]) -> int:
     return command.DONE
 
 
-def versions() -> dict[str, str]:
-    """Of what decides the answer."""
-    found = {name: _version(name) for name in ("jax", "libtpu")}
-    return {name: version for name, version in found.items() if version}
+def origin() -> dict[str, Any]:
+    """When and where something was compiled, and the versions of what decides the answer."""
+    versions = {name: _version(name) for name in ("jax", "libtpu")}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": sharding.processor_name(),
+        "versions": {name: version for name, version in versions.items() if version},
+    }
 
 
 def _version(name: str) -> str:
@@ -179,6 +189,13 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def check_out(path: Path) -> None:
+    """Raises `UserError` where no file can be: compiling takes minutes, and comes first."""
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise UserError(f"cannot write --out {path}: {wrong}; give a file in a folder that exists")
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

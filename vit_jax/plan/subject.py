@@ -74,7 +74,8 @@ def _open(given: Config, images: int, classes: int) -> tuple[Data, list[str]]:
     height, width, channels, known_classes, known_images = known or (0, 0, settings.channels or 3, 0, 0)
     images, classes = images or known_images, len(settings.classes) or classes or known_classes
     if not (images and classes):
-        raise UserError(f"data set {settings.name!r} is not a published one of known size: give --images and --classes")
+        lacking = "--images" if classes else "--classes"
+        raise UserError(f"data set {settings.name!r} is not one whose published size is known: give {lacking} too")
     size = settings.image_size or (height, width)
     height, width = (size[0], size[-1]) if all(size) else DEFAULT_SIZE
     splits = {f: v for f in ("train", "validation", "test") if "validation" not in (v := getattr(settings, f))}

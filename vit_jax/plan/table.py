@@ -12,6 +12,7 @@ from vit_jax.config.sweep import short
 from vit_jax.log import human_bytes, human_count, human_percent, human_seconds
 
 Row = Mapping[str, Any]
+CENTS_BELOW = 10  # dollars, in a table
 ALWAYS = ("plan", "memory", "fits", "step", "images/s")
 
 
@@ -21,7 +22,8 @@ def show(console: Console, rows: Sequence[Row]) -> None:
         _facts(console, rows[0])
         return
     cells = [_cells(row) for row in rows]
-    shown = [name for name in cells[0] if name in ALWAYS or len({cell[name] for cell in cells}) > 1]
+    always = (*ALWAYS, "cost") if any(cell["cost"] for cell in cells) else ALWAYS
+    shown = [name for name in cells[0] if name in always or len({cell[name] for cell in cells}) > 1]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
         table.add_column(name, justify="left" if name == "plan" else "right", overflow="fold")
@@ -53,7 +55,7 @@ def _cells(row: Row) -> dict[str, str]:
         "images/s": f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
         "MFU": human_percent(row["mfu"]) if row["mfu"] else "",
         "time": human_seconds(3600 * row["hours"]) if row["hours"] else "",
-        "cost": f"${row['cost']:,.0f}" if row["cost"] else "",
+        "cost": f"${row['cost']:,.{0 if row['cost'] >= CENTS_BELOW else 2}f}" if row["cost"] else "",
     }
 
 
