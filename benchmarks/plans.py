@@ -23,11 +23,11 @@ def read(folder: Path) -> list[Row]:
 def plans(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells."""
     header = ["machine", "configuration", "cores", "images a core", "memory of a core", "of it state", "step"]
-    header += ["images/s", "MFU"]
+    header += ["images/s", "MFU", "date"]
     cells = [
         [
             row["topology"],
-            " ".join([row["config"].removeprefix("configs/"), *(f"`{text}`" for text in _changes(row))]),
+            _configuration(row),
             str(row["devices"]),
             f"{row['images_per_core']:g}",
             log.human_bytes(row["memory"]["total"]) + ("" if row["memory"]["fits"] else ": too much"),
@@ -35,6 +35,7 @@ def plans(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             f"{1000 * row['step_seconds']:,.0f} ms" if row["step_seconds"] else "",
             f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
             f"{100 * row['mfu']:.1f} %" if row["mfu"] else "",
+            _date(row),
         ]
         for row in rows
         if row["kind"] == "plan" and not row["measured"]
@@ -44,15 +45,19 @@ def plans(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def checks(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells: what was predicted for this CPU, and what then was measured on it."""
-    header = ["machine", "configuration", "step, predicted", "measured", "memory, predicted", "measured"]
+    header = ["machine", "configuration", "batch", "data set", "step, predicted", "measured"]
+    header += ["memory, predicted", "measured", "date"]
     cells = [
         [
             row["topology"],
-            row["config"].removeprefix("configs/"),
+            _configuration(row),
+            str(row["batch_size"]),
+            "its published size" if row["assumed"] else "at hand",
             f"{1000 * row['step_seconds']:,.0f} ms",
             f"{1000 * row['measured']['step_seconds']:,.0f} ms",
             log.human_bytes(row["memory"]["total"]),
             log.human_bytes(row["measured"]["peak_bytes"]),
+            _date(row),
         ]
         for row in rows
         if row["kind"] == "plan" and row["measured"]
@@ -77,5 +82,12 @@ def textbook(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-def _changes(row: Row) -> list[str]:
-    return [text for text in (*row["overrides"], *row["sweep"]) if not text.startswith("data.data_dir=")]
+def _configuration(row: Row) -> str:
+    """The file, and what was changed in it."""
+    changes = [text for text in (*row["overrides"], *row["sweep"]) if not text.startswith("data.data_dir=")]
+    return " ".join([row["config"].removeprefix("configs/"), *(f"`{text}`" for text in changes)])
+
+
+def _date(row: Row) -> str:
+    """The day; empty for results from before they said it."""
+    return row.get("date", "")[:10]

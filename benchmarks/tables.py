@@ -267,7 +267,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "augmentation": augmentation_table,
     "plans": lambda rows: markdown(*plans.plans(rows), 2),
     "textbook": lambda rows: markdown(*plans.textbook(rows), 1),
-    "checks": lambda rows: markdown(*plans.checks(rows), 2),
+    "checks": lambda rows: markdown(*plans.checks(rows), 4),
 }
 
 
@@ -291,7 +291,10 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"--config.{overrides[0]}: this command takes no overrides; leave it out")
-    README.write_text(fill(README.read_text(), read(flags.results)))
+    rows = read(flags.results)
+    if not rows:
+        raise UserError(f"--results {flags.results} is no folder with results; give one, or leave it out")
+    README.write_text(fill(README.read_text(), rows))
     return command.DONE
 
 

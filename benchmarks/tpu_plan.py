@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import textbook
-from vit_jax import command, compilation, config, flops, sharding
+from vit_jax import command, compilation, config, flops, plan, sharding
+from vit_jax.command import UserError
 from vit_jax.plan import collectives, hlo, memory, subject, timing, topology
 from vit_jax.plan.topology import Machine
 
@@ -86,6 +87,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)
     flags, overrides = parser.parse(argv)
+    if topology.split_topologies(flags.topology) != [flags.topology] or flags.topology.startswith("cpu:"):
+        raise UserError(f"--topology {flags.topology}: this compiles for one TPU; give e.g. v3:2x2")
+    plan.check_out(flags.out)
     topology.prepare([flags.topology])
     machine = topology.describe(flags.topology)
     batch_size = flags.images_per_core * len(machine.devices)
@@ -94,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
         "images_per_core": flags.images_per_core,
         "depth": flags.depth,
         "overrides": overrides,
+        **plan.origin(),
         "textbook": textbooks(machine, batch_size, flags.depth),
         "ours": ours(machine, batch_size, [f"model.depth={flags.depth}", *overrides]),
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import augmentation, gpu, input, machine, startup, throughput
+from benchmarks import augmentation, gpu, input, machine, startup, throughput, tpu_plan
 from benchmarks.throughput import Failed, Worker, add_efficiency, contenders, in_turns, list_of
 from benchmarks.workloads import Case
 from vit_jax import command
@@ -32,6 +32,10 @@ from vit_jax.command import UserError
         (startup, "--rounds 0", "--rounds 0"),
         (augmentation, "--rounds 0", "--rounds 0"),
         (gpu, "--minutes 0", "--minutes 0.0 is not positive"),
+        (tpu_plan, "--topology cpu:1 --out plan.json", "compiles for one TPU; give e.g. v3:2x2"),
+        (tpu_plan, "--topology v3:2x2,v5e:2x2 --out plan.json", "compiles for one TPU"),
+        (tpu_plan, "--topology v9:2x2 --out plan.json", "'v9' is unknown"),
+        (tpu_plan, "--out nowhere/plan.json", "cannot write --out nowhere/plan.json: there is no folder nowhere"),
     ],
 )
 def test_a_mistake_is_one_line(module, argv: str, message: str) -> None:

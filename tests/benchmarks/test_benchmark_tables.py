@@ -115,6 +115,14 @@ def test_the_dearest_augmentation_is_held_against_the_target(tmp_path: Path) -> 
     assert "none" not in tables.augmentation_table(rows)
 
 
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_without_results_no_table_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
+    with pytest.raises(UserError, match="is no folder with results"):
+        tables.main(["--results", str(tmp_path / folder)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_table_has_its_place() -> None:
     text = "".join(f"<!-- table: {name} -->\nstale\n<!-- end -->\nsame\n" for name in tables.TABLES)
     filled = tables.fill(text, [])
