@@ -2,16 +2,18 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import time
 from typing import Any
 
 import jax
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.launch.test_local import ARGUMENTS, wait_for_step
 from vit_jax import distributed, sharding
 from vit_jax.command import UserError
 from vit_jax.distributed import Launch
@@ -125,11 +127,12 @@ def test_a_single_process_joins_nobody():
         assert not jax.distributed.is_initialized()
 
 
+TRAIN = "from vit_jax import command, main; command.run(main.main)"
 TWO = """
 import json, os, pathlib, signal, sys
 from vit_jax import command, distributed, sharding
 distributed.FOLDER_SECONDS = 1
-mine, ours = os.environ["JAX_PROCESS_ID"], pathlib.Path(sys.argv[0]).parent
+mine, ours = os.environ["JAX_PROCESS_ID"], pathlib.Path(sys.argv[1])
 
 def mistakes():
     def own():
@@ -158,22 +161,28 @@ with distributed.joined():
 """
 
 
-def two_processes(folder: Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+def start(program: str, processes: int, *arguments: str, devices: int = 2) -> list[subprocess.Popen[str]]:
+    """Processes of one launch that all run the program, each with so many devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    (folder / "two.py").write_text(TWO)
     started = []
-    for process in range(2):
+    for process in range(processes):
         environment = os.environ | {
             "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": "2",
+            "JAX_NUM_PROCESSES": str(processes),
             "JAX_PROCESS_ID": str(process),
             "PYTHONPATH": str(REPOSITORY),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
-        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-        command = [sys.executable, str(folder / "two.py"), *arguments]
-        started.append(subprocess.Popen(command, env=environment, text=True, stdin=-1, stdout=-1, stderr=-1))
+        command = [sys.executable, "-c", program, *arguments]
+        options: dict[str, Any] = {"env": environment, "cwd": REPOSITORY, "text": True}
+        started.append(subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, **options))
+    return started
+
+
+def finish(started: list[subprocess.Popen[str]]) -> list[subprocess.CompletedProcess[str]]:
+    """Ends the input of the last one first, and so on; what they said."""
     outputs = [process.communicate(timeout=200) for process in reversed(started)][::-1]
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *output)
@@ -184,7 +193,7 @@ def two_processes(folder: Path, *arguments: str) -> list[subprocess.CompletedPro
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> list[dict[str, Any]]:
     """What each of two processes said of each thing that it was asked."""
-    processes = two_processes(tmp_path_factory.mktemp("two"))
+    processes = finish(start(TWO, 2, str(tmp_path_factory.mktemp("two"))))
     assert [process.returncode for process in processes] == [0, 0], [process.stderr for process in processes]
     lines = [[line.partition(" ") for line in process.stdout.splitlines()] for process in processes]
     return [{what: json.loads(said) for what, _, said in own if what in ("heard", "mistakes")} for own in lines]
@@ -230,4 +239,18 @@ def test_a_single_process_writes_into_no_folder_and_makes_its_own_mistakes(tmp_p
 @pytest.mark.slow
 def test_sigterm_is_not_swallowed(tmp_path):
     """Its input ends for the second process first: JAX aborts what is left when the first, which coordinates, dies."""
-    assert [process.returncode for process in two_processes(tmp_path, "die")] == [-15, -15]
+    assert [process.returncode for process in finish(start(TWO, 2, str(tmp_path), "die"))] == [-15, -15]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_with_a_message(tmp_path, lost):
+    """Also without a launcher that would end it."""
+    both = start(TRAIN, 2, *ARGUMENTS, "--workdir", str(tmp_path / "run"), devices=1)
+    wait_for_step(15, tmp_path / "run", both[lost])
+    both[lost].kill()
+    began = time.monotonic()
+    _, said = both[1 - lost].communicate(timeout=200)
+    assert time.monotonic() - began < 30
+    finish([both[lost]])
+    assert both[1 - lost].returncode == -signal.SIGABRT and "another task died" in said

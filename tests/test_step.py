@@ -281,15 +281,22 @@ def one_device(state):
 
 
 @pytest.mark.parametrize(
-    "mesh", [{"data": 2}, {"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}], ids=["2", "4", "fsdp2-tensor2"]
+    ("mesh", "split"),
+    [
+        ({"data": 2}, (8, 10)),
+        ({"data": 4}, (8, 10)),
+        ({"data": 1, "fsdp": 4}, (2, 10)),
+        ({"data": 1, "tensor": 2}, (8, 5)),
+        ({"data": 1, "fsdp": 2, "tensor": 2}, (4, 5)),
+    ],
+    ids=["2", "4", "fsdp4", "tensor2", "fsdp2-tensor2"],
 )
-def test_the_devices_do_not_change_the_losses(state, one_device, mesh):
+def test_the_devices_do_not_change_the_losses(state, one_device, mesh, split):
     expected, _ = one_device
     found, after = mesh_losses(state.params, **mesh)
     assert np.std(expected) > 1e-2
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     kernel = after.params["Transformer"]["encoderblock_1"]["MlpBlock_3"]["Dense_0"]["kernel"]
-    split = (4, 5) if "tensor" in mesh else (8, 10)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {split}
     assert len(kernel.addressable_shards) == np.prod(list(mesh.values()))
 

@@ -2,12 +2,14 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
 
 from tests.data.images import SHAPE, Images
+from tests.test_distributed import finish, start
 from vit_jax import sharding
 from vit_jax.command import UserError
 from vit_jax.data import Feed, RandomCrop, Split, View, batching
@@ -161,6 +163,42 @@ def test_a_broken_image_that_is_allowed_does_not_count_in_evaluation(cache):
     real = found["weight"] == 1
     np.testing.assert_array_equal(found["image"][real], np.delete(Images(SIZE).pixels, [0, 13], axis=0))
     assert found["weight"].sum() == SIZE - 2
+
+
+PART = """
+import sys
+import jax
+import numpy as np
+from vit_jax import distributed
+with distributed.joined():
+    jax.devices()  # before the tests ask for four
+    from tests.data import test_feed
+    np.savez(f"{sys.argv[1]}/{jax.process_index()}", **dict(test_feed.parts()))
+"""
+
+
+def parts() -> Iterator[tuple[str, np.ndarray]]:
+    """Each part of each batch that lies on a device of this process, by its first row."""
+    for cache, crop in (("device", None), ("host", None), ("none", None), ("none", CROP)):
+        feed = make(cache, crop=crop)
+        batches = {"train": feed.train(5, 8, 2, 5), "evaluation": feed.evaluation(8)}
+        for use, number, batch in [(use, *each) for use, found in batches.items() for each in enumerate(found)]:
+            for key, array in batch.items():
+                for shard in array.addressable_shards:
+                    yield f"{cache} {crop is None} {use} {number} {key} {shard.index[0].start}", np.asarray(shard.data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_sees_the_same_bits(tmp_path, processes):
+    done = finish(start(PART, processes, str(tmp_path), devices=4 // processes))
+    assert [process.returncode for process in done] == [0] * processes, done
+    found = [dict(np.load(tmp_path / f"{i}.npz")) for i in range(processes)]
+    expected = dict(parts())
+    assert sum(map(len, found)) == len(expected), "each part is in one process"
+    for key, part in (item for own in found for item in own.items()):
+        np.testing.assert_array_equal(part, expected[key])
+        assert part.dtype == expected[key].dtype
 
 
 def test_a_feed_that_is_left_early_leaves_no_thread_behind():
