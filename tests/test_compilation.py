@@ -1,8 +1,13 @@
-"""Compiled programs are kept in the user's cache, or where JAX is told to."""
+"""Compiled programs are kept in the user's cache, or where JAX is told to; under `scan` they do not grow with depth."""
 
 import os
 import subprocess
 import sys
+
+import jax
+import pytest
+
+from vit_jax import config, models, run, sharding
 
 PROGRAM = """
 import jax
@@ -47,3 +52,21 @@ def test_what_no_process_can_read_again_is_not_kept(tmp_path):
 def test_jaxs_own_variable_decides(tmp_path):
     assert folder(JAX_COMPILATION_CACHE_DIR=str(tmp_path), XDG_CACHE_HOME="/nowhere") == str(tmp_path)
     assert os.listdir(tmp_path)
+
+
+def instructions(depth: int, scan: bool) -> int:
+    """Of a training step, before the compiler sees it."""
+    sizes = {"patch_size": (2,), "width": 6, "mlp_width": 10, "heads": 2, "num_classes": 7, "dropout": 0.1}
+    model = models.settings("vit", depth=depth, scan=scan, **sizes)
+    view = {"mean": (0.5,), "std": (0.5,)}
+    given = config.from_dict({"model": model, "augment": view, "train": {"batch_size": 5, "steps": 3}})
+    mesh = sharding.make_mesh(given.mesh, jax.devices()[:1])
+    built = run.build(given, mesh, image_shape=(6, 4, 3), train_images=29)
+    batch = {"image": jax.ShapeDtypeStruct((5, 6, 4, 3), "uint8"), "label": jax.ShapeDtypeStruct((5,), "int32")}
+    return built.train_step.lower(built.abstract_state, batch, {}).as_text().count(" = ")
+
+
+def test_a_scanned_step_does_not_grow_with_depth():
+    shallow = instructions(3, scan=True)
+    assert instructions(12, scan=True) == pytest.approx(shallow, rel=0.05)
+    assert instructions(3, scan=False) > 1.5 * shallow, "layers are counted"
