@@ -1,7 +1,9 @@
 """What all launch scripts have: they pass shellcheck, say how they are used, and set no hyper-parameter."""
 
 import itertools
+import os
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -33,6 +35,16 @@ def test_without_arguments_it_prints_its_usage(path):
     described = itertools.takewhile(lambda line: line.startswith("# ") or line == "#", lines[1:])
     assert done.stderr.splitlines() == [line[2:] for line in described]
     assert path.name in done.stderr
+
+
+def test_the_slurm_script_shows_what_it_would_run():
+    """`test_slurm.py` runs it, where there is a SLURM."""
+    words = ["--config", "configs/x.py", "--config.data.name=my photos"]
+    command = ["bash", str(REPOSITORY / "launch" / "slurm.sbatch"), "--dry-run", *words]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | {"PYTHON": "python3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    expected = ["srun", "--kill-on-bad-exit=1", "python3", "-m", "vit_jax.main", *words]
+    assert (done.returncode, shlex.split(done.stdout)) == (0, expected), done.stderr
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
