@@ -91,7 +91,7 @@ def test_every_group_is_frozen():
         ("data.max_bad_fraction=1", "data.max_bad_fraction=1.0"),
         ("augment.flip=1.5", "augment.flip=1.5"),
         ("optim.decay=(", "optim.decay='\\(' is not a regular expression"),
-        ("mesh.fsdp=0", "below 1"),
+        ("mesh.fsdp=0", "mesh.fsdp=0: sizes are positive"),
     ],
 )
 def test_values_out_of_range(override, expected):
