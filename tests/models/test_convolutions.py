@@ -14,6 +14,7 @@ from tests import quick
 from vit_jax import models, sharding
 from vit_jax.models.convolutions import ORDER, conv_general_dilated, inside_loop
 
+KEY = jax.random.key(3)
 IMAGES = (2, 16, 32, 3)
 MODELS = {
     "cnn": ("cnn/conv3", {"stages": ((5,), (7,))}),
@@ -78,6 +79,16 @@ def test_accelerators_get_the_plain_one_everywhere(monkeypatch):
     monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA"))
     with inside_loop():
         assert jaxpr(conv_general_dilated) == jaxpr(lax.conv_general_dilated)
+
+
+@pytest.mark.parametrize("special", [{"feature_group_count": 3}, {"rhs_dilation": (2, 1)}, {"lhs_dilation": (1, 2)}])
+def test_groups_and_dilation_are_kept(special):
+    groups = special.get("feature_group_count", 1)
+    x, w = (jax.random.normal(KEY, s) for s in ((2, 8, 9, 3), (3, 3, 3 // groups, 6)))
+    given = (x, w, (1, 1), ((0, 0), (1, 0)))
+    with inside_loop():
+        found = conv_general_dilated(*given, dimension_numbers=ORDER, **special)
+    np.testing.assert_array_equal(found, lax.conv_general_dilated(*given, dimension_numbers=ORDER, **special))
 
 
 @pytest.mark.parametrize("family", MODELS)

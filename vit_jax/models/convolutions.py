@@ -29,18 +29,20 @@ def inside_loop() -> Iterator[None]:
 
 def conv_general_dilated(
     x: Float[Array, "n h w c"],
-    kernel: Float[Array, "p q c d"],
+    kernel: Float[Array, "p q e d"],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "n h2 w2 d"]:
-    """`lax.conv_general_dilated` of images without groups and dilation, to be given to `nn.Conv`.
+    """`lax.conv_general_dilated` of images, to be given to `nn.Conv`; with groups or dilation it is just that.
 
     XLA's fast convolutions for CPUs want the axes in `ORDER`. It turns those of gradients round itself, but not in a
     loop's body: a naive one takes their place there, 30 to 100 times as slow (jaxlib 0.11). Under `inside_loop` the
     gradients are written in that order; they can then not be differentiated forwards (`jax.jvp`).
     """
-    if not _in_loop.get() or sharding.devices_of_activations()[0] != "cpu":
+    rates = (options.get(name) or (1,) for name in ("lhs_dilation", "rhs_dilation"))
+    special = options.get("feature_group_count", 1) > 1 or any(rate != 1 for pair in rates for rate in pair)
+    if special or not _in_loop.get() or sharding.devices_of_activations()[0] != "cpu":
         return lax.conv_general_dilated(x, kernel, window_strides, padding, **{"dimension_numbers": ORDER, **options})
     strides = tuple(window_strides)
     if isinstance(padding, str):
