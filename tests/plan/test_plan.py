@@ -189,6 +189,9 @@ def test_published_figures_agree_with_each_other():
     [
         (["--topology", "v9:2x2"], "'v9' is unknown; choose from cpu, v2"),
         (["--topology", "v3"], "has no size; write e.g. v3:4x4"),
+        (["--topology", "v5p"], "has no size; write e.g. v5p:4x4x4"),
+        (["--topology", "v3:2x2x2"], "has 3 sides; those of v3 have 2: v3:4x4"),
+        (["--topology", "v5p:4x4"], "has 2 sides; those of v5p have 3: v5p:4x4x4"),
         (["--topology", "cpu:2x2"], "write e.g. cpu:8"),
         (["--topology", "v3:2x2", "--measure"], "give only --topology cpu:N"),
         (["--price", "-1"], "--price -1 is no price; give dollars per chip and hour"),

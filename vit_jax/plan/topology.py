@@ -23,7 +23,7 @@ class Chip:
     flops: float
     core_memory: float  # GiB of a core's HBM that a program may take
     hbm_bandwidth: float
-    links: int  # to neighbours in the torus
+    links: int  # to neighbours in the torus: two along each of its sides
     link_bandwidth: float  # of one link, in one direction
     clock: float  # Hz; 0: not published
 
@@ -115,9 +115,12 @@ def split_topologies(text: str) -> list[str]:
         kind, _, size = name.partition(":")
         if kind not in ("cpu", *CHIPS):
             raise UserError(f"topology {name!r}: {kind!r} is unknown; choose from cpu, {', '.join(CHIPS)}")
-        if not all(part.isdigit() and int(part) for part in (size.split("x") if kind != "cpu" else [size])):
-            example = "cpu:8" if kind == "cpu" else "v5p:4x4x4" if kind == "v5p" else f"{kind}:4x4"
+        sides = size.split("x") if kind != "cpu" else [size]
+        example = "cpu:8" if kind == "cpu" else f"{kind}:{'x'.join('4' * (CHIPS[kind].links // 2))}"
+        if not all(side.isdigit() and int(side) for side in sides):
             raise UserError(f"topology {name!r} has no size; write e.g. {example}")
+        if kind != "cpu" and len(sides) != (expected := CHIPS[kind].links // 2):
+            raise UserError(f"topology {name!r} has {len(sides)} sides; those of {kind} have {expected}: {example}")
     return names
 
 
