@@ -16,7 +16,7 @@ from vit_jax import command, log
 from vit_jax.command import UserError
 
 README = Path(__file__).parent / "README.md"
-KINDS = ("throughput", "input", "startup", "augmentation")
+KINDS = ("throughput", "input", "startup", "augmentation", "growth")
 NOT_YET = "not yet run on a GPU"
 VOID_BELOW = 650.0  # TFLOP/s of an H200 in bfloat16: below that something else used it, and the measurement is void
 CASE = ("device", "model", "mode", "dtype", "batch_size", "image_size", "memory", "overrides")
@@ -35,7 +35,20 @@ def read(folder: Path) -> list[Row]:
         for row in content["rows"]:
             found = about | row
             rows.append(found)
-            fields = (*CASE, "kind", "cores_used", "contender", "data", "threads", "workers", "cache", "view")
+            fields = (
+                *CASE,
+                "kind",
+                "cores_used",
+                "contender",
+                "data",
+                "threads",
+                "workers",
+                "cache",
+                "view",
+                "config",
+                "what",
+                "number",
+            )
             newest[json.dumps([found.get(field) for field in fields])] = found
     measured = [row | {"newest": any(row is last for last in newest.values())} for row in rows]
     return measured + plans.read(folder)
@@ -158,6 +171,46 @@ def augmentation_table(rows: Sequence[Row]) -> str:
     return markdown(header, cells, 5)
 
 
+def growth_table(rows: Sequence[Row]) -> str:
+    """Speeds beside those of one process or device."""
+    header = ("device", "configuration", "batch", "on", "images/s", "beside one", "of each", "added up a step", "date")
+    named = {"processes": ("real process", "real processes"), "devices": ("simulated device", "simulated devices")}
+    cells = []
+    for row in [row for row in _of(rows, "growth") if row["what"] in named]:
+        number, speed = row["number"], row["images_per_second"]
+        alone = [each for each in rows if each["kind"] == "growth" and each["what"] == row["what"]]
+        alone = [each for each in alone if each["run"] == row["run"] and each["number"] == 1]
+        beside = statistics.median(ratios(alone[0]["rounds"], row["rounds"])) if alone else None
+        changes = [f"`{text}`" for text in row["overrides"]]
+        cells.append(
+            [
+                device(row),
+                " ".join([row["config"].removeprefix("configs/"), *changes]),
+                str(row["batch_size"]),
+                f"{number} {named[row['what']][number > 1]}",
+                f"{speed:,.0f}",
+                f"{beside:.2f}" if beside else "",
+                f"{speed / number:,.0f}",
+                f"{row['all_reduced_bytes']:,} bytes" if row.get("all_reduced_bytes") else "",
+                row["date"],
+            ]
+        )
+    return markdown(header, cells, 4)
+
+
+def layers_table(rows: Sequence[Row]) -> str:
+    """Time to compile beside that of the fewest layers."""
+    header = ("device", "model", "layers", "compile", "beside the fewest", "date")
+    found = [row for row in _of(rows, "growth") if row["what"] == "layers"]
+    fewest = {row["run"]: row for row in sorted(found, key=lambda row: -row["number"])}
+    cells = [
+        [device(row), f"{row['model']} `model.scan=true`", str(row["number"]), f"{row['compile_seconds']:.1f} s"]
+        + [f"{statistics.median(ratios(fewest[row['run']]['rounds'], row['rounds'])):.2f}", row["date"]]
+        for row in found
+    ]
+    return markdown(header, cells, 2)
+
+
 def shares(plain: Sequence[float], whole: Sequence[float]) -> list[float]:
     """Which share of the whole the plain one does not take, round by round."""
     return [1 - without / seconds for without, seconds in zip(plain, whole, strict=True)]
@@ -245,7 +298,7 @@ def _of(rows: Sequence[Row], kind: str, **values: Any) -> list[Row]:
     """The newest rows of a kind with these values, in a fixed order."""
     found = [row for row in rows if row["kind"] == kind and row["newest"]]
     found = [row for row in found if all(row[key] == value for key, value in values.items())]
-    first = ("device", "model", "mode", "dtype", "batch_size", "memory", "contender", "cache", "date")
+    first = ("device", "model", "mode", "dtype", "batch_size", "memory", "contender", "cache", "what", "number", "date")
     return sorted(found, key=lambda row: [(not row["gpu"], *(str(row.get(key, "")).zfill(9) for key in first))])
 
 
@@ -265,6 +318,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "input": input_table,
     "startup": startup_table,
     "augmentation": augmentation_table,
+    "growth": growth_table,
+    "layers": layers_table,
     "plans": lambda rows: markdown(*plans.plans(rows), 2),
     "textbook": lambda rows: markdown(*plans.textbook(rows), 1),
     "checks": lambda rows: markdown(*plans.checks(rows), 4),

@@ -42,7 +42,8 @@ class Worker:
 
     def __init__(self, job: dict[str, Any], shares: bool = False) -> None:
         """`shares`: other processes need memory of the same GPU, of which JAX takes most at once by default."""
-        env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if shares else None
+        env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # how long it takes to compile is measured
+        env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if shares else {}
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(job)],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import augmentation, gpu, input, machine, startup, throughput, tpu_plan
+from benchmarks import augmentation, gpu, growth, input, machine, startup, throughput, tpu_plan
 from benchmarks.throughput import Failed, Worker, add_efficiency, contenders, in_turns, list_of
 from benchmarks.workloads import Case
 from vit_jax import command
@@ -31,6 +31,11 @@ from vit_jax.command import UserError
         (startup, "--models nothing", "'nothing' is unknown"),
         (startup, "--rounds 0", "--rounds 0"),
         (augmentation, "--rounds 0", "--rounds 0"),
+        (growth, "--steps 0", "--steps 0, --rounds 3: expected positive numbers"),
+        (growth, "--layers 12,x", "--layers '12,x': expected positive numbers, comma-separated"),
+        (growth, "--processes 0", "--processes '0': expected positive numbers"),
+        (growth, "--devices 2,3", "train.batch_size=128 cannot be divided by 3"),
+        (growth, "--config configs/nothing.py", "configs/nothing.py"),
         (gpu, "--minutes 0", "--minutes 0.0 is not positive"),
         (tpu_plan, "--topology cpu:1 --out plan.json", "compiles for one TPU; give e.g. v3:2x2"),
         (tpu_plan, "--topology v3:2x2,v5e:2x2 --out plan.json", "compiles for one TPU"),

@@ -115,6 +115,37 @@ def test_the_dearest_augmentation_is_held_against_the_target(tmp_path: Path) -> 
     assert "none" not in tables.augmentation_table(rows)
 
 
+def test_growth_is_held_against_one_of_the_same_run(tmp_path: Path) -> None:
+    about = {"config": "configs/digits.py", "overrides": ["seed=1"], "batch_size": 64}
+    one = {"what": "devices", "number": 1, "images_per_second": 200.0, "rounds": [100.0, 200.0, 300.0]}
+    two = {"what": "devices", "number": 2, "images_per_second": 240.0, "rounds": [150.0, 240.0, 390.0]}
+    alone = {"what": "processes", "number": 2, "images_per_second": 50.0, "rounds": [50.0]}
+    layers = [
+        {"what": "layers", "number": number, "model": "vit/Ti16", "compile_seconds": seconds, "rounds": [seconds]}
+        for number, seconds in {12: 4.0, 48: 5.0}.items()
+    ]
+    rows = [about | one, about | two | {"all_reduced_bytes": 1234}, about | alone, *layers]
+    write(tmp_path, "growth-1", rows, CPU)
+    rows = tables.read(tmp_path)
+    cells = line(tables.growth_table(rows), "2 simulated devices")
+    assert cells[1:] == [
+        "digits.py `seed=1`",
+        "64",
+        "2 simulated devices",
+        "240",
+        "1.30",
+        "120",
+        "1,234 bytes",
+        "2026-01-01",
+    ]
+    assert line(tables.growth_table(rows), "1 simulated device")[4:8] == ["200", "1.00", "200", ""]
+    assert line(tables.growth_table(rows), "2 real processes")[4:7] == ["50", "", "25"]
+    assert [line(tables.layers_table(rows), f"| {n} |")[3:5] for n in (12, 48)] == [
+        ["4.0 s", "1.00"],
+        ["5.0 s", "1.25"],
+    ]
+
+
 @pytest.mark.parametrize("folder", ["nowhere", "."])
 def test_without_results_no_table_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setattr(tables, "README", tmp_path / "README.md")
