@@ -32,6 +32,7 @@ class Question:
     evaluations: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     seeds: int = 1
+    note: str = ""  # below the table
 
     def command(self, name: str) -> str:
         words = ["python -m vit_jax.compare", *self.specs, f"--out runs/{name}"]
@@ -55,18 +56,33 @@ QUESTIONS = {
     ),
     "norm": Question("Batch norm, layer norm, none", FASHION[1:], ("model.norm=batch,layer,none",), overrides=SHORT),
     "distillation": Question(
-        "With and without a teacher (the CNN that saw the same 10 % of the images)",
+        "With and without a teacher (the CNN that saw the same 10 % of the images: 87.97 %)",
         FASHION[:1],
         ("distill.teacher=,runs/data-size/fashion_mnist-cnn_limit=5400-seed0",),
-        overrides=("model.patch_size=7", "data.limit=5400", "distill.kind=soft", *SHORT),
+        overrides=(
+            "model.patch_size=7",
+            "data.limit=5400",
+            "augment.crop_padding=2",
+            "augment.mixup=0.8",
+            "distill.kind=soft",
+            "distill.weight=0.9",
+            "distill.temperature=2",
+            "train.batch_size=64",
+            "train.steps=6752",
+            "evaluate.every_steps=1688",
+        ),
         seeds=3,
+        note="A teacher's answers are worth more on images that nobody labelled, mixed ones, and in long training "
+        "(Beyer et al. 2022, arXiv:2106.05237). In a quarter of the steps, on images that are only flipped, three "
+        "seeds have 82.92 ± 0.23 % without and 83.16 ± 0.36 % with a teacher (weight 0.5, temperature 1); temperature "
+        "3 gives 83.31 %, weight 0.9 82.80 %, both 82.37 % (one seed).",
     ),
 }
 INTRODUCTION = """
 ## The reports' questions, in small
 
-On Fashion-MNIST, with 1,688 steps of 64 images (two epochs of the whole set): long before any of these models has
-learnt what it can, so that what is learnt fast shows first.
+On Fashion-MNIST, with 1,688 steps of 64 images (two epochs of the whole set), or as many as the command says: long before
+any of these models has learnt what it can, so that what is learnt fast shows first.
 `python -m benchmarks.accuracy FOLDER NAME` keeps a finished comparison. Other programs ran on the machine meanwhile:
 the times say little.
 """
@@ -109,4 +125,5 @@ def _section(name: str, question: Question) -> str:
     header = ["run", *(compare.COLUMNS[key] for key in SHOWN)]
     cells = [[row["run"], *(compare.cell(key, row[key]) for key in SHOWN)] for row in found["rows"]]
     table = markdown(header, cells, 1)
-    return f"{machine.in_table(found['device'])}, {found['date']}: {command}\n\n{table}"
+    note = f"\n{question.note}\n" if question.note else ""
+    return f"{machine.in_table(found['device'])}, {found['date']}: {command}\n\n{table}{note}"
