@@ -56,6 +56,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         Row("CNN", "90.32", "configs/fashion_mnist.py:cnn"),
         Row("small compact transformer (ours)", "", "configs/fashion_mnist.py:small", "not yet run"),
         Row("tiny ViT (ours)", "", "configs/fashion_mnist.py:tiny", "not yet run"),
+        Row("the same, on cropped and erased images", "", "configs/fashion_mnist.py:tiny_strong", "not yet run"),
         Row("CCT-7/3x1 (ours)", "", "configs/compact.py:cct_fashion_mnist"),
     ),
     "B. CIFAR-100": (
