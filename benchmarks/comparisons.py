@@ -72,18 +72,18 @@ QUESTIONS = {
             "evaluate.every_steps=1688",
         ),
         seeds=3,
-        note="The gain is three standard errors, and a quarter of the way to the teacher. A teacher's answers are worth "
-        "more on images that nobody labelled, mixed ones, and in long training (Beyer et al. 2022, arXiv:2106.05237). In "
-        "a quarter of the steps, on images that are only flipped, three seeds have 82.92 ± 0.23 % without and 83.16 ± "
-        "0.36 % with a teacher (weight 0.5, temperature 1); temperature 3 gives 83.31 %, weight 0.9 82.80 %, both 82.37 % "
-        "(one seed).",
+        note="The gain is three standard errors, and a quarter of the way to the teacher. A teacher's answers are "
+        "worth more on images that nobody labelled, mixed ones, and in long training (Beyer et al. 2022, "
+        "arXiv:2106.05237). In a quarter of the steps, on images that are only flipped, three seeds have 82.92 ± "
+        "0.23 % without and 83.16 ± 0.36 % with a teacher (weight 0.5, temperature 1); temperature 3 gives 83.31 %, "
+        "weight 0.9 82.80 %, both 82.37 % (one seed).",
     ),
 }
 INTRODUCTION = """
 ## The reports' questions, in small
 
-On Fashion-MNIST, with 1,688 steps of 64 images (two epochs of the whole set), or as many as the command says: long before
-any of these models has learnt what it can, so that what is learnt fast shows first.
+On Fashion-MNIST, with 1,688 steps of 64 images (two epochs of the whole set), or as many as the command says: long
+before any of these models has learnt what it can, so that what is learnt fast shows first.
 `python -m benchmarks.accuracy FOLDER NAME` keeps a finished comparison. Other programs ran on the machine meanwhile:
 the times say little.
 """

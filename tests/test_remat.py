@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from tests import tiny
@@ -19,6 +20,14 @@ AUTO = config.from_dict(
         "train": {"batch_size": N, "steps": 5},
     }
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+    """As much of a device as a mesh asks for."""
+
+    platform: str = "tpu"
+    process_index: int = 0
 
 
 def build(prepared: config.Config) -> run.Run:
@@ -48,6 +57,17 @@ def test_the_first_that_fits_is_taken(needed, limit, chosen):
     memory = int(limits[limit] / run.remat.SHARE) + 1 if limits[limit] else 0
     built = run.fitting(AUTO, build, BATCH, {}, memory)
     assert built.model.remat == built.config.model["remat"] == chosen
+
+
+@pytest.mark.parametrize(("scan", "chosen"), [(True, "dots"), (False, "none")])
+def test_scanned_layers_on_a_tpu_keep_no_more_than_products(scan, chosen):
+    """Their loop writes what it keeps to memory: ViT-B/16's modelled step on v3 is 16 % shorter with less to keep."""
+
+    def on_a_tpu(prepared: config.Config) -> run.Run:
+        return dataclasses.replace(build(prepared), mesh=jax.sharding.Mesh(np.array([Tpu()]), ("data",)))
+
+    given = dataclasses.replace(AUTO, model={**AUTO.model, "scan": scan})
+    assert run.fitting(given, on_a_tpu, BATCH, {}, 0).model.remat == chosen
 
 
 def test_a_policy_that_is_given_is_not_questioned():

@@ -19,12 +19,15 @@ def fitting(prepared: Config, build: Callable[[Config], Run], batch: PyTree, fro
     """`build(prepared)`; where `model.remat` is auto, with the first policy that fits into so many bytes a device.
 
     The compiler counts, for a batch and a `frozen` of these shapes. With 0 bytes, not known, nothing is recomputed.
-    If no policy fits, it is the last; what to change then is for `vit_jax.plan` to say.
+    If no policy fits, it is the last; what to change then is for `vit_jax.plan` to say. Scanned layers on a TPU begin
+    with `dots`: a loop writes all that it keeps to memory, which takes longer than to compute it again.
     """
     if prepared.model.get("remat") != "auto":
         return build(prepared)
     for policy in POLICIES:
         built = build(dataclasses.replace(prepared, model={**prepared.model, "remat": policy}))
+        if policy == "none" and prepared.model.get("scan") and built.mesh.devices.flat[0].platform == "tpu":
+            continue
         if not memory or policy == POLICIES[-1] or needed(built, batch, frozen) <= SHARE * memory:
             break
     return built
