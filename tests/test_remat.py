@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import config, models, run, sharding
+from vit_jax import config, flops, models, run, sharding
+from vit_jax.step import init_variables
 
 N, SHAPE = 64, (32, 32, 3)
 BATCH = {"image": jax.ShapeDtypeStruct((N, *SHAPE), "uint8"), "label": jax.ShapeDtypeStruct((N,), "int32")}
@@ -42,6 +43,24 @@ def with_policy(policy: str) -> config.Config:
 @pytest.fixture(scope="module")
 def needed() -> dict[str, float]:
     return {policy: run.remat.needed(build(with_policy(policy)), BATCH, {}) for policy in ("none", "dots", "full")}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_of_all_products_dots_computes_only_the_logits_again(scan):
+    def products(policy: str) -> int:
+        model = models.create({**AUTO.model, "scan": scan, "remat": policy})
+        images = jax.ShapeDtypeStruct((N, *SHAPE), "float32")
+        params = jax.eval_shape(lambda: init_variables(model, 0, SHAPE))["params"]
+
+        def loss(params, images):
+            return model.apply({"params": params}, images, train=True, rngs={"dropout": jax.random.key(0)}).sum()
+
+        return flops.count(jax.grad(loss), params, images)
+
+    depth, tokens, width = 4, 64 + 1, 16
+    pairs = depth * tokens**2 if scan else (depth - 1) * tokens**2 + tokens  # whose last layer has one query
+    assert products("dots") - products("none") == 2 * N * pairs * width
+    assert products("full") - products("none") > depth * 2 * N * tokens * 3 * width * width
 
 
 def test_each_policy_needs_less(needed):

@@ -247,3 +247,8 @@ def test_a_kernel_that_xla_cannot_divide_runs_on_each_device():
     jax.jit(sharding.on_mesh(lambda *x: sharding.on_each_device(kernel)(*x), mesh))(*odd)
     assert set(seen) == {(3, 3, 3, 5)}
     np.testing.assert_array_equal(sharding.on_each_device(kernel)(q, k, v), q + 2 * k + v)
+
+
+def test_the_softmax_with_named_parts_is_softmax_to_the_bit():
+    logits = 10 * jax.random.normal(jax.random.key(0), (2, 3, 5, 7))
+    assert (attention.softmax(logits) == jax.nn.softmax(logits)).all()

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
+from vit_jax.models.attention import KEPT, MultiHeadDotProductAttention, dropout
 from vit_jax.models.fused import Kernel
 from vit_jax.models.layers import (
     Activation,
@@ -87,11 +87,17 @@ def check_patches(patch_size: tuple[int, ...], image_shape: tuple[int, int, int]
 
 
 def recompute(layer: Callable[..., Any], remat: str, *, scan: bool = False) -> Callable[..., Any]:
-    """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says."""
+    """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says.
+
+    `dots` keeps the products with kernels, and of attention its result and what softmax was divided by.
+    """
     if remat in ("none", "auto"):  # auto: `run.fitting` has not chosen, as where nothing is trained
         return layer
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return nn.remat(layer, policy=policy, prevent_cse=not scan)
+    policies = jax.checkpoint_policies
+    dots = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
+    )
+    return nn.remat(layer, policy=dots if remat == "dots" else None, prevent_cse=not scan)
 
 
 class EncoderBlock(nn.Module):
