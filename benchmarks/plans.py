@@ -83,9 +83,10 @@ def textbook(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _configuration(row: Row) -> str:
-    """The file, and what was changed in it."""
+    """The file, and what was changed in it; what `auto` chose."""
     changes = [text for text in (*row["overrides"], *row["sweep"]) if not text.startswith("data.data_dir=")]
-    return " ".join([row["config"].removeprefix("configs/"), *(f"`{text}`" for text in changes)])
+    words = [f"`{text}`" + (f" ({row['remat']})" if text == "model.remat=auto" else "") for text in changes]
+    return " ".join([row["config"].removeprefix("configs/"), *words])
 
 
 def _date(row: Row) -> str:

@@ -36,9 +36,10 @@ def cifar10(model: ConfigDict) -> ConfigDict:
 
 
 def report_vit() -> ConfigDict:
-    """What the report ran for a VT, a plain ViT: 70.45 % there; not yet run on a GPU here. 21,666,762 parameters.
+    """What the report ran for a VT, a plain ViT: 70.45 % there; 48.72 % here in an hour of one CPU core, 2.1 epochs.
 
-    Its sizes are not printed: these are the Keras example's, as fashion_mnist.py:vit6 declares them.
+    Its sizes are not printed: these are the Keras example's, as fashion_mnist.py:vit6 declares them. 21,666,762
+    parameters.
     """
     declared = config.run_file(FOLDER / "fashion_mnist.py", "vit6")
     c = cifar10(declared.model)

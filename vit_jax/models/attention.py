@@ -13,7 +13,6 @@ from vit_jax.models.bits import bernoulli
 from vit_jax.models.fused import choose, fused_attention
 from vit_jax.models.products import dot_general
 
-
 KEPT = "attention"  # the name of what a backward pass had better keep than compute again: see `vit.recompute`
 
 
