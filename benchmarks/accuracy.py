@@ -31,9 +31,10 @@ Test accuracy (top-1, percent) of the models of five published reports and of th
 `python -m benchmarks.accuracy` writes this page from `results/accuracy/`: the metrics, the whole configuration and the
 versions of each run. Time is that of the whole run, with compilation and validation. A row with `train.seconds` trained
 for so long instead of for the published schedule, which has a row of its own. In so little time recipes made for 300
-epochs (`*_strong`) lose to the plain ones: images that are mixed and erased take long to learn. `small` is for such a
-time. CIFAR-10's images were re-encoded as JPEG (quality 75) before they came here: compare these numbers among
-themselves. Other programs ran beside many of the runs on a CPU: how many images they saw says more than their time.
+epochs (`cifar10.py:vit_strong`, `:cnn_strong`) lose to the plain ones: images that are mixed and erased take long to
+learn. `small` and `fashion_mnist.py:tiny_strong` are for such a time. CIFAR-10's images were re-encoded as JPEG
+(quality 75) before they came here: compare these numbers among themselves. Other programs ran beside many of the runs
+on a CPU: how many images they saw says more than their time.
 Where a recipe has changed since, the command says what the run had.
 """
 

@@ -72,7 +72,7 @@ def tiny() -> ConfigDict:
 
 
 def tiny_strong() -> ConfigDict:
-    """The same ViT for an hour (train.seconds=3600), in which it would learn its images by heart: PENDING %."""
+    """The same for an hour (train.seconds=3600), on cropped and erased images: 93.01 %; on whole ones 89.93."""
     c = tiny()
     c.augment.crop_padding = 2
     c.augment.erasing = 0.25
