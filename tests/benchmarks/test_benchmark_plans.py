@@ -48,3 +48,10 @@ def test_each_kind_of_row_has_its_table(tmp_path):
     assert cells[4:] == ["250 ms", "500 ms", "3.00 GiB", "1.00 GiB", "2026-01-02"]
     header, [cells] = plans.textbook(rows)
     assert cells[2:5] == ["200.0 ms", "180.0 ms", "0.900"]
+
+
+def test_what_auto_chose_is_told(tmp_path):
+    auto = PLAN | {"overrides": ["model.remat=auto"], "sweep": [], "remat": "dots"}
+    (tmp_path / "plan-a.json").write_text(json.dumps([auto]))
+    header, [cells] = plans.plans(plans.read(tmp_path))
+    assert cells[header.index("configuration")] == "a.py:b `model.remat=auto` (dots)"
