@@ -33,7 +33,7 @@ LOG_LINES = 4  # of a run; the first one's speed does not count
 
 def train(words: Sequence[str], steps: int, *, processes: int = 0, devices: int = 0) -> float:
     """Images/s of a run: so many processes, else one with so many simulated devices."""
-    env = dict(os.environ)
+    env = os.environ | {"PYTHON": sys.executable}  # the launcher's processes run in this one's environment
     if devices:
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
     start = ["launch/local.sh", str(processes)] if processes else [sys.executable, "-m", "vit_jax.main"]
@@ -45,7 +45,7 @@ def train(words: Sequence[str], steps: int, *, processes: int = 0, devices: int 
         done = subprocess.run(command_line, cwd=REPOSITORY, env=env, capture_output=True, text=True)
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"{' '.join([*start, *words])} ended with {done.returncode}: {said[-1][:300]}")
+            raise UserError(f"{' '.join([*start, *words])} ended with {done.returncode}: {' / '.join(said[-2:])[-500:]}")
         lines = log.read_metrics(Path(folder) / "metrics.jsonl")
     speeds = [line["train/images_per_second"] for line in lines if "train/images_per_second" in line]
     return statistics.median(speeds[1:] or speeds)

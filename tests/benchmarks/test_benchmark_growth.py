@@ -13,7 +13,8 @@ from vit_jax.step import init_variables
 
 
 @pytest.mark.slow
-def test_processes_devices_and_layers_are_measured(tmp_path: Path) -> None:
+def test_processes_devices_and_layers_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # as where no environment is activated: `python` is another one
     counts = ["--processes", "2", "--devices", "2", "--layers", "1", "--steps", "4", "--rounds", "1"]
     small = ["data.name=synthetic/16x16x3/4/64", "data.validation=none", "train.batch_size=8"]
     given = ["--config", "benchmarks/workloads.py:vit/mu16", *(f"--config.{field}" for field in small)]
