@@ -45,7 +45,9 @@ def train(words: Sequence[str], steps: int, *, processes: int = 0, devices: int 
         done = subprocess.run(command_line, cwd=REPOSITORY, env=env, capture_output=True, text=True)
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"{' '.join([*start, *words])} ended with {done.returncode}: {' / '.join(said[-2:])[-500:]}")
+            raise UserError(
+                f"{' '.join([*start, *words])} ended with {done.returncode}: {' / '.join(said[-2:])[-500:]}"
+            )
         lines = log.read_metrics(Path(folder) / "metrics.jsonl")
     speeds = [line["train/images_per_second"] for line in lines if "train/images_per_second" in line]
     return statistics.median(speeds[1:] or speeds)

@@ -46,7 +46,7 @@ def vit_s16(epochs: float = 90.0) -> ConfigDict:
 
 def augreg(name: str) -> ConfigDict:
     """AugReg (Steiner et al. 2022, arXiv:2106.10270), "medium2"; not yet run. R26+S/32's choice of it is ours."""
-    c = imagenet(name, 4096, 15.0, 0.5, dtype="bfloat16")
+    c = imagenet(name, 4096, 15.0, 0.5, dtype="bfloat16", attention="auto")
     c.model.pre_logits = c.model.width
     return c
 

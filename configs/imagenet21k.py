@@ -32,6 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     mixup, magnitude = AUGMENTATION[level]
     c = config.default()
     c.model = models.settings(name, class_token=False, pooling="gap", head_bias=-10.0, dtype="bfloat16")
+    c.model.attention = "auto"
     c.data.name = "imagenet21k"
     c.data.image_size = (224,)
     c.data.crop_fraction = 0.875

@@ -19,6 +19,7 @@ def pretraining(size: str) -> ConfigDict:
     """
     c = config.default()
     c.model = models.settings(f"vit/{size}", class_token=False, pooling="map", head_bias=-10.0, dtype="bfloat16")
+    c.model.attention = "auto"
     c.model.scan = True
     c.model.remat = "auto"
     c.data.name = "imagenet21k"

@@ -105,7 +105,7 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    token = folder / _tell_all(f".shared-{secrets.token_hex(8)}")[0]
+    token = folder / of_first(f".shared-{secrets.token_hex(8)}")
     with same_mistakes():
         if jax.process_index() == 0:
             try:
@@ -143,6 +143,11 @@ class Agreement:
         local = np.full(self._copies, number, np.int32)
         self._said.append(self._largest(jax.make_array_from_process_local_data(self._place, local)))
         return int(self._said.popleft()) if len(self._said) > self._delay else 0
+
+
+def of_first(text: str) -> str:
+    """What the first process says, in all of them; all call this equally often."""
+    return _tell_all(text)[0]
 
 
 def _tell_all(text: str) -> list[str]:

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 from vit_jax import sharding
 from vit_jax.command import UserError
 
-# auto: cudnn on a GPU where it can do what is asked, else plain. pallas must be asked for: no TPU has timed it here.
+# auto: what a run's own devices do fastest (`run.attention`); where nobody timed it, `choose` goes by a rule.
 Kernel = Literal["auto", "plain", "cudnn", "pallas"]
+KERNELS = ("cudnn", "pallas")
 NEEDS = {
     "cudnn": "an NVIDIA GPU, dtype 'bfloat16' or 'float16', heads of a multiple of 8 up to 128",
     "pallas": "a TPU v4 or newer",
@@ -25,6 +26,7 @@ LANES = 128  # Pallas works on blocks of so many tokens
 def choose(kernel: str, *, dtype: str, positions: str, dropout: float, head_width: int) -> str:
     """`plain`, `cudnn` or `pallas`; `dropout` of the probabilities, 0 outside training.
 
+    auto is here cudnn on a GPU, where it can do what is asked, else plain: no TPU has timed pallas for us.
     Raises `UserError` where a kernel was asked for by name, and cannot.
     """
     if kernel == "plain":

@@ -87,17 +87,22 @@ def check_patches(patch_size: tuple[int, ...], image_shape: tuple[int, int, int]
 
 
 def recompute(layer: Callable[..., Any], remat: str, *, scan: bool = False) -> Callable[..., Any]:
-    """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says.
+    """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says."""
+    if remat in ("none", "auto"):  # auto: `run.fitting` has not chosen, as where nothing is trained
+        return layer
+    return nn.remat(layer, policy=kept(remat), prevent_cse=not scan)
+
+
+def kept(remat: str) -> Callable[..., bool] | None:
+    """What `jax.checkpoint` keeps with `remat` dots or full; None: nothing.
 
     `dots` keeps the products with kernels, and of attention its result and what softmax was divided by.
     """
-    if remat in ("none", "auto"):  # auto: `run.fitting` has not chosen, as where nothing is trained
-        return layer
     policies = jax.checkpoint_policies
-    dots = policies.save_from_both_policies(
+    dots: Callable[..., bool] = policies.save_from_both_policies(
         policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
     )
-    return nn.remat(layer, policy=dots if remat == "dots" else None, prevent_cse=not scan)
+    return dots if remat == "dots" else None
 
 
 class EncoderBlock(nn.Module):
@@ -275,7 +280,7 @@ class ViT(nn.Module):
     zero_head: bool = True  # the last layer's kernel starts at zero
     head_bias: float = 0.0  # the last layer's initial bias
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
-    attention: Kernel = "plain"  # cudnn, pallas: fused kernels of GPUs and TPUs; auto: cudnn where it can be used
+    attention: Kernel = "plain"  # cudnn, pallas: fused kernels of GPUs and TPUs; auto: the fastest, timed
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
     # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
     remat: Remat = "none"

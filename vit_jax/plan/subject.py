@@ -37,6 +37,7 @@ class Given:
     config: Config  # prepared
     data: Data
     assumed: tuple[str, ...]  # what was not looked up but taken as published, or left out
+    stand_in: bool  # the data set is not here: synthetic images of its sizes are in its place
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Subject:
 def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Given:
     """The configuration with its data set's sizes; `images` to train with and `classes` replace what would be found."""
     data, assumed = _open(given, images, classes)
+    stand_in = bool(assumed)
     view, channels = given.augment, data.view.channels
     if not view.mean:  # any will do: the work is the same
         view = dataclasses.replace(view, mean=(0.5,) * channels, std=(0.5,) * channels)
@@ -58,7 +60,9 @@ def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Given:
     run.check_data(given, data)
     if given.distill.teacher:
         assumed.append("the teacher is left out: its forward pass and its parameters come on top")
-    return Given(run.prepare(given, data, data.split("train")), data, tuple(assumed))
+    if given.model.get("attention") == "auto":
+        assumed.append("attention is plain: model.attention=auto takes another kernel where the devices run it faster")
+    return Given(run.prepare(given, data, data.split("train")), data, tuple(assumed), stand_in)
 
 
 def _open(given: Config, images: int, classes: int) -> tuple[Data, list[str]]:
@@ -114,5 +118,4 @@ def _cropped(given: Given) -> bool:
     if run.host_crop(given.config, given.data) is not None:
         return True
     streamed = given.data.cache(given.data.split("train")) == "none"
-    stand_in = given.data.dataset.name.startswith("synthetic/") and bool(given.assumed)
-    return stand_in and streamed and bool(given.config.augment.crop_area) and given.config.data.crop_on == "auto"
+    return given.stand_in and streamed and bool(given.config.augment.crop_area) and given.config.data.crop_on == "auto"

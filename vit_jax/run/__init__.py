@@ -4,6 +4,7 @@
 with labels and preprocessing to every later command.
 """
 
+from vit_jax.run.attention import fastest
 from vit_jax.run.build import (
     Run,
     build,
@@ -47,6 +48,7 @@ __all__ = [
     "check_data",
     "default_workdir",
     "device_memory",
+    "fastest",
     "find_weights",
     "fit_weights",
     "fitting",

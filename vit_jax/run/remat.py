@@ -19,18 +19,28 @@ def fitting(prepared: Config, build: Callable[[Config], Run], batch: PyTree, fro
     """`build(prepared)`; where `model.remat` is auto, with the first policy that fits into so many bytes a device.
 
     The compiler counts, for a batch and a `frozen` of these shapes. With 0 bytes, not known, nothing is recomputed.
-    If no policy fits, it is the last; what to change then is for `vit_jax.plan` to say. Scanned layers on a TPU begin
-    with `dots`: a loop writes all that it keeps to memory, which takes longer than to compute it again.
+    If no policy fits, it is the last; what to change then is for `vit_jax.plan` to say.
     """
     if prepared.model.get("remat") != "auto":
         return build(prepared)
     for policy in POLICIES:
         built = build(dataclasses.replace(prepared, model={**prepared.model, "remat": policy}))
-        if policy == "none" and prepared.model.get("scan") and built.mesh.devices.flat[0].platform == "tpu":
+        if POLICIES.index(policy) < POLICIES.index(fastest(prepared, built.mesh)):
             continue
         if not memory or policy == POLICIES[-1] or needed(built, batch, frozen) <= SHARE * memory:
             break
     return built
+
+
+def fastest(prepared: Config, mesh: Mesh) -> str:
+    """The policy that a run has if its memory allows: that of `model.remat`; of auto, none.
+
+    Scanned layers on a TPU begin with `dots`: a loop writes all that it keeps to memory, which takes longer than to
+    compute it again.
+    """
+    remat = prepared.model.get("remat", "none")
+    scanned_on_tpu = prepared.model.get("scan") and mesh.devices.flat[0].platform == "tpu"
+    return remat if remat != "auto" else "dots" if scanned_on_tpu else "none"
 
 
 def device_memory(mesh: Mesh) -> int:

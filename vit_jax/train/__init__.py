@@ -44,6 +44,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
         feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(settings, data))
         prepared = run.prepare(settings, data, feed.split)
     forward = add_teacher(prepared, data, feed)
+    prepared = choose_attention(prepared, data, feed, console)
     built = build_fitting(prepared, data, feed, forward)
     with distributed.same_mistakes():
         if jax.process_index() == 0:
@@ -135,6 +136,15 @@ def add_teacher(prepared: Config, data: Data, feed: Feed) -> Callable[..., jax.A
         teacher = run.open_teacher(prepared.distill.teacher, prepared, data.class_names)
     feed.frozen["teacher"] = jax.device_put(teacher.variables, sharding.replicated(feed.mesh))
     return teacher.forward
+
+
+def choose_attention(prepared: Config, data: Data, feed: Feed, console: Console) -> Config:
+    """The configuration with the attention kernel that the devices run fastest, where `model.attention` is auto."""
+    chosen, seconds = run.fastest(prepared, feed.mesh, run.input_shape(prepared, data.view.shape))
+    if seconds:
+        times = ", ".join(f"{kernel} {1000 * of_all:.3g} ms" for kernel, of_all in seconds.items())
+        console.print(f"Attention of all layers: {times} a step; taken: {chosen.model['attention']}", soft_wrap=True)
+    return chosen
 
 
 def build_fitting(prepared: Config, data: Data, feed: Feed, teacher: Callable[..., jax.Array] | None) -> Run:

@@ -1,0 +1,152 @@
+"""Which kernel computes a run's attention: the one that its own devices run fastest."""
+
+import dataclasses
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from vit_jax import distributed, models, sharding, step
+from vit_jax.command import UserError
+from vit_jax.config import Config
+from vit_jax.models import fused
+from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.vit import kept
+from vit_jax.run import remat
+
+ROUNDS, CALLS = 5, 10  # the kernels take turns of so many calls; the median of the turns counts
+
+
+class Layer(NamedTuple):
+    """An attention layer of a model, and the shape of its tokens, [n l d], which are its queries, too."""
+
+    module: nn.Module
+    tokens: tuple[int, ...]
+
+
+def fastest(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> tuple[Config, dict[str, float]]:
+    """The configuration with the fastest kernel in place of `model.attention` auto, and the seconds of each kernel.
+
+    Each different attention layer of the model, for images of this shape [h w c], runs forwards and backwards on one of
+    this process's devices, with as many images and heads as the device has of a batch, and
+    with the recomputation of `model.remat`. A kernel that fails there is left out, with a warning. The first process
+    decides for all.
+
+    Nothing is timed, and the configuration stays, where only the plain kernel can do what the model asks, as on CPUs,
+    and with `train.deterministic`: `models.fused.choose` then goes by a rule.
+    """
+    if prepared.model.get("attention") != "auto" or prepared.train.deterministic:
+        return prepared, {}
+    own = sharding.make_mesh(sharding.Settings(), mesh.local_devices[:1])
+    n = prepared.train.batch_size // (sharding.batch_shards(mesh) * prepared.train.accumulate)
+    layers = attention_layers(models.create(prepared.model), (n, *shape), mesh.shape["tensor"])
+    kernels = [kernel for kernel in fused.KERNELS if all(_can(kernel, layer.module, own) for layer in layers)]
+    if not layers or not kernels:
+        return prepared, {}
+    seconds = time_kernels(("plain", *kernels), layers, own, remat.fastest(prepared, mesh))
+    chosen = distributed.of_first(min(seconds, key=lambda kernel: seconds[kernel], default="auto"))
+    return dataclasses.replace(prepared, model={**prepared.model, "attention": chosen}), seconds
+
+
+def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor: int) -> dict[Layer, int]:
+    """The different layers whose kernel is auto in a training step's forward pass, each with how often it is computed.
+
+    Layers under `scan` are one. Of heads that `tensor` devices share, a layer has those of one device.
+    """
+    found: dict[Layer, int] = {}
+
+    def noted(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto"
+        if not ours or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        heads = module.heads // tensor if module.heads % tensor == 0 else module.heads
+        layer = Layer(module.clone(parent=None, name=None, heads=heads), args[0].shape)
+        found[layer] = found.get(layer, 0) + 1
+        return jnp.zeros_like(args[0])  # not what a kernel gives: it may be one that fails
+
+    def forward() -> Any:
+        variables = step.init_variables(model, 0, images[1:])
+        with nn.intercept_methods(noted):
+            x, rngs = jnp.zeros(images), {"dropout": jax.random.key(0)}
+            return model.apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats", "distillation"])
+
+    jax.eval_shape(forward)
+    return found
+
+
+def time_kernels(
+    kernels: tuple[str, ...], layers: Mapping[Layer, int], mesh: Mesh, recomputed: str
+) -> dict[str, float]:
+    """Seconds of all layers' forward and backward pass with each kernel that works, on the mesh's one device.
+
+    `recomputed`: none, dots or full, as `model.remat`.
+    """
+    calls: dict[str, list[tuple[int, Callable[[], Any]]]] = {}
+    for kernel in kernels:
+        try:
+            calls[kernel] = [(number, _compiled(layer, kernel, mesh, recomputed)) for layer, number in layers.items()]
+        except Exception as error:  # whatever a driver or a compiler says: another kernel does the same
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            logging.getLogger(__name__).warning("model.attention: %s does not work here (%s)", kernel, reason)
+    turns: dict[str, list[float]] = {kernel: [] for kernel in calls}
+    for _ in range(ROUNDS):
+        for kernel, of_layers in calls.items():
+            turns[kernel].append(sum(number * _turn(call) for number, call in of_layers))
+    return {kernel: statistics.median(times) for kernel, times in turns.items()}
+
+
+def _can(kernel: str, module: nn.Module, mesh: Mesh) -> bool:
+    asked = {name: getattr(module, name) for name in ("dtype", "positions", "dropout", "head_width")}
+    try:
+        return bool(sharding.on_mesh(lambda: fused.choose(kernel, **asked), mesh)())
+    except UserError:
+        return False
+
+
+def forwards_and_backwards(layer: Layer, kernel: str, recomputed: str) -> Callable[..., Any]:
+    """`(parameters, tokens, change of the result) -> (result, gradients)` of a layer with this kernel."""
+    module = layer.module.clone(kernel=kernel)
+
+    def forwards(params: Any, x: jax.Array) -> Any:
+        return module.apply({"params": params}, x, x, jax.random.key(0), train=True)
+
+    of_layer = forwards if recomputed == "none" else jax.checkpoint(forwards, policy=kept(recomputed))
+
+    def both(params: Any, tokens: jax.Array, change: jax.Array) -> Any:
+        result, backwards = jax.vjp(of_layer, params, tokens)
+        return result, backwards(change)
+
+    return both
+
+
+def arguments(layer: Layer) -> tuple[Any, jax.Array, jax.Array]:
+    """Random ones, of the layer's sizes."""
+    rng = jax.random.key(0)
+    tokens, change = jax.random.normal(rng, (2, *layer.tokens), layer.module.dtype)
+    return layer.module.init(rng, tokens[:1], tokens[:1], rng, train=False)["params"], tokens, change
+
+
+def _compiled(layer: Layer, kernel: str, mesh: Mesh, recomputed: str) -> Callable[[], Any]:
+    """A call of the layer's forward and backward pass, which has run once."""
+    with jax.default_device(mesh.devices.flat[0]):
+        given = jax.jit(lambda: arguments(layer))()
+    both = sharding.on_mesh(forwards_and_backwards(layer, kernel, recomputed), mesh)
+    compiled = jax.jit(both).lower(*given).compile()
+    jax.block_until_ready(compiled(*given))
+    return lambda: compiled(*given)
+
+
+def _turn(call: Callable[[], Any]) -> float:
+    """Seconds of one of `CALLS` calls."""
+    began = time.perf_counter()
+    for _ in range(CALLS):
+        result = call()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - began) / CALLS
