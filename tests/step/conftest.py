@@ -1,0 +1,34 @@
+"""The small step, compiled once for each file."""
+
+import pytest
+
+from tests import quick
+from tests.step.small import CALM, NOISY, SEED, SGD, SHAPE, TX, VIEW, compiled, create, start
+from vit_jax import step
+from vit_jax.step import TrainState
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    """Before the first step. Dropout has no parameters: calm and noisy models share it."""
+    return quick.jit(lambda: step.init_state(create(NOISY), TX, SEED, SHAPE, ema=True))()
+
+
+@pytest.fixture(scope="module")
+def noisy_step():
+    return compiled(create(NOISY), ema_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def calm_step():
+    return compiled(create(CALM), SGD)
+
+
+@pytest.fixture(scope="module")
+def calm_state(state) -> TrainState:
+    return start(state.params, SGD)
+
+
+@pytest.fixture(scope="module")
+def eval_step():
+    return quick.jit(step.make_eval_step(create(NOISY), VIEW))
