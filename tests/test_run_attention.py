@@ -44,7 +44,7 @@ def has(monkeypatch):
     """Makes this machine's devices have these kernels."""
 
     def has(**kernels):
-        monkeypatch.setattr(fused, "_runs_on", lambda name, platform, kind: name in kernels)
+        monkeypatch.setattr(fused, "runs_on", lambda name, platform, kind: name in kernels)
         for name, kernel in kernels.items():
             monkeypatch.setattr(fused, name, kernel)
 

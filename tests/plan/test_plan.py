@@ -12,6 +12,7 @@ from rich.console import Console
 from tests import tiny
 from vit_jax import config, models, plan, sharding
 from vit_jax.command import UserError
+from vit_jax.models import fused
 from vit_jax.plan import hlo, memory, subject, table, timing, topology
 from vit_jax.plan.collectives import Collective
 from vit_jax.plan.memory import Memory
@@ -92,6 +93,18 @@ def test_a_data_set_that_is_not_here_is_planned_by_its_published_size():
 def test_a_teacher_is_left_out_and_said_so():
     loaded = config.load(IMAGENET, ["data.data_dir=/nowhere", "distill.teacher=runs/x", *SMALL])
     assert "teacher is left out" in subject.prepare(loaded).assumed[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "said"),
+    [("TPU v3", "auto", False), ("TPU v5 lite", "auto", True), ("TPU v5 lite", "plain", False)],
+)
+def test_what_a_run_would_time_is_assumed(monkeypatch, kind, attention, said):
+    loaded = config.load(tiny.spec("vit"), [f"model.attention={attention}"])
+    planned = subject.build(subject.prepare(loaded), topology.describe("cpu:1"))
+    there = fused.runs_on
+    monkeypatch.setattr(fused, "runs_on", lambda name, *_: there(name, "tpu", kind))
+    assert any("takes pallas" in text for text in subject.untimed(planned)) == said
 
 
 @pytest.fixture

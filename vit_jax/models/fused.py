@@ -36,7 +36,7 @@ def choose(kernel: str, *, dtype: str, positions: str, dropout: float, head_widt
     obstacles = {
         f"positions={positions!r}": positions in ("relative", "relative_bias"),
         f"attention_dropout={dropout}": dropout > 0,
-        f"the device {kind!r}": not _runs_on(name, platform, kind),
+        f"the device {kind!r}": not runs_on(name, platform, kind),
     }
     if name == "cudnn":
         obstacles |= {
@@ -52,7 +52,8 @@ def choose(kernel: str, *, dtype: str, positions: str, dropout: float, head_widt
     return "plain" if found else name
 
 
-def _runs_on(name: str, platform: str, kind: str) -> bool:
+def runs_on(name: str, platform: str, kind: str) -> bool:
+    """Whether devices of this platform and kind, as JAX calls them, have the kernel of that name."""
     if name == "cudnn":
         return platform == "gpu"
     return platform == "tpu" and not kind.startswith(("TPU v2", "TPU v3"))

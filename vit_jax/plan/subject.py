@@ -14,6 +14,7 @@ from vit_jax import run, sharding
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, MissingDataset, open_data
+from vit_jax.models import fused
 from vit_jax.plan.topology import Machine
 from vit_jax.run import Run
 
@@ -60,8 +61,6 @@ def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Given:
     run.check_data(given, data)
     if given.distill.teacher:
         assumed.append("the teacher is left out: its forward pass and its parameters come on top")
-    if given.model.get("attention") == "auto":
-        assumed.append("attention is plain: model.attention=auto takes another kernel where the devices run it faster")
     return Given(run.prepare(given, data, data.split("train")), data, tuple(assumed), stand_in)
 
 
@@ -111,6 +110,15 @@ def build(given: Given, machine: Machine) -> Subject:
 
     built = run.fitting(given.config, build, batch, frozen, machine.memory)
     return Subject(built, machine, (built.abstract_state, batch, frozen))
+
+
+def untimed(planned: Subject) -> tuple[str, ...]:
+    """What a run would find out by timing its devices, as an assumption."""
+    device = planned.run.mesh.devices.flat[0]
+    kernels = [name for name in fused.KERNELS if fused.runs_on(name, device.platform, device.device_kind)]
+    if planned.run.config.model.get("attention") != "auto" or not kernels:
+        return ()
+    return (f"attention is plain: a run takes {' or '.join(kernels)} if that is faster (model.attention to plan it)",)
 
 
 def _cropped(given: Given) -> bool:
