@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -43,7 +44,7 @@ def fastest(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> tuple[
     """
     if prepared.model.get("attention") != "auto" or prepared.train.deterministic:
         return prepared, {}
-    own = sharding.make_mesh(sharding.Settings(), mesh.local_devices[:1])
+    own = Mesh(np.array(mesh.local_devices[:1]).reshape(1, 1, 1), mesh.axis_names)
     n = prepared.train.batch_size // (sharding.batch_shards(mesh) * prepared.train.accumulate)
     layers = attention_layers(models.create(prepared.model), (n, *shape), mesh.shape["tensor"])
     kernels = [kernel for kernel in fused.KERNELS if all(_can(kernel, layer.module, own) for layer in layers)]
