@@ -177,6 +177,28 @@ def test_fused_attention_is_the_plain_one(fused_calls, length):
         np.testing.assert_allclose(ours, theirs, rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.parametrize("length", [196, 197], ids=["even", "odd"])
+def test_cudnn_s_kernels_are_what_a_gpu_is_asked_for(monkeypatch, length):
+    """Lowered for one that is not there: JAX checks types, layouts and lengths as if it were, a Hopper with cuDNN 9."""
+    from jax._src.cudnn import fused_attention_stablehlo as checks
+
+    monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91300)
+    monkeypatch.setattr(checks, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H200"))
+    module = MultiHeadDotProductAttention(12, 64, kernel="cudnn", dtype="bfloat16")
+    tokens = jax.ShapeDtypeStruct((N, length, 16), "bfloat16")
+    params = jax.eval_shape(lambda x: module.init(KEY, x, x, KEY, train=False)["params"], tokens)
+
+    def loss(params, x):
+        return module.apply({"params": params}, x, x, KEY, train=True).sum()
+
+    text = jax.jit(jax.grad(loss)).trace(params, tokens).lower(lowering_platforms=("cuda",)).as_text()
+    even = length + length % 2
+    assert f"{N}x{even}x12x64xbf16" in text
+    assert [text.count(f"@__cudnn$fmhaSoftmax{which}(") for which in ("", "Backward")] == [1, 1]
+    assert ("PADDING" in text) == (length % 2 == 1)
+
+
 def test_fused_attention_steps_back_where_its_probabilities_are_wanted(fused_calls):
     tokens = jnp.asarray(SEQUENCE)
     module = MultiHeadDotProductAttention(2, 8, kernel="cudnn", dtype="float16")
