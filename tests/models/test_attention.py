@@ -13,7 +13,7 @@ from tests import quick
 from tests.models.random_params import random_params
 from vit_jax import sharding
 from vit_jax.command import UserError
-from vit_jax.models import attention, fused
+from vit_jax.models import attention
 from vit_jax.models.attention import HeadProjection, MultiHeadDotProductAttention, dropout
 
 N, D, A, E = 2, 7, 3, 5  # A * E is not D
@@ -170,7 +170,7 @@ def fused_calls(monkeypatch):
 @pytest.mark.parametrize("length", [6, 7], ids=["even", "odd"])
 def test_fused_attention_is_the_plain_one(fused_calls, length):
     tokens = jnp.asarray(SEQUENCE[:, :length])
-    (found, gradient), (expected, plain_gradient) = (attend(kernel, tokens) for kernel in ("auto", "plain"))
+    (found, gradient), (expected, plain_gradient) = (attend(kernel, tokens) for kernel in ("cudnn", "plain"))
     assert set(fused_calls) == {("cudnn", length + length % 2, length + length % 2)}
     np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-2)
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient), strict=True):
@@ -243,9 +243,7 @@ def test_the_tpus_kernel_is_the_plain_one(monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=5e-2, atol=5e-2)
 
 
-def test_the_tpus_kernel_must_be_asked_for_and_wants_a_newer_one(monkeypatch):
-    on_tpu(monkeypatch)
-    assert fused.choose("auto", dtype="bfloat16", positions="none", dropout=0.0, head_width=8) == "plain"
+def test_the_tpus_kernel_wants_a_newer_one(monkeypatch):
     on_tpu(monkeypatch, "TPU v3")
     with pytest.raises(UserError, match="'pallas' cannot do the device 'TPU v3'; it needs a TPU v4 or newer"):
         attend("pallas", jnp.asarray(SEQUENCE))

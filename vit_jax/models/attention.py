@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.bits import bernoulli
-from vit_jax.models.fused import choose, fused_attention
+from vit_jax.models.fused import check, fused_attention
 from vit_jax.models.products import dot_general
 
 KEPT = "attention"  # the name of what a backward pass had better keep than compute again: see `vit.recompute`
@@ -136,11 +136,12 @@ class MultiHeadDotProductAttention(nn.Module):
         )(x)
 
     def _kernel(self, train: bool) -> str:
-        """plain, where the probabilities are wanted or nothing else was chosen; see `fused.choose`."""
-        if self.kernel == "plain" or self._looked_at():
+        """plain, where the probabilities are wanted or nothing else was chosen."""
+        if self.kernel in ("plain", "auto") or self._looked_at():
             return "plain"
         rate = self.dropout if train else 0.0
-        return choose(self.kernel, dtype=self.dtype, positions=self.positions, dropout=rate, head_width=self.head_width)
+        check(self.kernel, dtype=self.dtype, positions=self.positions, dropout=rate, head_width=self.head_width)
+        return self.kernel
 
     def _looked_at(self) -> bool:
         """Whether somebody wants the probabilities, or gradients with respect to them."""

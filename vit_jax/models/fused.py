@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from vit_jax import sharding
 from vit_jax.command import UserError
 
-# auto: what a run's own devices do fastest (`run.attention`); where nobody timed it, `choose` goes by a rule.
+# auto: what a run's own devices do fastest (`run.attention`); plain where nobody times it, as after training.
 Kernel = Literal["auto", "plain", "cudnn", "pallas"]
 KERNELS = ("cudnn", "pallas")
 NEEDS = {
@@ -23,33 +23,27 @@ NEEDS = {
 LANES = 128  # Pallas works on blocks of so many tokens
 
 
-def choose(kernel: str, *, dtype: str, positions: str, dropout: float, head_width: int) -> str:
-    """`plain`, `cudnn` or `pallas`; `dropout` of the probabilities, 0 outside training.
+def check(kernel: str, *, dtype: str, positions: str, dropout: float, head_width: int) -> None:
+    """Raises `UserError` where the devices have no such kernel, or it cannot do what is asked.
 
-    auto is here cudnn on a GPU, where it can do what is asked, else plain: no TPU has timed pallas for us.
-    Raises `UserError` where a kernel was asked for by name, and cannot.
+    `dropout` of the probabilities, 0 outside training.
     """
-    if kernel == "plain":
-        return kernel
     platform, kind = sharding.devices_of_activations()
-    name = "cudnn" if kernel == "auto" else kernel
     obstacles = {
         f"positions={positions!r}": positions in ("relative", "relative_bias"),
         f"attention_dropout={dropout}": dropout > 0,
-        f"the device {kind!r}": not runs_on(name, platform, kind),
+        f"the device {kind!r}": not runs_on(kernel, platform, kind),
     }
-    if name == "cudnn":
+    if kernel == "cudnn":
         obstacles |= {
             f"dtype={dtype!r}": dtype not in ("bfloat16", "float16"),
             f"heads of {head_width} channels": head_width % 8 != 0 or head_width > 128,
         }
-    found = [obstacle for obstacle, there in obstacles.items() if there]
-    if found and kernel != "auto":
+    if found := [obstacle for obstacle, there in obstacles.items() if there]:
         raise UserError(
-            f"model.attention={kernel!r} cannot do {', '.join(found)}; it needs {NEEDS[name]}, no attention dropout, "
+            f"model.attention={kernel!r} cannot do {', '.join(found)}; it needs {NEEDS[kernel]}, no attention dropout, "
             "no positions in the logits; choose 'auto'"
         )
-    return "plain" if found else name
 
 
 def runs_on(name: str, platform: str, kind: str) -> bool:

@@ -35,12 +35,11 @@ def fastest(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> tuple[
     """The configuration with the fastest kernel in place of `model.attention` auto, and the seconds of each kernel.
 
     Each different attention layer of the model, for images of this shape [h w c], runs forwards and backwards on one of
-    this process's devices, with as many images and heads as the device has of a batch, and
-    with the recomputation of `model.remat`. A kernel that fails there is left out, with a warning. The first process
-    decides for all.
+    this process's devices, with as many images and heads as the device has of a batch, and with the recomputation of
+    `model.remat`. A kernel that fails there is left out, with a warning. The first process decides for all.
 
-    Nothing is timed, and the configuration stays, where only the plain kernel can do what the model asks, as on CPUs,
-    and with `train.deterministic`: `models.fused.choose` then goes by a rule.
+    Nothing is timed, and auto stays, which is plain, where no other kernel can do what the model asks, as on CPUs, and
+    with `train.deterministic`, for a clock is not.
     """
     if prepared.model.get("attention") != "auto" or prepared.train.deterministic:
         return prepared, {}
@@ -65,12 +64,11 @@ def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor
     def noted(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
         ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto"
-        if not ours or context.method_name != "__call__":
-            return call(*args, **kwargs)
-        heads = module.heads // tensor if module.heads % tensor == 0 else module.heads
-        layer = Layer(module.clone(parent=None, name=None, heads=heads), args[0].shape)
-        found[layer] = found.get(layer, 0) + 1
-        return jnp.zeros_like(args[0])  # not what a kernel gives: it may be one that fails
+        if ours and context.method_name == "__call__":
+            heads = module.heads // tensor if module.heads % tensor == 0 else module.heads
+            layer = Layer(module.clone(parent=None, name=None, heads=heads), args[0].shape)
+            found[layer] = found.get(layer, 0) + 1
+        return call(*args, **kwargs)
 
     def forward() -> Any:
         variables = step.init_variables(model, 0, images[1:])
@@ -106,9 +104,10 @@ def time_kernels(
 def _can(kernel: str, module: nn.Module, mesh: Mesh) -> bool:
     asked = {name: getattr(module, name) for name in ("dtype", "positions", "dropout", "head_width")}
     try:
-        return bool(sharding.on_mesh(lambda: fused.choose(kernel, **asked), mesh)())
+        sharding.on_mesh(lambda: fused.check(kernel, **asked), mesh)()
     except UserError:
         return False
+    return True
 
 
 def forwards_and_backwards(layer: Layer, kernel: str, recomputed: str) -> Callable[..., Any]:
