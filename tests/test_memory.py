@@ -37,6 +37,23 @@ print(memory.give_back_much(), (before - memory.resident()) // 2**20, pin[-1])
 """
 
 
+GAPS = """
+import sys
+import numpy as np
+from vit_jax import memory
+memory.keep_freed()
+memory.MUCH = float(sys.argv[1])
+gaps, pins, given_back, before = memory.Gaps(2**28), [], 0, memory.resident()
+for _ in range(6):
+    step = np.full(2**25, 7.0)  # 256 MiB
+    pins.append(np.full(2**17, 7.0))  # above it
+    del step
+    pins.append(np.full(2**17, 7.0))  # in its gap, where the next one then does not fit
+    given_back += gaps.after_step()
+print(given_back, (memory.resident() - before) // 2**20)
+"""
+
+
 def run(mode: str) -> tuple[str, int]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM, mode]
@@ -58,6 +75,15 @@ def test_a_process_that_holds_much_gives_gaps_back():
     command = [sys.executable, "-c", GIVEN_BACK]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
     assert printed[0] == "True" and 250 <= int(printed[1]) < 300 and printed[2] == "7.0"
+
+
+@on_linux
+@pytest.mark.parametrize(("much", "times", "held"), [("0", 1, 256), ("0.99", 0, 512)], ids=["much", "little"])
+def test_gaps_are_given_back_once_they_are_as_large_as_a_step(much, times, held):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", GAPS, much]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert int(printed[0]) == times and held <= int(printed[1]) < held + 64
 
 
 def test_machines_with_accelerators_are_left_alone(monkeypatch):

@@ -25,7 +25,7 @@ from vit_jax.train.length import UNKNOWN, Length
 from vit_jax.trees import PyTree
 
 RESULT, PREDICTIONS, CONFUSION = "result.json", "predictions.npz", "confusion.json"
-STEPS_IN_FLIGHT = 2  # dispatched and not finished: enough to keep a device busy, few enough to stop soon
+STEPS_IN_FLIGHT = 2  # dispatched and not finished, mostly: enough to keep a device busy, few enough to stop soon
 STEPS_TO_LEARN = 200  # before a loss that has not moved is worth a warning
 
 
@@ -60,6 +60,8 @@ class Trainer:
         self.writer = log.MetricsWriter(workdir, active=False)  # until training begins
         self.progress: log.Progress
         self.waited = 0.0  # seconds since the last log line in which the loop had no batch
+        self.in_flight = STEPS_IN_FLIGHT
+        self.gaps: memory.Gaps | None = None
         agree = distributed.Agreement(built.mesh, STEPS_IN_FLIGHT)
         self.length = Length(built.total_steps or book.steps, built.config.train.seconds, agree)
 
@@ -92,9 +94,11 @@ class Trainer:
             for at, batch in enumerate(self.timed(batches), start + 1):
                 state, step_metrics = train_step(state, batch, self.frozen())
                 window.append(step_metrics)
-                if len(window) > STEPS_IN_FLIGHT:
-                    jax.block_until_ready(window[-1 - STEPS_IN_FLIGHT])
-                    self.progress.finished(at - STEPS_IN_FLIGHT)
+                if len(window) > self.in_flight:
+                    jax.block_until_ready(window[-1 - self.in_flight])
+                    self.progress.finished(at - self.in_flight)
+                if self.gaps:
+                    self.gaps.after_step()
                 self.progress.advance(at)
                 ended = self.is_last(at)
                 agreed = agree(interruption.signal)
@@ -121,6 +125,7 @@ class Trainer:
         if self.active:
             self.console.print("Compiling the training step ...")
         compiled = self.run.train_step.lower(state, first, self.frozen()).compile()
+        self.spare_memory(compiled)
         if self.active:
             facts = describe(self.run, self.data, self.feed)
             facts["memory"] = needed_memory(compiled)
@@ -129,6 +134,13 @@ class Trainer:
             title = f"{self.run.config.model['name']} on {self.data.dataset.name}"
             log.overview(self.console, title=title, rows=facts, parameters=parameters)
         return compiled, itertools.chain([first], batches)
+
+    def spare_memory(self, compiled: Any) -> None:
+        """Lets steps that take much of a CPU's memory run one at a time, and looks after the gaps that they leave."""
+        analysis, devices = compiled.memory_analysis(), self.run.mesh.local_devices
+        of_step = len(devices) * analysis.temp_size_in_bytes if analysis else 0
+        if devices[0].platform == "cpu" and memory.is_much(of_step):
+            self.in_flight, self.gaps = 0, memory.Gaps(of_step)
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The batches; counts how long the loop waits for them."""
