@@ -28,6 +28,8 @@ class Ours:
         mesh = run.make_mesh(given, data)
         self.feed = data.feed(data.split("train"), mesh, on_device=True)
         prepared = run.prepare(given, data, self.feed.split)
+        if case.mode == "train":
+            prepared, _ = run.fastest_attention(prepared, mesh, run.input_shape(prepared, data.view.shape))
         built = run.build(prepared, mesh, image_shape=data.view.shape, train_images=len(self.feed.split))
         self.batch_size, self.flops_per_image = case.batch_size, built.flops_per_image
         self.state: Any = built.init_state()

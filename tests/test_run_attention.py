@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+import signal
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from tests import tiny
-from vit_jax import config, flops, models, run, sharding
+from vit_jax import config, distributed, flops, models, run, sharding
 from vit_jax.models import fused
 from vit_jax.models.attention import MultiHeadDotProductAttention as Attention
 from vit_jax.run import attention
@@ -61,7 +62,7 @@ def fastest(deterministic=False, **overrides):
     """The kernel taken, and those timed."""
     train = dataclasses.replace(GIVEN.train, deterministic=deterministic)
     given = dataclasses.replace(GIVEN, train=train, model={**SMALL, **overrides})
-    chosen, seconds = run.fastest(given, sharding.make_mesh(MESH_OF, jax.devices()[:4]), SHAPE)
+    chosen, seconds = run.fastest_attention(given, sharding.make_mesh(MESH_OF, jax.devices()[:4]), SHAPE)
     assert chosen == dataclasses.replace(given, model={**given.model, "attention": chosen.model["attention"]})
     assert all(0 < of_all < 60 for of_all in seconds.values())
     return chosen.model["attention"], set(seconds)
@@ -122,22 +123,58 @@ def test_a_cpu_has_no_choice():
     assert fastest() == ("auto", set())
 
 
-@pytest.mark.parametrize(("scan", "times"), [(False, 2), (True, 1)])
-def test_layers_are_those_of_one_device(scan, times):
-    """Two of the three: the last block has one query, unless layers are scanned."""
-    found = attention.attention_layers(models.create({**SMALL, "scan": scan}), (5, *SHAPE), tensor=2)
-    ((layer, number),) = found.items()
+@pytest.mark.parametrize("scan", [False, True])
+def test_layers_are_those_of_one_device(scan):
+    """Two of the three, all alike; the last block has one query, unless layers are scanned."""
+    (layer,) = attention.attention_layers(models.create({**SMALL, "scan": scan}), (5, *SHAPE), tensor=2)
     assert layer.tokens == (5, 4 * 4 + 1, 16) and layer.module.heads == 1 and layer.module.head_width == 8
-    assert number >= times if scan else number == times  # a loop is traced more than once
     (shared,) = attention.attention_layers(models.create(SMALL), (5, *SHAPE), tensor=3)
     assert shared.module.heads == 2, "three devices cannot share two heads"
 
 
-def test_a_run_says_what_it_took(has, monkeypatch, tmp_path):
-    has(cudnn=fast)
-    monkeypatch.setattr(attention, "time_kernels", lambda *_: {"plain": 2.35e-3, "cudnn": 1.5e-3})
+@pytest.mark.parametrize("remat", ["none", "dots", "auto"])
+def test_what_is_timed_is_a_device_s_part_of_a_step(has, monkeypatch, remat):
+    """Of 24 images in 3 parts on 2 x 2 devices."""
+    has(cudnn=broken)
+    timed = []
+    monkeypatch.setattr(attention, "time_kernels", lambda *given: timed.append(given) or {"cudnn": 1.0, "plain": 2.0})
+    assert fastest(remat=remat) == ("cudnn", {"plain", "cudnn"})
+    ((kernels, (layer,), mesh, recomputed),) = timed
+    assert kernels == ("plain", "cudnn") and layer.tokens == (4, 17, 16) and layer.module.heads == 1
+    assert mesh.devices.tolist() == [[[jax.devices()[0]]]] and recomputed == ("none" if remat == "auto" else remat)
+
+
+def test_the_first_process_decides(has, monkeypatch):
+    has(cudnn=broken)
+    monkeypatch.setattr(attention, "time_kernels", lambda *_: {"cudnn": 1.0, "plain": 2.0})
+    monkeypatch.setattr(distributed, "_tell_all", lambda text: ["plain", text])
+    assert fastest() == ("plain", {"plain", "cudnn"})
+
+
+def test_a_device_other_than_the_first_is_timed_itself():
+    """Its arrays are there, and stay."""
+    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[2:3])
+    (layer,) = attention.attention_layers(models.create(SMALL), (4, *SHAPE), tensor=1)
+    found = attention._compiled(layer, "plain", mesh, "none")()
+    assert {device for leaf in jax.tree.leaves(found) for device in leaf.devices()} == {jax.devices()[2]}
+
+
+def test_a_run_takes_what_it_took_before_and_so_do_later_commands(has, monkeypatch, tmp_path):
+    """The second start would time otherwise; on another kind of device nothing of it counts."""
+    calls, times = [], {"plain": 2.35e-3, "cudnn": 1.5e-3}
+    has(cudnn=lambda *qkv: calls.append(qkv[0].shape) or fast(*qkv))
+    monkeypatch.setattr(attention, "time_kernels", lambda *_: times)
     fields = ["model.attention=auto", "model.dtype=bfloat16", "model.width=16", "train.steps=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(1, signal.SIGTERM, patch)
+        code, text = tiny.start(tmp_path, "vit", *fields)
+    assert code == 143 and "A layer's attention takes plain 2.35 ms, cudnn 1.5 ms: cudnn is taken\n" in text and calls
+    times["plain"] = 1e-6
     code, text = tiny.start(tmp_path, "vit", *fields)
-    assert code == 0 and "Attention of all layers: plain 2.35 ms, cudnn 1.5 ms a step; taken: cudnn\n" in text
+    assert code == 0 and "resumed at step" in text and "is taken" not in text
     assert tiny.result(tmp_path)["config"]["model"]["attention"] == "cudnn"
-    assert config.load(str(tmp_path / "config.json")).model["attention"] == "auto"
+    given = config.load(str(tmp_path / "config.json"))
+    assert given.model["attention"] == "auto" and run.with_kernel(tmp_path, given).model["attention"] == "cudnn"
+    assert run.open(tmp_path).model.attention == "cudnn"
+    (tmp_path / run.folder.ATTENTION).write_text('{"device": "another", "kernel": "pallas"}')
+    assert run.open(tmp_path).model.attention == "auto"

@@ -105,7 +105,7 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    token = folder / of_first(f".shared-{secrets.token_hex(8)}")
+    token = folder / said_by_first(f".shared-{secrets.token_hex(8)}")
     with same_mistakes():
         if jax.process_index() == 0:
             try:
@@ -145,7 +145,7 @@ class Agreement:
         return int(self._said.popleft()) if len(self._said) > self._delay else 0
 
 
-def of_first(text: str) -> str:
+def said_by_first(text: str) -> str:
     """What the first process says, in all of them; all call this equally often."""
     return _tell_all(text)[0]
 

@@ -180,8 +180,7 @@ def test_fused_attention_is_the_plain_one(fused_calls, length):
 @pytest.mark.parametrize("length", [196, 197], ids=["even", "odd"])
 def test_cudnn_s_kernels_are_what_a_gpu_is_asked_for(monkeypatch, length):
     """Lowered for one that is not there: JAX checks types, layouts and lengths as if it were, a Hopper with cuDNN 9."""
-    from jax._src.cudnn import fused_attention_stablehlo as checks
-
+    checks = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91300)
     monkeypatch.setattr(checks, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H200"))
@@ -218,7 +217,11 @@ def test_fused_attention_steps_back_where_its_probabilities_are_wanted(fused_cal
 def test_fused_attention_says_what_it_cannot_do(fused_calls, options, named):
     with pytest.raises(UserError, match=rf"^model\.attention='cudnn' cannot do {named}; it needs an NVIDIA GPU"):
         attend("cudnn", jnp.asarray(SEQUENCE), **options)
-    attend("auto", jnp.asarray(SEQUENCE), **options)
+    assert not fused_calls
+
+
+def test_auto_is_plain_where_nobody_timed_it(fused_calls):
+    attend("auto", jnp.asarray(SEQUENCE))
     assert not fused_calls
 
 

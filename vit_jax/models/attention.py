@@ -13,7 +13,7 @@ from vit_jax.models.bits import bernoulli
 from vit_jax.models.fused import check, fused_attention
 from vit_jax.models.products import dot_general
 
-KEPT = "attention"  # the name of what a backward pass had better keep than compute again: see `vit.recompute`
+KEPT = "attention"  # the name of what a backward pass had better keep than compute again: see `layers.kept`
 
 
 def dropout(

@@ -130,7 +130,7 @@ class Compact(nn.Module):
     embedding_dropout: float = 0.0  # on embeddings plus positions
     stochastic_depth: float = 0.1  # of the last block; grows linearly from 0 at the first
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
-    attention: Kernel = "plain"  # cudnn, pallas: fused kernels of GPUs and TPUs; auto: the fastest, timed
+    attention: Kernel = "plain"  # cudnn, pallas: fused kernels of GPUs and TPUs; auto: the fastest in training, timed
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
     # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
     remat: Remat = "none"

@@ -4,8 +4,9 @@ Shapes: `n` images, `h w` grid, `c` channels, `l` tokens, `d` width, `f` MLP wid
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
+from vit_jax.models.attention import KEPT, MultiHeadDotProductAttention, dropout
 from vit_jax.models.products import dot_general
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
@@ -21,6 +22,25 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Positions = Literal["learned", "learned_2d", "sincos2d", "relative", "relative_bias", "none"]
 Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none"]
 Remat = Literal["none", "dots", "full", "auto"]
+
+
+def recompute(layer: Callable[..., Any], remat: str, *, scan: bool = False) -> Callable[..., Any]:
+    """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says."""
+    if remat in ("none", "auto"):  # auto: `run.fitting` has not chosen, as where nothing is trained
+        return layer
+    return nn.remat(layer, policy=kept(remat), prevent_cse=not scan)
+
+
+def kept(remat: str) -> Callable[..., bool] | None:
+    """What `jax.checkpoint` keeps with `remat` dots or full; None: nothing.
+
+    `dots` keeps the products with kernels, and of attention its result and what softmax was divided by.
+    """
+    policies = jax.checkpoint_policies
+    dots: Callable[..., bool] = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
+    )
+    return dots if remat == "dots" else None
 
 
 def square(size: tuple[int, ...]) -> tuple[int, int]:

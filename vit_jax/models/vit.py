@@ -1,6 +1,5 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) and the sizes published for it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import KEPT, MultiHeadDotProductAttention, dropout
+from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
 from vit_jax.models.fused import Kernel
 from vit_jax.models.layers import (
     Activation,
@@ -24,6 +23,7 @@ from vit_jax.models.layers import (
     Remat,
     activate,
     drop_path,
+    recompute,
     square,
 )
 from vit_jax.sharding import split_batch
@@ -84,25 +84,6 @@ def check_patches(patch_size: tuple[int, ...], image_shape: tuple[int, int, int]
                 f"model.patch_size={patch} does not divide the image {side} {size}; "
                 f"try {' or '.join(map(str, near))}, or set augment.resize to a multiple of {patch}"
             )
-
-
-def recompute(layer: Callable[..., Any], remat: str, *, scan: bool = False) -> Callable[..., Any]:
-    """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says."""
-    if remat in ("none", "auto"):  # auto: `run.fitting` has not chosen, as where nothing is trained
-        return layer
-    return nn.remat(layer, policy=kept(remat), prevent_cse=not scan)
-
-
-def kept(remat: str) -> Callable[..., bool] | None:
-    """What `jax.checkpoint` keeps with `remat` dots or full; None: nothing.
-
-    `dots` keeps the products with kernels, and of attention its result and what softmax was divided by.
-    """
-    policies = jax.checkpoint_policies
-    dots: Callable[..., bool] = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
-    )
-    return dots if remat == "dots" else None
 
 
 class EncoderBlock(nn.Module):
@@ -280,7 +261,7 @@ class ViT(nn.Module):
     zero_head: bool = True  # the last layer's kernel starts at zero
     head_bias: float = 0.0  # the last layer's initial bias
     dtype: Dtype = "float32"  # of matrix products; parameters and softmax stay float32
-    attention: Kernel = "plain"  # cudnn, pallas: fused kernels of GPUs and TPUs; auto: the fastest, timed
+    attention: Kernel = "plain"  # cudnn, pallas: fused kernels of GPUs and TPUs; auto: the fastest in training, timed
     scan: bool = False  # one compiled block for all layers: compile time does not grow with depth
     # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
     remat: Remat = "none"

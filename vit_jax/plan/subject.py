@@ -14,7 +14,6 @@ from vit_jax import run, sharding
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, MissingDataset, open_data
-from vit_jax.models import fused
 from vit_jax.plan.topology import Machine
 from vit_jax.run import Run
 
@@ -114,9 +113,9 @@ def build(given: Given, machine: Machine) -> Subject:
 
 def untimed(planned: Subject) -> tuple[str, ...]:
     """What a run would find out by timing its devices, as an assumption."""
-    device = planned.run.mesh.devices.flat[0]
-    kernels = [name for name in fused.KERNELS if fused.runs_on(name, device.platform, device.device_kind)]
-    if planned.run.config.model.get("attention") != "auto" or not kernels:
+    config = planned.run.config
+    _, kernels = run.kernel_choice(config, planned.run.mesh, run.input_shape(config, planned.run.image_shape))
+    if not kernels:
         return ()
     return (f"attention is plain: a run takes {' or '.join(kernels)} if that is faster (model.attention to plan it)",)
 

@@ -4,10 +4,11 @@
 with labels and preprocessing to every later command.
 """
 
-from vit_jax.run.attention import fastest
+from vit_jax.run.attention import fastest_attention, kernel_choice
 from vit_jax.run.build import (
     Run,
     build,
+    check_batch,
     check_data,
     flops_per_image,
     host_crop,
@@ -29,6 +30,7 @@ from vit_jax.run.folder import (
     read_config,
     read_preprocessing,
     save_description,
+    with_kernel,
 )
 from vit_jax.run.remat import device_memory, fitting
 from vit_jax.run.teacher import open_teacher
@@ -45,10 +47,11 @@ __all__ = [
     "Run",
     "Trained",
     "build",
+    "check_batch",
     "check_data",
     "default_workdir",
     "device_memory",
-    "fastest",
+    "fastest_attention",
     "find_weights",
     "fit_weights",
     "fitting",
@@ -58,6 +61,7 @@ __all__ = [
     "host_crop",
     "input_shape",
     "is_run",
+    "kernel_choice",
     "make_mesh",
     "num_steps",
     "open",
@@ -69,4 +73,5 @@ __all__ = [
     "save_description",
     "start_from",
     "use_every_core",
+    "with_kernel",
 ]

@@ -4,21 +4,21 @@ import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from vit_jax import distributed, models, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.models import fused
 from vit_jax.models.attention import MultiHeadDotProductAttention
-from vit_jax.models.vit import kept
+from vit_jax.models.layers import kept
 from vit_jax.run import remat
 
 ROUNDS, CALLS = 5, 10  # the kernels take turns of so many calls; the median of the turns counts
@@ -31,43 +31,54 @@ class Layer(NamedTuple):
     tokens: tuple[int, ...]
 
 
-def fastest(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> tuple[Config, dict[str, float]]:
+def fastest_attention(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> tuple[Config, dict[str, float]]:
     """The configuration with the fastest kernel in place of `model.attention` auto, and the seconds of each kernel.
 
     Each different attention layer of the model, for images of this shape [h w c], runs forwards and backwards on one of
     this process's devices, with as many images and heads as the device has of a batch, and with the recomputation of
-    `model.remat`. A kernel that fails there is left out, with a warning. The first process decides for all.
+    `model.remat` (of auto, the least that it may choose). A kernel that fails there is left out, with a warning. The
+    first process decides for all.
 
-    Nothing is timed, and auto stays, which is plain, where no other kernel can do what the model asks, as on CPUs, and
-    with `train.deterministic`, for a clock is not.
+    Nothing is timed, and auto stays, which is plain, where there is no choice: see `kernel_choice`.
     """
-    if prepared.model.get("attention") != "auto" or prepared.train.deterministic:
+    layers, kernels = kernel_choice(prepared, mesh, shape)
+    if not kernels:
         return prepared, {}
     own = Mesh(np.array(mesh.local_devices[:1]).reshape(1, 1, 1), mesh.axis_names)
-    n = prepared.train.batch_size // (sharding.batch_shards(mesh) * prepared.train.accumulate)
-    layers = attention_layers(models.create(prepared.model), (n, *shape), mesh.shape["tensor"])
-    kernels = [kernel for kernel in fused.KERNELS if all(_can(kernel, layer.module, own) for layer in layers)]
-    if not layers or not kernels:
-        return prepared, {}
-    seconds = time_kernels(("plain", *kernels), layers, own, remat.fastest(prepared, mesh))
-    chosen = distributed.of_first(min(seconds, key=lambda kernel: seconds[kernel], default="auto"))
+    seconds = time_kernels(("plain", *kernels), layers, own, remat.least(prepared, mesh))
+    fastest = min(seconds, key=lambda kernel: seconds[kernel], default="auto")
+    chosen = distributed.said_by_first(fastest)
     return dataclasses.replace(prepared, model={**prepared.model, "attention": chosen}), seconds
 
 
-def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor: int) -> dict[Layer, int]:
-    """The different layers whose kernel is auto in a training step's forward pass, each with how often it is computed.
+def kernel_choice(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> tuple[set[Layer], list[str]]:
+    """The layers that `model.attention` auto is about, and the kernels other than plain that can compute them all.
 
-    Layers under `scan` are one. Of heads that `tensor` devices share, a layer has those of one device.
+    None on CPUs, and with `train.deterministic`, which a clock is not.
     """
-    found: dict[Layer, int] = {}
+    device = mesh.devices.flat[0]
+    there = [kernel for kernel in fused.KERNELS if fused.runs_on(kernel, device.platform, device.device_kind)]
+    if prepared.model.get("attention") != "auto" or prepared.train.deterministic or not there:
+        return set(), []
+    n = prepared.train.batch_size // (sharding.batch_shards(mesh) * prepared.train.accumulate)
+    layers = attention_layers(models.create(prepared.model), (n, *shape), mesh.shape["tensor"])
+    can = sharding.on_mesh(lambda kernel: all(_can_compute(kernel, layer.module) for layer in layers), mesh)
+    return layers, [kernel for kernel in there if layers and can(kernel)]
+
+
+def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor: int) -> set[Layer]:
+    """The different layers whose kernel is auto in a training step's forward pass.
+
+    Of heads that `tensor` devices share, a layer has those of one device.
+    """
+    found: set[Layer] = set()
 
     def noted(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
         ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto"
         if ours and context.method_name == "__call__":
             heads = module.heads // tensor if module.heads % tensor == 0 else module.heads
-            layer = Layer(module.clone(parent=None, name=None, heads=heads), args[0].shape)
-            found[layer] = found.get(layer, 0) + 1
+            found.add(Layer(module.clone(parent=None, name=None, heads=heads), args[0].shape))
         return call(*args, **kwargs)
 
     def forward() -> Any:
@@ -80,31 +91,29 @@ def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor
     return found
 
 
-def time_kernels(
-    kernels: tuple[str, ...], layers: Mapping[Layer, int], mesh: Mesh, recomputed: str
-) -> dict[str, float]:
-    """Seconds of all layers' forward and backward pass with each kernel that works, on the mesh's one device.
+def time_kernels(kernels: tuple[str, ...], layers: Collection[Layer], mesh: Mesh, recomputed: str) -> dict[str, float]:
+    """Seconds of the layers' forward and backward pass with each kernel that works, on the mesh's one device.
 
     `recomputed`: none, dots or full, as `model.remat`.
     """
-    calls: dict[str, list[tuple[int, Callable[[], Any]]]] = {}
+    calls: dict[str, list[Callable[[], Any]]] = {}
     for kernel in kernels:
         try:
-            calls[kernel] = [(number, _compiled(layer, kernel, mesh, recomputed)) for layer, number in layers.items()]
+            calls[kernel] = [_compiled(layer, kernel, mesh, recomputed) for layer in layers]
         except Exception as error:  # whatever a driver or a compiler says: another kernel does the same
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             logging.getLogger(__name__).warning("model.attention: %s does not work here (%s)", kernel, reason)
     turns: dict[str, list[float]] = {kernel: [] for kernel in calls}
     for _ in range(ROUNDS):
         for kernel, of_layers in calls.items():
-            turns[kernel].append(sum(number * _turn(call) for number, call in of_layers))
+            turns[kernel].append(sum(_turn(call) for call in of_layers))
     return {kernel: statistics.median(times) for kernel, times in turns.items()}
 
 
-def _can(kernel: str, module: nn.Module, mesh: Mesh) -> bool:
+def _can_compute(kernel: str, module: nn.Module) -> bool:
     asked = {name: getattr(module, name) for name in ("dtype", "positions", "dropout", "head_width")}
     try:
-        sharding.on_mesh(lambda: fused.check(kernel, **asked), mesh)()
+        fused.check(kernel, **asked)
     except UserError:
         return False
     return True
@@ -135,8 +144,8 @@ def arguments(layer: Layer) -> tuple[Any, jax.Array, jax.Array]:
 
 def _compiled(layer: Layer, kernel: str, mesh: Mesh, recomputed: str) -> Callable[[], Any]:
     """A call of the layer's forward and backward pass, which has run once."""
-    with jax.default_device(mesh.devices.flat[0]):
-        given = jax.jit(lambda: arguments(layer))()
+    place = SingleDeviceSharding(mesh.devices.flat[0])
+    given = jax.jit(lambda: arguments(layer), out_shardings=place)()
     both = sharding.on_mesh(forwards_and_backwards(layer, kernel, recomputed), mesh)
     compiled = jax.jit(both).lower(*given).compile()
     jax.block_until_ready(compiled(*given))

@@ -52,6 +52,16 @@ def check_data(given: Config, data: Data) -> None:
         optim.check_warmup(given.optim, num_steps(given, per_epoch), per_epoch)
 
 
+def check_batch(given: Config, mesh: Mesh) -> None:
+    """Raises `UserError` where a batch cannot be divided by the mesh's devices and the parts that it is computed in."""
+    train, shards = given.train, sharding.batch_shards(mesh)
+    if train.batch_size % (shards * train.accumulate):
+        raise UserError(
+            f"train.batch_size={train.batch_size} cannot be divided by {shards} devices x train.accumulate="
+            f"{train.accumulate}; use a multiple of {shards * train.accumulate}"
+        )
+
+
 def input_shape(given: Config, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Height, width and channels as the model gets them."""
     height, width = (given.augment.resize * 2)[:2] or image_shape[:2]
@@ -130,12 +140,8 @@ def build(
     `cropped`: training images come as `host_crop` cut them, at the model's size. `teacher` is that of
     `step.Objective`.
     """
-    train, shards = prepared.train, sharding.batch_shards(mesh)
-    if train.batch_size % (shards * train.accumulate):
-        raise UserError(
-            f"train.batch_size={train.batch_size} cannot be divided by {shards} devices x train.accumulate="
-            f"{train.accumulate}; use a multiple of {shards * train.accumulate}"
-        )
+    check_batch(prepared, mesh)
+    train = prepared.train
     model = models.create(prepared.model)
     per_epoch = steps_per_epoch(train.batch_size, train_images)
     total = num_steps(prepared, per_epoch)

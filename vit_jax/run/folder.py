@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+import jax
+
 from vit_jax import augment, config
 from vit_jax.command import UserError
 from vit_jax.config import Config
@@ -12,6 +14,7 @@ from vit_jax.data import Data, View
 from vit_jax.log import writers
 
 CONFIG, LABELS, PREPROCESSING, CHECKPOINTS = "config.json", "labels.json", "preprocessing.json", "checkpoints"
+ATTENTION = "attention.json"
 
 
 def default_workdir(spec: str) -> Path:
@@ -24,11 +27,17 @@ def default_workdir(spec: str) -> Path:
 
 
 def save_description(workdir: Path, given: Config, prepared: Config, data: Data) -> None:
-    """Writes, once, what a later command needs beside the checkpoints: configuration, labels, preprocessing."""
+    """Writes, once, what a later command needs beside the checkpoints: configuration, labels, preprocessing.
+
+    And, at each start, the attention kernel that `prepared` has where the configuration says auto.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}; give another one") from error
+    if given.model.get("attention") == "auto" != prepared.model["attention"]:
+        found = {"device": jax.local_devices()[0].device_kind, "kernel": prepared.model["attention"]}
+        (workdir / ATTENTION).write_text(json.dumps(found) + "\n")
     if has_begun(workdir):
         return
     preprocessing = {
@@ -42,6 +51,16 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
     temporary = workdir / f"{CONFIG}.tmp"
     temporary.write_text(config.to_json(given))
     os.replace(temporary, workdir / CONFIG)  # last, and whole or not at all: with it the run exists
+
+
+def with_kernel(workdir: Path, given: Config) -> Config:
+    """The configuration with the kernel that the run in `workdir` took for `model.attention` auto, on such a device."""
+    if given.model.get("attention") != "auto" or not (workdir / ATTENTION).is_file():
+        return given
+    found = json.loads((workdir / ATTENTION).read_text())
+    if found["device"] != jax.local_devices()[0].device_kind:
+        return given
+    return dataclasses.replace(given, model={**given.model, "attention": found["kernel"]})
 
 
 def is_run(folder: Path) -> bool:

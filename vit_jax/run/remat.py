@@ -18,21 +18,21 @@ SHARE = 0.92  # of the memory: the rest is for the runtime, and for what falls b
 def fitting(prepared: Config, build: Callable[[Config], Run], batch: PyTree, frozen: PyTree, memory: int) -> Run:
     """`build(prepared)`; where `model.remat` is auto, with the first policy that fits into so many bytes a device.
 
-    The compiler counts, for a batch and a `frozen` of these shapes. With 0 bytes, not known, nothing is recomputed.
-    If no policy fits, it is the last; what to change then is for `vit_jax.plan` to say.
+    The first of all is `least`'s, taken at once where the bytes are not known, 0. The compiler counts, for a batch and
+    a `frozen` of these shapes. If no policy fits, it is the last; what to change then is for `vit_jax.plan` to say.
     """
     if prepared.model.get("remat") != "auto":
         return build(prepared)
     for policy in POLICIES:
         built = build(dataclasses.replace(prepared, model={**prepared.model, "remat": policy}))
-        if POLICIES.index(policy) < POLICIES.index(fastest(prepared, built.mesh)):
+        if POLICIES.index(policy) < POLICIES.index(least(prepared, built.mesh)):
             continue
         if not memory or policy == POLICIES[-1] or needed(built, batch, frozen) <= SHARE * memory:
             break
     return built
 
 
-def fastest(prepared: Config, mesh: Mesh) -> str:
+def least(prepared: Config, mesh: Mesh) -> str:
     """The policy that a run has if its memory allows: that of `model.remat`; of auto, none.
 
     Scanned layers on a TPU begin with `dots`: a loop writes all that it keeps to memory, which takes longer than to

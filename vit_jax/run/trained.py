@@ -24,7 +24,16 @@ from vit_jax.config import Config
 from vit_jax.data import View
 from vit_jax.pretrained import Preprocessing, Weights
 from vit_jax.run.build import input_shape
-from vit_jax.run.folder import CHECKPOINTS, CONFIG, LABELS, PREPROCESSING, is_run, read_config, read_preprocessing
+from vit_jax.run.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    LABELS,
+    PREPROCESSING,
+    is_run,
+    read_config,
+    read_preprocessing,
+    with_kernel,
+)
 from vit_jax.run.images import Batch, Images, Pictures, all_files, batches, listed
 from vit_jax.trees import PyTree
 
@@ -264,7 +273,7 @@ def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = ()) -
 
 
 def _open_run(workdir: Path, use: str, overrides: list[str]) -> Trained:
-    given = read_config(workdir, overrides)
+    given = with_kernel(workdir, read_config(workdir, overrides))
     class_names = tuple(json.loads((workdir / LABELS).read_text()))
     view, filled = read_preprocessing(workdir, given.augment)
     model_fields = {**given.model, "num_classes": len(class_names)}

@@ -41,10 +41,11 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
         arrays = fit_weights(weights, settings, data, console)
 
         mesh = run.make_mesh(settings, data)
+        run.check_batch(settings, mesh)
         feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(settings, data))
         prepared = run.prepare(settings, data, feed.split)
     forward = add_teacher(prepared, data, feed)
-    prepared = choose_attention(prepared, data, feed, console)
+    prepared = choose_attention(run.with_kernel(workdir, prepared), data, feed, console)
     built = build_fitting(prepared, data, feed, forward)
     with distributed.same_mistakes():
         if jax.process_index() == 0:
@@ -140,10 +141,10 @@ def add_teacher(prepared: Config, data: Data, feed: Feed) -> Callable[..., jax.A
 
 def choose_attention(prepared: Config, data: Data, feed: Feed, console: Console) -> Config:
     """The configuration with the attention kernel that the devices run fastest, where `model.attention` is auto."""
-    chosen, seconds = run.fastest(prepared, feed.mesh, run.input_shape(prepared, data.view.shape))
+    chosen, seconds = run.fastest_attention(prepared, feed.mesh, run.input_shape(prepared, data.view.shape))
     if seconds:
         times = ", ".join(f"{kernel} {1000 * of_all:.3g} ms" for kernel, of_all in seconds.items())
-        console.print(f"Attention of all layers: {times} a step; taken: {chosen.model['attention']}", soft_wrap=True)
+        console.print(f"A layer's attention takes {times}: {chosen.model['attention']} is taken", soft_wrap=True)
     return chosen
 
 
