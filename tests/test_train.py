@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import config, log, metrics, run, train
+from vit_jax import config, log, memory, metrics, run, train
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
@@ -248,6 +248,27 @@ def test_slow_steps_are_shown_and_leave_nothing_behind(tmp_path, cnn):
     _, second = tiny.start(tmp_path, "cnn", "log.every_seconds=1e-9")
     shown = [{int(line.split("/")[0]) for line in text.splitlines() if "/23 " in line} for text in (first, second)]
     assert shown[0] - {7} == {*range(1, 6), 8, 9} and shown[1] - {14, 21, 23} == {12, *range(15, 20)}
+    tiny.assert_same_run(tmp_path, cnn)
+
+
+def test_steps_that_take_much_memory_run_one_at_a_time_and_are_the_same(tmp_path, cnn, monkeypatch):
+    running, most, looked = [0], [], []
+    monkeypatch.setattr(memory, "MUCH", 0.0)
+    monkeypatch.setattr(memory.Gaps, "after_step", lambda gaps: looked.append(gaps.step_bytes))
+    advance, finished = log.Progress.advance, log.Progress.finished
+
+    def counted(progress, at):
+        most.append(at - running[0])
+        advance(progress, at)
+
+    def done(progress, at):
+        running[0] = at
+        finished(progress, at)
+
+    monkeypatch.setattr(log.Progress, "advance", counted)
+    monkeypatch.setattr(log.Progress, "finished", done)
+    assert tiny.start(tmp_path, "cnn")[0] == 0
+    assert set(most) == {0} and len(looked) == 23 and min(looked) > 0
     tiny.assert_same_run(tmp_path, cnn)
 
 
