@@ -25,7 +25,7 @@ class Train:
     loss: Literal["softmax", "sigmoid", "multi_hot"] = "softmax"  # multi_hot: DeiT III's, see `losses`
     label_smoothing: float = 0.0
     max_bad_steps: int = 10  # updates in a row that may be skipped for a gradient that is not finite
-    deterministic: bool = False  # GPUs: only kernels that give the same bits each time
+    deterministic: bool = False  # only kernels that give the same bits each time, and none chosen by a clock
 
 
 @dataclass(frozen=True, kw_only=True)
