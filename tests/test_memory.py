@@ -54,36 +54,31 @@ print(given_back, (memory.resident() - before) // 2**20)
 """
 
 
-def run(mode: str) -> tuple[str, int]:
+def printed(program: str, *words: str) -> list[str]:
+    """What a program prints in a process of its own, whose heap is new."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", PROGRAM, mode]
-    kept, faults = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    return kept, int(faults)
+    command = [sys.executable, "-c", program, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
 
 
 @on_linux
 def test_a_buffer_taken_again_costs_no_page_faults():
-    kept, faults = run("keep")
-    _, faults_before = run("leave")
+    (kept, faults), (_, faults_before) = printed(PROGRAM, "keep"), printed(PROGRAM, "leave")
     assert kept == "True"
-    assert faults < 100 and 10 * faults < faults_before  # 16,384 pages, or 32 huge ones
+    assert int(faults) < 100 and 10 * int(faults) < int(faults_before)  # 16,384 pages, or 32 huge ones
 
 
 @on_linux
 def test_a_process_that_holds_much_gives_gaps_back():
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", GIVEN_BACK]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert printed[0] == "True" and 250 <= int(printed[1]) < 300 and printed[2] == "7.0"
+    given_back, size, pin = printed(GIVEN_BACK)
+    assert given_back == "True" and 250 <= int(size) < 300 and pin == "7.0"
 
 
 @on_linux
 @pytest.mark.parametrize(("much", "times", "held"), [("0", 1, 256), ("0.99", 0, 512)], ids=["much", "little"])
 def test_gaps_are_given_back_once_they_are_as_large_as_a_step(much, times, held):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", GAPS, much]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert int(printed[0]) == times and held <= int(printed[1]) < held + 64
+    given_back, size = map(int, printed(GAPS, much))
+    assert given_back == times and held <= size < held + 64
 
 
 def test_machines_with_accelerators_are_left_alone(monkeypatch):

@@ -176,5 +176,11 @@ def test_a_run_takes_what_it_took_before_and_so_do_later_commands(has, monkeypat
     given = config.load(str(tmp_path / "config.json"))
     assert given.model["attention"] == "auto" and run.with_kernel(tmp_path, given).model["attention"] == "cudnn"
     assert run.open(tmp_path).model.attention == "cudnn"
+    assert run.open(tmp_path, overrides=["model.dtype=float32"]).model.attention == "auto"  # which cudnn cannot do
     (tmp_path / run.folder.ATTENTION).write_text('{"device": "another", "kernel": "pallas"}')
     assert run.open(tmp_path).model.attention == "auto"
+
+
+def test_what_a_run_took_that_never_began_does_not_bind_the_corrected_one(tmp_path):
+    (tmp_path / run.folder.ATTENTION).write_text(f'{{"device": "{jax.devices()[0].device_kind}", "kernel": "cudnn"}}')
+    assert run.with_kernel(tmp_path, GIVEN).model["attention"] == "auto"

@@ -55,8 +55,8 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
 
 def with_kernel(workdir: Path, given: Config) -> Config:
     """The configuration with the kernel that the run in `workdir` took for `model.attention` auto, on such a device."""
-    if given.model.get("attention") != "auto" or not (workdir / ATTENTION).is_file():
-        return given
+    if given.model.get("attention") != "auto" or not has_begun(workdir) or not (workdir / ATTENTION).is_file():
+        return given  # a run that never began may have been of another model
     found = json.loads((workdir / ATTENTION).read_text())
     if found["device"] != jax.local_devices()[0].device_kind:
         return given

@@ -25,7 +25,7 @@ def fitting(prepared: Config, build: Callable[[Config], Run], batch: PyTree, fro
         return build(prepared)
     for policy in POLICIES:
         built = build(dataclasses.replace(prepared, model={**prepared.model, "remat": policy}))
-        if POLICIES.index(policy) < POLICIES.index(least(prepared, built.mesh)):
+        if policy == "none" and least(prepared, built.mesh) != "none":
             continue
         if not memory or policy == POLICIES[-1] or needed(built, batch, frozen) <= SHARE * memory:
             break

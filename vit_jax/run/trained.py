@@ -273,7 +273,9 @@ def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = ()) -
 
 
 def _open_run(workdir: Path, use: str, overrides: list[str]) -> Trained:
-    given = with_kernel(workdir, read_config(workdir, overrides))
+    given = read_config(workdir, overrides)
+    if not any(override.startswith("model.") for override in overrides):  # a changed model is not what was timed
+        given = with_kernel(workdir, given)
     class_names = tuple(json.loads((workdir / LABELS).read_text()))
     view, filled = read_preprocessing(workdir, given.augment)
     model_fields = {**given.model, "num_classes": len(class_names)}
