@@ -198,6 +198,31 @@ def test_cudnn_s_kernels_are_what_a_gpu_is_asked_for(monkeypatch, length):
     assert ("PADDING" in text) == (length % 2 == 1)
 
 
+def test_gpus_project_with_one_product(monkeypatch):
+    """One for queries, keys and values, where they are of the same tokens, and the same numbers."""
+    tokens, others = jnp.asarray(SEQUENCE), jnp.asarray(OTHERS)
+    module = MultiHeadDotProductAttention(A, E)
+    params = jax.tree.map(jnp.asarray, random_params(module, tokens, tokens, KEY, train=False))
+
+    def loss(params, queries, tokens):
+        return module.apply({"params": params}, queries, tokens, KEY, train=True).sum()
+
+    def of_self(params, x):
+        return loss(params, x, x)
+
+    def products(fn, *args):
+        anew = jax.make_jaxpr(lambda *given: fn(*given))(params, *args)  # not what was traced for another device
+        return sum(e.primitive is jax.lax.dot_general_p for e in anew.eqns)
+
+    expected = jax.value_and_grad(of_self, (0, 1))(params, tokens)
+    three = products(of_self, tokens), products(loss, tokens, others)
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H100"))
+    assert [products(of_self, tokens), products(loss, tokens, others)] == [three[0] - 2, three[1]]
+    found = jax.value_and_grad(of_self, (0, 1))(params, tokens)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_fused_attention_steps_back_where_its_probabilities_are_wanted(fused_calls):
     tokens = jnp.asarray(SEQUENCE)
     module = MultiHeadDotProductAttention(2, 8, kernel="cudnn", dtype="float16")

@@ -12,6 +12,7 @@ from scipy.special import erf
 
 from tests import quick
 from tests.models.random_params import random_params
+from vit_jax import sharding
 from vit_jax.command import UserError
 from vit_jax.models import layers
 from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
@@ -195,6 +196,21 @@ def test_gelu_is_flaxs(dtype, tolerance):
     slope = jax.vmap(jax.grad(layers.gelu))(x)
     assert slope.dtype == x.dtype
     np.testing.assert_allclose(slope.astype(jnp.float32), slopes[1], rtol=tolerance, atol=2e-6)
+
+
+def test_gpus_compute_the_slope_of_gelu_anew(monkeypatch):
+    """Elsewhere a barrier makes compilers keep it."""
+    x = jnp.asarray(1.5)
+
+    def barriers():
+        found = jax.make_jaxpr(jax.grad(lambda x: layers.gelu(x)))(x)
+        return sum(e.primitive.name == "optimization_barrier" for e in found.eqns)
+
+    kept = jax.grad(layers.gelu)(x)
+    assert barriers() == 1
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H100"))
+    assert barriers() == 0
+    assert jax.grad(lambda x: layers.gelu(x))(x) == kept
 
 
 def test_gelus_derivatives():

@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 
 from vit_jax import sharding
-from vit_jax.models.products import dot_general
+from vit_jax.models.layers import AddPositions
+from vit_jax.models.products import dot_general, row_major
 
 LAST = (((2,), (0,)), ((), ()))
 HEADS = (((2, 3), (0, 1)), ((), ()))
@@ -41,3 +42,29 @@ def test_other_products_stay_as_they_are():
     x, y = jnp.ones((2, 5, 8)), jnp.ones((2, 8, 3))
     assert dot_general(x, y, (((2,), (1,)), ((0,), (0,)))).shape == (2, 5, 3)
     assert dot_general(x, jnp.ones((3, 8)), (((2,), (1,)), ((), ()))).shape == (2, 5, 3)
+
+
+def constraints(jaxpr) -> list[tuple[int, ...]]:
+    """The orders of axes, slowest first, that a program demands."""
+    return [e.params["layout"].major_to_minor for e in jaxpr.eqns if e.primitive.name == "layout_constraint"]
+
+
+def test_the_layout_is_held_on_gpus_in_both_directions(monkeypatch):
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+    assert row_major(x) is x
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H100"))
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: jnp.sum(row_major(x) ** 2)))(x)
+    assert value == jnp.sum(x**2)
+    np.testing.assert_array_equal(gradient, 2 * x)
+    both = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(row_major(x) ** 2)))(x)
+    assert constraints(both) == [(0, 1, 2)] * 2
+
+
+@pytest.mark.parametrize("positions", ["learned", "learned_2d", "sincos2d"])
+def test_positions_hold_it(positions, monkeypatch):
+    """What sums over images in the gradient stands between two of them."""
+    module, x = AddPositions(positions, (2, 3)), jnp.ones((2, 7, 8))
+    params = module.init(jax.random.key(0), x)
+    assert constraints(jax.make_jaxpr(module.apply)(params, x)) == []
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H100"))
+    assert constraints(jax.make_jaxpr(module.apply)(params, x)) == [(0, 1, 2)]

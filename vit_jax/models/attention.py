@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
+from vit_jax import sharding
 from vit_jax.models.bits import bernoulli
 from vit_jax.models.fused import check, fused_attention
 from vit_jax.models.products import dot_general
@@ -117,9 +118,7 @@ class MultiHeadDotProductAttention(nn.Module):
         With `positions` the queries are the first of the tokens.
         """
         d = queries.shape[-1]
-        # Three products, not one of stacked kernels: to take that one's result apart costs a TPU more than it saves
-        # (benchmarks/README.md), and a CPU as much.
-        q, k, v = (self._project(x, name) for x, name in ((queries, "query"), (tokens, "key"), (tokens, "value")))
+        q, k, v = self._projections(queries, tokens)
         if self.qk_norm:
             q = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="query_norm")(q)
             k = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="key_norm")(k)
@@ -167,10 +166,26 @@ class MultiHeadDotProductAttention(nn.Module):
         attention = dropout(attention, self.dropout, rng, train=train, of=(n, a, of or l, m)).astype(self.dtype)
         return jnp.matmul(attention, values).swapaxes(1, 2)
 
-    def _project(self, x: Float[Array, "n l d"], name: str) -> Float[Array, "n l a e"]:
-        kernel, bias = HeadProjection(self.heads, self.head_width, self.qkv_bias, name=name)(x.shape[-1])
-        y = dot_general(x, kernel.astype(self.dtype), (((2,), (0,)), ((), ())))
-        return y + bias.astype(self.dtype)[None, None]
+    def _projections(self, queries: Float[Array, "n l d"], tokens: Float[Array, "n m d"]) -> list[Array]:
+        """Queries [n l a e], keys and values [n m a e].
+
+        Three products; where all are of the same tokens, on GPUs one of stacked kernels, whose gradient is one product
+        instead of a sum of three. To take its result apart costs a TPU more than it saves (benchmarks/README.md), and a
+        CPU as much; on GPUs the bias, and padding for a fused kernel, are added in the same pass.
+        """
+        of = {"query": queries, "key": tokens, "value": tokens}
+        heads = {
+            name: HeadProjection(self.heads, self.head_width, self.qkv_bias, name=name)(x.shape[-1])
+            for name, x in of.items()
+        }
+        kernels = [kernel.astype(self.dtype) for kernel, _ in heads.values()]
+        biases = [bias.astype(self.dtype)[None, None] for _, bias in heads.values()]
+        last = (((2,), (0,)), ((), ()))
+        if queries is tokens and sharding.devices_of_activations()[0] == "gpu":
+            stacked = dot_general(tokens, jnp.stack(kernels, axis=1), last)
+            return [stacked[:, :, i] + bias for i, bias in enumerate(biases)]
+        products = (dot_general(x, kernel, last) for x, kernel in zip(of.values(), kernels, strict=True))
+        return [product + bias for product, bias in zip(products, biases, strict=True)]
 
     def _relative_logits(self, q: Float[Array, "n l a e"], m: int) -> Float[Array, "n a l m"]:
         l, e = q.shape[1], q.shape[-1]

@@ -1,9 +1,10 @@
-"""Products of activations with kernels, as each platform's compiler wants them."""
+"""Products of activations with kernels, and their layout, as each platform's compiler wants them."""
 
 import math
 from typing import Any
 
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from vit_jax import sharding
@@ -25,3 +26,15 @@ def dot_general(
     d = math.prod(x.shape[first:])
     y = lax.dot_general(x.reshape(-1, d), kernel.reshape(d, -1), (((1,), (0,)), ((), ())), **options)
     return y.reshape(*x.shape[:first], *kernel.shape[k:])
+
+
+def row_major(x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """x, and its gradient, held to the usual layout on GPUs; elsewhere x as it is.
+
+    A parameter that is added to every image, as positions are, has a gradient that sums over images. XLA wants these
+    side by side for that, on GPUs, and gives all activations that layout, which no product or kernel of attention
+    takes: without this a sixth of ViT-B/16's step on an H100 were transposes (benchmarks/README.md).
+    """
+    if sharding.devices_of_activations()[0] != "gpu":
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))

@@ -139,7 +139,7 @@ class EncoderBlock(nn.Module):
             kernel=self.attention if l == m else "plain",  # fused kernels pad a few queries to many
             dtype=self.dtype,
             name="MultiHeadDotProductAttention_1",
-        )(y[:, :l], y, rngs[0], train=train, of=m)
+        )(y if l == m else y[:, :l], y, rngs[0], train=train, of=m)
         y = dropout(y, self.projection_dropout, rngs[1], train=train, of=(n, m, d))
         x = x[:, :l] + residual(y, rngs[2], "LayerScale_0")
 
