@@ -19,24 +19,33 @@ from benchmarks.workloads import REPOSITORY
 from vit_jax import command
 from vit_jax.command import UserError
 
-QUICK = ("--turn", "1.5", "--rounds", "5")
+QUICK = ("--turn", "1", "--rounds", "5", "--together")
 BOTH = ("--peer", "torch", "--peer", "flax")
+FLAGS = (
+    "xla_gpu_enable_triton_gemm=false",
+    "xla_gpu_enable_cublaslt=true",
+    "xla_gpu_experimental_enable_fusion_autotuner=true",
+    "xla_gpu_exhaustive_tiling_search=true",
+)
 # The words after `python -m benchmarks.`, and the most minutes that they may take.
 STEPS: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("throughput", "--models", "vit/B16", *BOTH, *QUICK), 2.5),
-    (("throughput", "--models", "vit/B16", "--config.model.attention=cudnn", *QUICK), 1.5),
+    (("throughput", "--models", "vit/B16", *BOTH, *QUICK), 2.0),
     (("throughput", "--models", "cifar10:vit", "--batch-sizes", "512,2048", *BOTH, *QUICK), 2.5),
+    (("throughput", "--models", "vit/S16", "--peer", "torch", *QUICK), 1.5),
     (("throughput", "--models", "vit/L16", *QUICK), 2.0),
-    (("throughput", "--models", "vit/S16", "--peer", "torch", *QUICK), 2.0),
-    (("throughput", "--models", "cifar10:vit", "--batch-sizes", "128", "--peer", "torch", *QUICK), 1.5),
-    (("augmentation", "--model", "vit/S16", "--rounds", "3"), 3.0),
+    (("trace", "--model", "vit/B16"), 1.5),
+    (("augmentation", "--model", "vit/S16", "--rounds", "3"), 4.0),
+    (("flags", "--model", "vit/B16", *(word for flag in FLAGS for word in ("--flags", flag))), 2.5),
+    (("trace", "--model", "cifar10:vit"), 1.0),
+    (("throughput", "--models", "vit/B16", "--config.model.attention=plain", *QUICK), 1.5),
     (("throughput", "--models", "vit/B16,vit/L16", "--modes", "inference", *QUICK), 2.5),
     (("startup", "--models", "cifar10:vit,vit/B16", "--rounds", "1"), 2.5),
     (("input", "--data", "synthetic/160x160x3/10/10000", "--peer", "torch", "--turn", "3", "--rounds", "3"), 1.5),
+    (("throughput", "--models", "cifar10:vit", "--batch-sizes", "128", "--peer", "torch", *QUICK), 1.5),
     (("throughput", "--models", "vit/B16", "--batch-sizes", "128,512", *QUICK), 2.5),
     (("throughput", "--models", "resnet/50,cifar10:cnn,vit/Ti16", "--peer", "torch", *QUICK), 5.0),
     (("throughput", "--models", "vit/L16", "--batch-sizes", "256", "--config.model.remat=dots", *QUICK), 2.0),
-    (("throughput", "--models", "vit/L16", "--peer", "torch", *QUICK), 3.0),
+    (("throughput", "--models", "vit/L16", "--batch-sizes", "64", "--peer", "torch", *QUICK), 3.0),
     (("throughput", "--models", "vit/S16", "--batch-sizes", "256,1024", *QUICK), 2.5),
     (("throughput", "--models", "cifar10:vit", "--dtypes", "float32", *BOTH, *QUICK), 2.5),
     (("throughput", "--models", "vit/Ti16,vit/S16,resnet/50", "--modes", "inference", "--peer", "torch", *QUICK), 5.0),

@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     words = ["--config", flags.config, *(f"--config.{override}" for override in overrides)]
     os.environ["JAX_PLATFORMS"] = "cpu"  # whose devices alone can be simulated
     console = Console(highlight=False)
-    results = machine.Results("growth", flags.out, **of_device(ceiling("float32")))
+    results = machine.Results("growth", flags.out, **of_device(ceiling()))
 
     def add(what: str, number: int, rounds: Sequence[float], field: str, **others: Any) -> None:
         results.add({"what": what, "number": number, field: statistics.median(rounds), "rounds": rounds} | others)

@@ -28,8 +28,11 @@ class Ours:
         mesh = run.make_mesh(given, data)
         self.feed = data.feed(data.split("train"), mesh, on_device=True)
         prepared = run.prepare(given, data, self.feed.split)
+        self.attention_seconds: dict[str, float] = {}  # of each kernel that was tried
         if case.mode == "train":
-            prepared, _ = run.fastest_attention(prepared, mesh, run.input_shape(prepared, data.view.shape))
+            shape = run.input_shape(prepared, data.view.shape)
+            prepared, self.attention_seconds = run.fastest_attention(prepared, mesh, shape)
+        self.attention = prepared.model.get("attention")
         built = run.build(prepared, mesh, image_shape=data.view.shape, train_images=len(self.feed.split))
         self.batch_size, self.flops_per_image = case.batch_size, built.flops_per_image
         self.state: Any = built.init_state()
@@ -40,10 +43,10 @@ class Ours:
         began = time.perf_counter()
         first = next(self.batches)
         if self.train:
-            lowered = built.train_step.lower(self.state, first, self.feed.frozen)
+            self.lowered = built.train_step.lower(self.state, first, self.feed.frozen)
         else:
-            lowered = built.eval_step.lower(evaluation_variables(self.state), first, {})
-        self.step = lowered.compile()
+            self.lowered = built.eval_step.lower(evaluation_variables(self.state), first, {})
+        self.step = self.lowered.compile()
         self.compile_seconds = time.perf_counter() - began
 
     def _train_batches(self, seed: int) -> Any:

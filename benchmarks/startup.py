@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         check_model(model)
     if flags.dtype:
         list_of(flags.dtype, "--dtype", DTYPES)
-    device = of_device(ceiling("float32"))
+    device = of_device(ceiling())
     results, console = machine.Results("startup", flags.out, **device), Console(highlight=False)
     gpu = device["gpu"]
     for model in models:

@@ -16,7 +16,7 @@ from vit_jax import command, log
 from vit_jax.command import UserError
 
 README = Path(__file__).parent / "README.md"
-KINDS = ("throughput", "input", "startup", "augmentation", "growth")
+KINDS = ("throughput", "input", "startup", "augmentation", "growth", "trace", "flags")
 NOT_YET = "not yet run on a GPU"
 VOID_BELOW = 650.0  # TFLOP/s of an H200 in bfloat16: below that something else used it, and the measurement is void
 CASE = ("device", "model", "mode", "dtype", "batch_size", "image_size", "memory", "overrides")
@@ -45,6 +45,7 @@ def read(folder: Path) -> list[Row]:
                 "workers",
                 "cache",
                 "view",
+                "flags",
                 "config",
                 "what",
                 "number",
@@ -81,17 +82,31 @@ def what(row: Row) -> list[str]:
 
 
 def throughput_table(rows: Sequence[Row]) -> str:
-    header = ("device", "model", "mode", "dtype", "batch", "images/s", "TFLOP/s", "MFU", "memory", "compile", "date")
+    header = [
+        "device",
+        "model",
+        "mode",
+        "dtype",
+        "batch",
+        "attention",
+        "images/s",
+        "TFLOP/s",
+        "MFU",
+        "memory",
+        "compile",
+    ]
+    header += ["date"]
     cells = []
     for row in _of(rows, "throughput", contender="ours", memory="own"):
         if "failed" in row:
-            cells.append([*what(row), f"failed: {row['failed']}", "", "", "", "", row["date"]])
+            cells.append([*what(row), "", f"failed: {row['failed']}", "", "", "", "", row["date"]])
             continue
         memory = log.human_bytes(row["peak_bytes"]) if row["peak_bytes"] else ""
         share = f"{100 * row['mfu']:.1f} %" if row["gpu"] else ""  # on CPUs others' work disturbs it too much
         speed = [f"{row['images_per_second']:,.1f}", f"{row['tflops']:.3g}", share]
-        cells.append([*what(row), *speed, memory, f"{row['compile_seconds']:.1f} s", row["date"]])
-    return markdown(header, cells, 4)
+        kernel = {"auto": "plain", None: ""}.get(row.get("attention"), row.get("attention"))  # nothing to choose from
+        cells.append([*what(row), kernel, *speed, memory, f"{row['compile_seconds']:.1f} s", row["date"]])
+    return markdown(header, cells, 6)
 
 
 def peers_table(rows: Sequence[Row]) -> str:
@@ -169,6 +184,34 @@ def augmentation_table(rows: Sequence[Row]) -> str:
         if row["view"] != "none"
     ]
     return markdown(header, cells, 5)
+
+
+def trace_table(rows: Sequence[Row]) -> str:
+    """Where a step's time goes; kinds and parts are two ways to divide it."""
+    header = ("device", "model", "mode", "dtype", "batch", "a step", "kernels", "by kind", "by part", "idle", "date")
+
+    def listed(shares: dict[str, float]) -> str:
+        return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share >= 0.005)
+
+    cells = [
+        [*what(row), f"{1000 * row['seconds_per_step']:.2f} ms", f"{row['kernels_per_step']:.0f}"]
+        + [listed(row["kinds"]), listed(row["parts"]), f"{100 * row['idle']:.0f} %", row["date"]]
+        for row in _of(rows, "trace")
+    ]
+    return markdown(header, cells, 11)
+
+
+def flags_table(rows: Sequence[Row]) -> str:
+    header = ("device", "model", "mode", "dtype", "batch", "flags", "a step", "speed", "date")
+    cells = []
+    for row in _of(rows, "flags"):
+        if "failed" in row:
+            cells.append([*what(row), f"`{row['flags']}`", "failed", "", row["date"]])
+            continue
+        name = row["flags"] if " " in row["flags"] else f"`{row['flags']}`"
+        took = f"{1000 * statistics.median(row['seconds_per_step']):.2f} ms"
+        cells.append([*what(row), name, took, f"{row['speed']:.3f}", row["date"]])
+    return markdown(header, cells or [[NOT_YET, *[""] * (len(header) - 1)]], 6)
 
 
 def growth_table(rows: Sequence[Row]) -> str:
@@ -298,7 +341,20 @@ def _of(rows: Sequence[Row], kind: str, **values: Any) -> list[Row]:
     """The newest rows of a kind with these values, in a fixed order."""
     found = [row for row in rows if row["kind"] == kind and row["newest"]]
     found = [row for row in found if all(row[key] == value for key, value in values.items())]
-    first = ("device", "model", "mode", "dtype", "batch_size", "memory", "contender", "cache", "what", "number", "date")
+    first = (
+        "device",
+        "model",
+        "mode",
+        "dtype",
+        "batch_size",
+        "memory",
+        "contender",
+        "cache",
+        "what",
+        "number",
+        "flags",
+        "date",
+    )
     return sorted(found, key=lambda row: [(not row["gpu"], *(str(row.get(key, "")).zfill(9) for key in first))])
 
 
@@ -318,6 +374,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "input": input_table,
     "startup": startup_table,
     "augmentation": augmentation_table,
+    "trace": trace_table,
+    "flags": flags_table,
     "growth": growth_table,
     "layers": layers_table,
     "plans": lambda rows: markdown(*plans.plans(rows), 2),

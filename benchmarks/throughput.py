@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.workloads import CIFAR10, DEFAULT_MODELS, REPOSITORY, Case, check_model, default_batch
+from benchmarks.workloads import DEFAULT_MODELS, REPOSITORY, Case, check_model, default_batch, is_vit
 from vit_jax import command
 from vit_jax.command import UserError
 
@@ -87,8 +87,8 @@ class Worker:
         return self.answer()
 
 
-def ceiling(dtype: str) -> dict[str, Any]:
-    """The best square matrix product, by a process of its own."""
+def ceiling(dtype: str = "") -> dict[str, Any]:
+    """The best square matrix product, by a process of its own; without a dtype, in the one that the device is for."""
     with Worker({"contender": "ceiling", "dtype": dtype}) as worker:
         return worker.answer()
 
@@ -135,16 +135,25 @@ def measure(
     rounds: int,
     steps: int,
     turn: float,
+    together: bool = False,
 ) -> list[dict[str, Any]]:
-    """A row for each contender; one that fails has the reason instead of figures."""
+    """A row for each contender; one that fails has the reason instead of figures.
+
+    `together`: they compile side by side, before any is timed.
+    """
     about = {**vars(case), "memory": memory, "overrides": list(overrides)}
     with ExitStack() as stack:
         ready: dict[str, tuple[Worker, dict[str, Any]]] = {}
         rows = {name: {**about, "contender": name} for name in contenders}
-        for name in contenders:
+
+        def started(name: str) -> Worker:
             keep = memory == "kept" or (memory == "own" and name == "ours")
             job = {"contender": name, "case": vars(case), "keep_freed": keep, "overrides": list(overrides)}
-            worker = stack.enter_context(Worker(job, len(contenders) > 1))
+            return stack.enter_context(Worker(job, len(contenders) > 1))
+
+        early = {name: started(name) for name in contenders if together}
+        for name in contenders:
+            worker = early.get(name) or started(name)
             try:
                 ready[name] = (worker, worker.answer())
             except Failed as failure:
@@ -209,8 +218,7 @@ def cases(flags: Any, gpu: bool) -> list[Case]:
 
 def contenders(case: Case, peers: Sequence[str]) -> list[str]:
     """Ours, and the peers that have this model."""
-    has_flax = case.model.startswith("vit/") or CIFAR10.get(case.model) == "vit"
-    return ["ours", *(name for peer in peers for name in PEERS[peer] if peer != "flax" or has_flax)]
+    return ["ours", *(name for peer in peers for name in PEERS[peer] if peer != "flax" or is_vit(case.model))]
 
 
 def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
@@ -234,6 +242,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
     parser.add_argument("--steps", type=int, default=0, help="in each turn (default: as many as fit into --turn)")
     parser.add_argument("--turn", type=float, default=2.0, help="seconds of each contender's turn (default: 2)")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
+    parser.add_argument("--together", action="store_true", help="contenders compile side by side: sooner, not faster")
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder of the JSON file")
     flags, overrides = parser.parse(argv)
     for field in ("rounds", "image_size"):
@@ -252,13 +261,13 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parse(argv)
     console = Console(highlight=False)
     ceilings: dict[str, dict[str, Any]] = {}
-    first = ceiling("float32")  # and whether there is a GPU: this process leaves the device to the workers
+    first = ceiling()  # and whether there is a GPU: this process leaves the device to the workers
     todo = cases(flags, first["gpu"])
     for case in todo:
         case.config(overrides)
     results = machine.Results("throughput", flags.out, **of_device(first), ceilings=ceilings)
     for dtype in {case.dtype: None for case in todo}:
-        ceilings[dtype] = products(first if dtype == "float32" else ceiling(dtype))
+        ceilings[dtype] = products(first if dtype == first["dtype"] else ceiling(dtype))
         console.print(f"ceiling, {dtype}: {ceilings[dtype]['tflops']:.4g} TFLOP/s")
     rows = results.content["rows"]
     for case in todo:
@@ -266,9 +275,8 @@ def main(argv: Sequence[str]) -> int:
         if flags.no_compile:
             names = [name for name in names if name != "torch.compile"]
         for memory in list_of(flags.memory, "--memory"):
-            found = measure(
-                case, names, overrides, memory=memory, rounds=flags.rounds, steps=flags.steps, turn=flags.turn
-            )
+            how = {"rounds": flags.rounds, "steps": flags.steps, "turn": flags.turn, "together": flags.together}
+            found = measure(case, names, overrides, memory=memory, **how)
             rows += found
             add_efficiency(rows, {dtype: entry["tflops"] for dtype, entry in ceilings.items()})
             results.write()

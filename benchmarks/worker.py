@@ -50,8 +50,8 @@ def facts(contender: Contender) -> dict[str, Any]:
         "peak_bytes": contender.peak_bytes(),
         "resident_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
-    flops = getattr(contender, "flops_per_image", None)
-    return found | ({"flops_per_image": flops} if flops else {})
+    of_ours = ("flops_per_image", "attention", "attention_seconds")
+    return found | {name: value for name in of_ours if (value := getattr(contender, name, None))}
 
 
 def timed(contender: Contender, steps: int) -> dict[str, float]:
@@ -71,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
     if job["contender"] == "ceiling":
         from benchmarks import device
 
-        answer({**device.describe(), **device.matmul_ceiling(job["dtype"])})
+        about = device.describe()
+        dtype = job["dtype"] or ("bfloat16" if about["gpu"] else "float32")
+        answer({**about, "dtype": dtype, **device.matmul_ceiling(dtype)})
         return command.DONE
     if job["keep_freed"]:
         memory.keep_freed()

@@ -55,8 +55,14 @@ class Case:
             "augment.std=(0.5,)",
             f"train.batch_size={self.batch_size}",
             f"model.dtype={self.dtype}",
+            *(["model.attention=auto"] if is_vit(self.model) else []),
         ]
         return config.load(f"{REPOSITORY / file}:{CIFAR10.get(self.model, self.model)}", [*common, *overrides])
+
+
+def is_vit(model: str) -> bool:
+    """Whether a model is a plain Vision Transformer: it has a twin in the textbook, and attention to choose."""
+    return model.startswith("vit/") or CIFAR10.get(model) == "vit"
 
 
 def check_model(name: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import augmentation, gpu, growth, input, machine, startup, throughput, tpu_plan
+from benchmarks import augmentation, flags, gpu, growth, input, machine, startup, throughput, tpu_plan, trace
 from benchmarks.throughput import Failed, Worker, add_efficiency, contenders, in_turns, list_of
 from benchmarks.workloads import Case
 from vit_jax import command
@@ -36,6 +36,10 @@ from vit_jax.command import UserError
         (growth, "--processes 0", "--processes '0': expected positive numbers"),
         (growth, "--devices 2,3", "train.batch_size=128 cannot be divided by 3"),
         (growth, "--config configs/nothing.py", "configs/nothing.py"),
+        (trace, "--steps 0", "--steps 0, --batch-size 0"),
+        (trace, "--model vit/B17", "'vit/B17' is unknown"),
+        (flags, "--flags autotune=2", "expected XLA's names with values"),
+        (flags, "--flags xla_a=2 --rounds 0", "--rounds 0"),
         (gpu, "--minutes 0", "--minutes 0.0 is not positive"),
         (tpu_plan, "--topology cpu:1 --out plan.json", "compiles for one TPU; give e.g. v3:2x2"),
         (tpu_plan, "--topology v3:2x2,v5e:2x2 --out plan.json", "compiles for one TPU"),
@@ -116,6 +120,42 @@ def test_a_worker_that_dies_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         assert dies.answer() == {}
         with pytest.raises(Failed, match="^ValueError: out of memory$"):
             dies.time(1)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_contenders_compile_one_by_one_or_together(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never is one timed before all are ready."""
+    order = []
+
+    class Fake:
+        def __init__(self, job: dict, shares: bool) -> None:
+            self.name, self.ready = job["contender"], False
+            order.append(f"start {self.name}")
+
+        def __enter__(self) -> "Fake":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            order.append(f"end {self.name}")
+
+        def answer(self) -> dict:
+            order.append(f"ready {self.name}")
+            if self.name == "flax":
+                raise Failed("out of memory")
+            return {"step_seconds": 0.5}
+
+        def time(self, steps: int) -> dict[str, float]:
+            order.append(f"time {self.name}")
+            return {"seconds": 2.0 * steps}
+
+    monkeypatch.setattr(throughput, "Worker", Fake)
+    case = Case("vit/B16", "train", "float32", 8)
+    how = {"memory": "own", "rounds": 1, "steps": 0, "turn": 2.0}
+    rows = throughput.measure(case, ["ours", "flax"], [], **how, together=together)
+    begun = ["start ours", "start flax", "ready ours"] if together else ["start ours", "ready ours", "start flax"]
+    assert order == [*begun, "ready flax", "time ours", "end flax", "end ours"]
+    assert rows[0]["images_per_second"] == 4 and rows[0]["steps"] == 4
+    assert rows[1]["failed"] == "out of memory"
 
 
 def test_a_step_that_hangs_ends_with_its_time() -> None:
