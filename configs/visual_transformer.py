@@ -19,7 +19,8 @@ FOLDER = Path(__file__).parent
 def cifar10(model: ConfigDict) -> ConfigDict:
     """A student report's run: 10 epochs, batch 256, lr 1e-3, dropout 0.1; the rest, which it does not print, is ours.
 
-    One epoch in batches of 64 gives VT-R18 47.60 %, ResNet-18 56.00 % (images re-encoded as JPEG; 2 CPU cores).
+    ResNet-18 reaches 79.57 % (images re-encoded as JPEG; an H100). One epoch in batches of 64 gives VT-R18 47.60 %,
+    ResNet-18 56.00 % (2 CPU cores).
     """
     c = config.default()
     c.model = model
@@ -36,7 +37,7 @@ def cifar10(model: ConfigDict) -> ConfigDict:
 
 
 def report_vit() -> ConfigDict:
-    """What the report ran for a VT, a plain ViT: 70.45 % there; 48.72 % here in an hour of one CPU core, 2.1 epochs.
+    """What the report ran for a VT, a plain ViT: 70.45 % there; 64.63 % here (an H100, 92 s).
 
     Its sizes are not printed: these are the Keras example's, as fashion_mnist.py:vit6 declares them. 21,666,762
     parameters.
