@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import augmentation, flags, gpu, growth, input, machine, startup, throughput, tpu_plan, trace
+from benchmarks import augmentation, flags, gpu, gpu_plan, growth, input, machine, startup, throughput, tpu_plan, trace
 from benchmarks.throughput import Failed, Worker, add_efficiency, contenders, in_turns, list_of
 from benchmarks.workloads import Case
 from vit_jax import command
@@ -40,6 +40,8 @@ from vit_jax.command import UserError
         (trace, "--model vit/B17", "'vit/B17' is unknown"),
         (flags, "--flags autotune=2", "expected XLA's names with values"),
         (flags, "--flags xla_a=2 --rounds 0", "--rounds 0"),
+        (gpu_plan, "--out plan.json --results nowhere", "nothing there was measured on a100, h100, h200"),
+        (gpu_plan, "--out nowhere/plan.json", "cannot write --out nowhere/plan.json"),
         (gpu, "--minutes 0", "--minutes 0.0 is not positive"),
         (tpu_plan, "--topology cpu:1 --out plan.json", "compiles for one TPU; give e.g. v3:2x2"),
         (tpu_plan, "--topology v3:2x2,v5e:2x2 --out plan.json", "compiles for one TPU"),

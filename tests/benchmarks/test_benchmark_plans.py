@@ -2,7 +2,12 @@
 
 import json
 
-from benchmarks import plans
+import jax
+
+from benchmarks import gpu_plan, plans
+from vit_jax.plan import topology
+from vit_jax.plan.chips import GPUS
+from vit_jax.plan.topology import Machine
 
 PLAN = {
     "topology": "v3:2x2",
@@ -55,3 +60,25 @@ def test_what_auto_chose_is_told(tmp_path):
     (tmp_path / "plan-a.json").write_text(json.dumps([auto]))
     header, [cells] = plans.plans(plans.read(tmp_path))
     assert cells[header.index("configuration")] == "a.py:b `model.remat=auto` (dots)"
+
+
+def test_a_gpu_s_plan_stands_beside_what_it_measured(tmp_path, monkeypatch):
+    """The step that was timed is compiled once more, with the kernel that it took; here by the CPU's compiler."""
+    row = {"model": "vit/mu16", "mode": "train", "dtype": "bfloat16", "batch_size": 4, "image_size": 32}
+    row |= {"contender": "ours", "memory": "own", "overrides": ["model.depth=1"], "attention": "plain"}
+    row |= {"seconds_per_step": [0.5, 0.25, 0.75], "peak_bytes": 2**30, "flops_per_image": 5}
+    peer = row | {"contender": "torch"}
+    content = {"kind": "throughput", "device": "1 x NVIDIA H100 80GB HBM3", "gpu": True, "rows": [row, peer]}
+    content["machine"] = {"date": "2026-01-02T03:04:05+00:00", "cores_used": 16, "load_average": 1.0}
+    (tmp_path / "throughput-1.json").write_text(json.dumps(content))
+    elsewhere = content | {"device": "1 x NVIDIA T4"}
+    (tmp_path / "throughput-2.json").write_text(json.dumps(elsewhere))
+    monkeypatch.setattr(topology, "describe", lambda name: Machine(name, tuple(jax.devices()[:1]), GPUS["h100"].chip))
+    out = tmp_path / "plan-gpu.json"
+    assert gpu_plan.main(["--results", str(tmp_path), "--out", str(out)]) == 0
+    (found,) = json.loads(out.read_text())
+    assert found["topology"] == "h100:1" and found["method"] == "kernels" and found["step_seconds"] > 0
+    assert found["measured"] == {"step_seconds": 0.5, "peak_bytes": 2**30}
+    _, [cells] = plans.checks(plans.read(tmp_path))
+    changed = "`model.dtype=bfloat16` `model.depth=1` `model.attention=plain`"
+    assert cells[:3] == ["h100:1", f"benchmarks/workloads.py:vit/mu16 {changed}", "4"] and cells[5] == "500 ms"

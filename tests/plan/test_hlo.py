@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.plan import collectives, hlo
+from vit_jax.plan.chips import CHIPS
 from vit_jax.plan.collectives import Collective
-from vit_jax.plan.topology import CHIPS
 
 # As XLA prints it; shortened. The loop turns five times; its condition stands in another computation.
 TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[3]{0})->f32[3]{0}}

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib.util
 import json
+import re
 
 import jax
 import pytest
@@ -14,9 +15,10 @@ from vit_jax import config, models, plan, sharding
 from vit_jax.command import UserError
 from vit_jax.models import fused
 from vit_jax.plan import hlo, memory, subject, table, timing, topology
+from vit_jax.plan.chips import CHIPS, GIB, GPUS
 from vit_jax.plan.collectives import Collective
 from vit_jax.plan.memory import Memory
-from vit_jax.plan.topology import CHIPS, GIB, Machine
+from vit_jax.plan.topology import Machine
 
 IMAGENET = "configs/imagenet.py:vit_b16"
 SMALL = ("model.depth=1", "model.width=16", "model.mlp_width=32", "model.heads=2", "augment.policy=none")
@@ -158,6 +160,35 @@ def test_the_compilers_cycles_over_the_clock():
     assert found.seconds == pytest.approx(0.1 + 1.5 / 164)
 
 
+def test_a_gpus_kernels_run_one_after_the_other():
+    """989 TFLOP/s of bfloat16, half of that of TF32; 3.35 TB/s; one way of NVLink to the switch is 450 GB/s."""
+    machine = Machine("h100:4", tuple(jax.devices()[:4]), GPUS["h100"].chip)
+    work = timing.Work(flops=989e9, bytes=3.35e9, cycles=0)
+    sums = [Collective("all-reduce", 900 * 10**6, group=4, times=1, hidden=False)]
+    found = timing.of_gpu(work, sums, machine, "bfloat16")
+    assert found.method == "kernels" and found.computing == pytest.approx(2e-3)
+    assert found.exposed == pytest.approx(3e-3)
+    assert timing.of_gpu(work, [], machine, "float32").seconds == pytest.approx(3e-3)
+    assert machine.has_gpus and machine.chips == 4 and machine.memory == int(0.75 * 79.6 * GIB)
+
+
+@pytest.mark.parametrize("kind", GPUS)
+def test_a_gpu_is_described_to_its_compiler(kind):
+    gpu = GPUS[kind]
+    fields = dict(re.findall(r"(\w+): (\S+)", gpu.target()))
+    assert fields["core_count"] == str(gpu.multiprocessors)
+    assert f"cuda_compute_capability {{ major: {8 if kind == 'a100' else 9} " in gpu.target()
+    assert int(fields["device_memory_size"]) == pytest.approx(gpu.chip.core_memory * GIB / 0.75, abs=1)
+    per_clock = gpu.chip.flops / (gpu.multiprocessors * gpu.clock)  # of a multiprocessor, bfloat16
+    assert per_clock == pytest.approx({"a100": 2048, "h100": 4096, "h200": 4096}[kind], rel=0.1)
+
+
+def test_a_gpu_needs_its_compiler(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the GPU compiler, which is not installed: pip install .vit_jax.cuda"):
+        topology.describe("h100:8")
+
+
 def test_a_time_budget_gives_the_steps(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(
         plan, "time_of_step", lambda *_: timing.StepTime(method="m", computing=0.5, links=0.0, exposed=0.0)
@@ -206,6 +237,9 @@ def test_published_figures_agree_with_each_other():
         (["--topology", "v3:2x2x2"], "has 3 sides; those of v3 have 2: v3:4x4"),
         (["--topology", "v5p:4x4"], "has 2 sides; those of v5p have 3: v5p:4x4x4"),
         (["--topology", "cpu:2x2"], "write e.g. cpu:8"),
+        (["--topology", "h100"], "has no size; write e.g. h100:8"),
+        (["--topology", "h100:2x4"], "has no size; write e.g. h100:8"),
+        (["--topology", "h200:16"], "a machine has at most 8 GPUs"),
         (["--topology", "v3:2x2", "--measure"], "give only --topology cpu:N"),
         (["--price", "-1"], "--price -1 is no price; give dollars per chip and hour"),
         (["--price", "nan"], "--price nan is no price"),

@@ -2,11 +2,12 @@
 
     python -m vit_jax.plan --config configs/imagenet.py:vit_b16 --topology v3:16x16,v5e:16x16 --price 1.2
     python -m vit_jax.plan --config configs/scaling.py:vit_g14 --topology v5p:8x8x4 --sweep mesh.fsdp=8,64
+    python -m vit_jax.plan --config configs/imagenet.py:vit_b16 --topology h100:8 --config.model.attention=cudnn
     python -m vit_jax.plan --config configs/digits.py --topology cpu:1 --measure
 
-TPUs need only their compiler (`pip install "vit_jax[tpu]"`), and `cpu:8` simulates eight devices. `topology` describes
-the machine, `subject` the step on it, `hlo` and `collectives` read the compiled program, `memory` and `timing` say what
-it takes, `measure` holds that against a real CPU.
+TPUs and GPUs need only their compiler (`pip install "vit_jax[tpu]"`, `"vit_jax[cuda]"`), and `cpu:8` simulates eight
+devices. `topology` describes the machine, of `chips`, `subject` the step on it, `hlo`, `kernels` and `collectives` read
+the compiled program, `memory` and `timing` say what it takes, `measure` holds that against a real CPU.
 """
 
 import datetime
@@ -96,7 +97,8 @@ def modelled(planned: Subject, compiled: Any, price: float) -> dict[str, Any]:
         return {"collectives": {}, "method": "", **dict.fromkeys(names)}
     module = hlo.parse(compiled.as_text())
     exchanged = collectives.find(module, len(machine.devices))
-    step = time_of_step(planned, module, compiled.cost_analysis(), exchanged)
+    costs = compiled.cost_analysis() or {}  # a GPU's compiler makes none without its GPU
+    step = time_of_step(planned, module, costs, exchanged)
     budget = run.config.train.seconds
     hours = (budget or run.total_steps * step.seconds) / 3600
     per_second = run.config.train.batch_size / step.seconds
@@ -112,7 +114,7 @@ def modelled(planned: Subject, compiled: Any, price: float) -> dict[str, Any]:
         "hours": hours,
         "chip_hours": hours * machine.chips,
         "cost": price * hours * machine.chips if price else None,
-        "compiler": {k: compiled.cost_analysis().get(k) for k in ("flops", "bytes accessed", "optimal_seconds")},
+        "compiler": {k: costs.get(k) for k in ("flops", "bytes accessed", "optimal_seconds")},
         "loops_counted_once": module.unknown_loops(),
     }
 
@@ -121,6 +123,9 @@ def time_of_step(planned: Subject, module: hlo.Module, costs: dict[str, float], 
     """The modelled time, by the method that the machine allows."""
     machine, devices = planned.machine, len(planned.machine.devices)
     products = flops.count(planned.run.train_step, *planned.arguments) / devices
+    if machine.has_gpus:
+        dtype = planned.run.config.model.get("dtype", "float32")
+        return timing.of_gpu(timing.work_of_kernels(module, products), exchanged, machine, dtype)
     work = timing.work(module, products, costs)
     if machine.chip:
         return timing.of_tpu(work, exchanged, machine)
@@ -134,7 +139,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="Any field of the configuration: --config.<group>.<field>=<value>, e.g. --config.mesh.fsdp=8",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file of configs/, or a config.json")
-    parser.add_argument("--topology", required=True, metavar="T,T", help="v3:4x4, v5e:16x16, v5p:8x8x4 ...; cpu:8")
+    parser.add_argument(
+        "--topology", required=True, metavar="T,T", help="v3:4x4, v5e:16x16, v5p:8x8x4, h100:8 ...; cpu:8"
+    )
     parser.add_argument("--sweep", action="append", default=[], metavar="FIELD=V,V", help="plan with each value")
     parser.add_argument("--price", type=float, default=0.0, help="dollars per chip and hour")
     parser.add_argument("--images", type=int, default=0, help="to train with, where the data set is not at hand")
@@ -176,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
 
 def origin() -> dict[str, Any]:
     """When and where something was compiled, and the versions of what decides the answer."""
-    versions = {name: _version(name) for name in ("jax", "libtpu")}
+    versions = {name: _version(name) for name in ("jax", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": sharding.processor_name(),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vit_jax.plan import hlo
-from vit_jax.plan.topology import Chip
+from vit_jax.plan.chips import Chip
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

@@ -32,8 +32,12 @@ class Instruction:
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return int(found[1]) if found else None
 
+    def operands(self) -> list[str]:
+        """The names of what it is computed from."""
+        return re.findall(r"%([\w.\-]+)", self.rest[: _closing(f"({self.rest}") - 2])
+
     def called(self, attribute: str) -> str:
-        """The computation that `body=` or `condition=` names."""
+        """The computation that `body=`, `condition=` or a fusion's `calls=` names."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
         assert found is not None, self.rest
         return found[1]

@@ -4,6 +4,8 @@
 the clock. Products on v3 come out at 0.97 and copies at 0.98 of the published peaks.
 `roofline`: the larger of the products' time at the published peak and the memory traffic's at the published bandwidth;
 a lower bound, for chips whose clock is not published.
+`kernels`: on GPUs, one after the other: products at the published peak, and what all other kernels read and write at
+the published bandwidth; a lower bound (benchmarks/README.md has it beside an H100).
 `measured ceilings`: on this CPU products, at the rate of a large one, and then memory traffic, at the rate of a copy.
 
 To each, the time of collectives that nothing hides is added; one that is started early hides behind the computing.
@@ -18,7 +20,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-from vit_jax.plan import collectives, hlo
+from vit_jax.plan import collectives, hlo, kernels
 from vit_jax.plan.collectives import Collective
 from vit_jax.plan.topology import Machine
 
@@ -28,7 +30,7 @@ class Work:
     """What one core does in a step."""
 
     flops: float  # of products; recomputation counts
-    bytes: float  # read and written
+    bytes: float  # read and written; on GPUs by kernels that are no products
     cycles: int  # as the compiler estimates; 0: it does not
 
 
@@ -56,15 +58,31 @@ def work(module: hlo.Module, flops: float, costs: dict[str, float]) -> Work:
     return Work(flops=flops, bytes=missed * costs.get("bytes accessed", 0.0), cycles=cycles)
 
 
+def work_of_kernels(module: hlo.Module, flops: float) -> Work:
+    """Of a GPU's program: `bytes` are those of the kernels that are no products."""
+    return Work(flops=flops, bytes=float(kernels.traffic(module)), cycles=0)
+
+
 def of_tpu(work: Work, exchanged: Sequence[Collective], machine: Machine) -> StepTime:
     """The modelled step of a TPU."""
     chip = machine.chip
     assert chip is not None
     if chip.clock and work.cycles:
-        method, computing = "compiler", work.cycles / chip.clock
-    else:
-        method = "roofline"
-        computing = max(work.flops / (chip.flops / chip.cores), work.bytes / (chip.hbm_bandwidth / chip.cores))
+        return _with_links("compiler", work.cycles / chip.clock, exchanged, machine)
+    computing = max(work.flops / (chip.flops / chip.cores), work.bytes / (chip.hbm_bandwidth / chip.cores))
+    return _with_links("roofline", computing, exchanged, machine)
+
+
+def of_gpu(work: Work, exchanged: Sequence[Collective], machine: Machine, dtype: str) -> StepTime:
+    """The modelled step of a GPU; products of float32 numbers run as TF32, at half the speed of bfloat16."""
+    assert machine.chip is not None
+    peak = machine.chip.flops / (2 if dtype == "float32" else 1)
+    return _with_links("kernels", work.flops / peak + work.bytes / machine.chip.hbm_bandwidth, exchanged, machine)
+
+
+def _with_links(method: str, computing: float, exchanged: Sequence[Collective], machine: Machine) -> StepTime:
+    chip = machine.chip
+    assert chip is not None
     times = [(collectives.seconds(c, chip, len(machine.devices)), c.hidden) for c in exchanged]
     waiting = math.fsum(seconds for seconds, hidden in times if not hidden)
     behind = math.fsum(seconds for seconds, hidden in times if hidden)

@@ -1,6 +1,6 @@
-"""Machines that are not there: TPU slices as their compiler describes them, and simulated CPU devices.
+"""Machines that are not there: TPU slices and GPUs as their compilers know them, and simulated CPU devices.
 
-A device is a core: half a chip on v2 and v3, a chip from v4 on.
+A device is a core: half a chip on v2 and v3, a chip from v4 on; a GPU.
 """
 
 import importlib.util
@@ -11,75 +11,10 @@ from dataclasses import dataclass
 import jax
 
 from vit_jax.command import UserError
+from vit_jax.plan.chips import CHIPS, GIB, GPUS, Chip
 
-GIB = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chip:
-    """Figures of a chip: FLOP/s of bfloat16 products, bytes/s."""
-
-    cores: int
-    flops: float
-    core_memory: float  # GiB of a core's HBM that a program may take
-    hbm_bandwidth: float
-    links: int  # to neighbours in the torus: two along each of its sides
-    link_bandwidth: float  # of one link, in one direction
-    clock: float  # Hz; 0: not published
-
-
-# v2, v3: Jouppi et al. 2020, A Domain-Specific Supercomputer for Training Deep Neural Networks, CACM 63(7), table 3:
-# clocks, links of 496 and 656 Gbit/s in each direction. v5e, v5p, v6e: Google's pages of each TPU version
-# (cloud.google.com/tpu/docs/v5e ...), which give the links of a chip together: 1,600, 4,800 and 3,200 Gbit/s; clocks of
-# v5e and v5p: Austin et al. 2025, How to Scale Your Model, ch. 2 (four and eight arrays of 128 x 128 give the same).
-# `core_memory`: what the compiler of libtpu 0.0.42.1 says it has of the 8, 16, 16, 95 and 32 GiB ("available HBM").
-CHIPS = {
-    "v2": Chip(
-        cores=2,
-        flops=46e12,
-        core_memory=7.48,
-        hbm_bandwidth=700e9,
-        links=4,
-        link_bandwidth=62e9,
-        clock=700e6,
-    ),
-    "v3": Chip(
-        cores=2,
-        flops=123e12,
-        core_memory=15.48,
-        hbm_bandwidth=900e9,
-        links=4,
-        link_bandwidth=82e9,
-        clock=940e6,
-    ),
-    "v5e": Chip(
-        cores=1,
-        flops=197e12,
-        core_memory=15.75,
-        hbm_bandwidth=819e9,
-        links=4,
-        link_bandwidth=50e9,
-        clock=1.5e9,
-    ),
-    "v5p": Chip(
-        cores=1,
-        flops=459e12,
-        core_memory=95.74,
-        hbm_bandwidth=2765e9,
-        links=6,
-        link_bandwidth=100e9,
-        clock=1.75e9,
-    ),
-    "v6e": Chip(
-        cores=1,
-        flops=918e12,
-        core_memory=31.25,
-        hbm_bandwidth=1600e9,
-        links=4,
-        link_bandwidth=100e9,
-        clock=0.0,
-    ),
-}
+CUDA = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+MOST_GPUS = 8  # of one machine
 # What the TPU compiler reads; a machine with TPUs has these set, and then they stay.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server
@@ -103,6 +38,10 @@ class Machine:
         return len(self.devices) // (self.chip.cores if self.chip else 1)
 
     @property
+    def has_gpus(self) -> bool:
+        return self.name.partition(":")[0] in GPUS
+
+    @property
     def memory(self) -> int:
         """Bytes of a core that a program may take; 0: not limited."""
         return int(self.chip.core_memory * GIB) if self.chip else 0
@@ -113,14 +52,17 @@ def split_topologies(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         kind, _, size = name.partition(":")
-        if kind not in ("cpu", *CHIPS):
-            raise UserError(f"topology {name!r}: {kind!r} is unknown; choose from cpu, {', '.join(CHIPS)}")
-        sides = size.split("x") if kind != "cpu" else [size]
-        example = "cpu:8" if kind == "cpu" else f"{kind}:{'x'.join('4' * (CHIPS[kind].links // 2))}"
+        if kind not in ("cpu", *CHIPS, *GPUS):
+            raise UserError(f"topology {name!r}: {kind!r} is unknown; choose from cpu, {', '.join([*CHIPS, *GPUS])}")
+        torus = kind in CHIPS
+        sides = size.split("x") if torus else [size]
+        example = f"{kind}:{'x'.join('4' * (CHIPS[kind].links // 2)) if torus else 8}"
         if not all(side.isdigit() and int(side) for side in sides):
             raise UserError(f"topology {name!r} has no size; write e.g. {example}")
-        if kind != "cpu" and len(sides) != (expected := CHIPS[kind].links // 2):
+        if torus and len(sides) != (expected := CHIPS[kind].links // 2):
             raise UserError(f"topology {name!r} has {len(sides)} sides; those of {kind} have {expected}: {example}")
+        if kind in GPUS and int(size) > MOST_GPUS:
+            raise UserError(f"topology {name!r}: a machine has at most {MOST_GPUS} GPUs, and several are not modelled")
     return names
 
 
@@ -138,10 +80,12 @@ def prepare(names: Sequence[str]) -> None:
 
 
 def describe(name: str) -> Machine:
-    """The devices of a topology: `v3:4x4` (chips along each side of the torus), or `cpu:8`."""
+    """The devices of a topology: `v3:4x4` (chips along each side of the torus), `h100:8` of one machine, or `cpu:8`."""
     kind, _, size = name.partition(":")
     if kind == "cpu":
         return Machine(name, tuple(jax.devices("cpu")[: int(size)]), None)
+    if kind in GPUS:
+        return _gpus(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f'topology {name!r} needs the TPU compiler, which is not installed: pip install "vit_jax[tpu]"')
     from jax.experimental import topologies
@@ -154,3 +98,18 @@ def describe(name: str) -> Machine:
             f"topology {name!r}: {reason}; sides are even numbers of chips, three of them for v5p (v5p:4x4x4)"
         ) from error
     return Machine(name, tuple(found.devices), CHIPS[kind])
+
+
+def _gpus(name: str) -> Machine:
+    kind, _, size = name.partition(":")
+    there = importlib.util.find_spec("jax_plugins") is not None
+    if not (there and any(importlib.util.find_spec(plugin) for plugin in CUDA)):
+        raise UserError(
+            f'topology {name!r} needs the GPU compiler, which is not installed: pip install "vit_jax[cuda]"'
+        )
+    from jax.experimental import topologies
+
+    jax.devices("cpu")  # loads the plugins
+    shape = f"1x1x{size}"  # of machines' groups, machines, GPUs
+    found = topologies.get_topology_desc(platform="cuda", target_config=GPUS[kind].target(), topology=shape)
+    return Machine(name, tuple(found.devices), GPUS[kind].chip)
