@@ -1,4 +1,4 @@
-"""JAX looks for no TPU where there is only its compiler, and sees a device in each core where that serves."""
+"""JAX looks for no TPU or GPU where there is only its compiler, and sees a device in each core where that serves."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ PROGRAM = """
 import sys
 import jax
 from vit_jax import platforms
-platforms.importlib.util.find_spec = lambda name: name == "libtpu" and sys.argv[1] == "installed" or None
-print(platforms.skip_missing_tpu(), jax.config.jax_platforms)
+platforms.importlib.util.find_spec = lambda name: sys.argv[1].startswith(name) or None
+print(platforms.skip_missing_accelerator(), jax.config.jax_platforms)
 """
 
 
@@ -25,30 +25,34 @@ def devices(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["nvidia0", "accel0", "vfio", "kfd"])
+@pytest.mark.parametrize("name", ["nvidia0", "nvidia3", "dxg", "accel0", "vfio", "kfd"])
 def test_accelerators_are_found(devices, monkeypatch, name):
+    assert not platforms.has_accelerator()
+    (devices / "nvidiactl").touch()  # the driver alone
     assert not platforms.has_accelerator()
     (devices / name).touch()
     assert platforms.has_accelerator()
-    assert not platforms.skip_missing_tpu()
+    assert not platforms.skip_missing_accelerator()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not platforms.has_accelerator()
 
 
-def said(libtpu: str, **environment: str) -> str:
+def said(installed: str, **environment: str) -> str:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    command = [sys.executable, "-c", PROGRAM, libtpu]
+    command = [sys.executable, "-c", PROGRAM, installed]
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or any((platforms.DEVICES / name).exists() for name in platforms.ACCELERATORS),
+    sys.platform != "linux" or any(True for name in platforms.ACCELERATORS for _ in platforms.DEVICES.glob(name)),
     reason="for Linux machines without accelerators",
 )
-def test_no_tpu_is_looked_for_with_its_compiler_alone():
-    assert said("installed") == "True cpu"
-    assert said("missing") == "False None"
-    assert said("installed", JAX_PLATFORMS="tpu,cpu") == "False tpu,cpu"
+@pytest.mark.parametrize("compiler", ["libtpu", "jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"])
+def test_nothing_is_looked_for_with_its_compiler_alone(compiler):
+    assert said(compiler) == "True cpu"
+    assert said("jax_plugins.others") == "False None"
+    assert said("none") == "False None"
+    assert said(compiler, JAX_PLATFORMS="tpu,cpu") == "False tpu,cpu"
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a CPU stays one device")

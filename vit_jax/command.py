@@ -24,7 +24,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command and exits with its code; a `UserError` becomes one line on stderr and exit code 2."""
     logging.basicConfig(format="%(message)s", force=True)
     memory.keep_freed()
-    platforms.skip_missing_tpu()
+    platforms.skip_missing_accelerator()
     compilation.keep_compiled()
     try:
         code = main(sys.argv[1:])

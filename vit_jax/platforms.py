@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CORES_AT_MOST = 8  # each core's device has a copy of the state, and updates it
-ACCELERATORS = ("nvidia0", "accel0", "accel", "vfio", "kfd")  # in /dev: NVIDIA, TPU, TPU, TPU, AMD
+# In /dev: NVIDIA's GPUs (a container's may have any number; Jetson's; those under Windows), TPUs, AMD's GPUs.
+ACCELERATORS = ("nvidia[0-9]*", "nvhost-gpu", "dxg", "accel0", "accel", "vfio", "kfd")
+COMPILERS = ("libtpu", "jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")  # which JAX takes for devices
 DEVICES = Path("/dev")
 
 
@@ -15,22 +17,28 @@ def has_accelerator() -> bool:
     """Whether JAX may find something other than the CPU, on Linux."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False
-    return any((DEVICES / name).exists() for name in ACCELERATORS)
+    return any(True for name in ACCELERATORS for _ in DEVICES.glob(name))
 
 
-def skip_missing_tpu() -> bool:
-    """Keeps JAX from looking for a TPU on a machine that has only its compiler (`vit_jax[tpu]`); whether it did.
+def skip_missing_accelerator() -> bool:
+    """Keeps JAX from looking for what has only its compiler here (`vit_jax[tpu]`, `vit_jax[cuda]`); whether it did.
 
-    Else each start waits for libtpu's search, and shows its complaints. JAX_PLATFORMS, where it is set, decides.
+    Else each start waits for the search, and shows its complaints. JAX_PLATFORMS, where it is set, decides.
     """
     if sys.platform != "linux" or "JAX_PLATFORMS" in os.environ or has_accelerator():
         return False
-    if importlib.util.find_spec("libtpu") is None:
+    if not any(installed(package) for package in COMPILERS):
         return False
     os.environ["JAX_PLATFORMS"] = "cpu"  # which JAX reads when it is imported
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
     return True
+
+
+def installed(package: str) -> bool:
+    """Whether it could be imported; nothing is."""
+    parent = package.rpartition(".")[0]
+    return not (parent and importlib.util.find_spec(parent) is None) and importlib.util.find_spec(package) is not None
 
 
 def device_per_core(multiples: Iterable[int]) -> int:

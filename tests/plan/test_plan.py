@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests import tiny
-from vit_jax import config, models, plan, sharding
+from vit_jax import config, models, plan, platforms, sharding
 from vit_jax.command import UserError
 from vit_jax.models import fused
 from vit_jax.plan import hlo, memory, subject, table, timing, topology
@@ -184,7 +184,7 @@ def test_a_gpu_is_described_to_its_compiler(kind):
 
 
 def test_a_gpu_needs_its_compiler(monkeypatch):
-    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(platforms, "installed", lambda package: False)
     with pytest.raises(UserError, match=r"needs the GPU compiler, which is not installed: pip install .vit_jax.cuda"):
         topology.describe("h100:8")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 
+from vit_jax import platforms
 from vit_jax.command import UserError
 from vit_jax.plan.chips import CHIPS, GIB, GPUS, Chip
 
@@ -102,8 +103,7 @@ def describe(name: str) -> Machine:
 
 def _gpus(name: str) -> Machine:
     kind, _, size = name.partition(":")
-    there = importlib.util.find_spec("jax_plugins") is not None
-    if not (there and any(importlib.util.find_spec(plugin) for plugin in CUDA)):
+    if not any(platforms.installed(plugin) for plugin in CUDA):
         raise UserError(
             f'topology {name!r} needs the GPU compiler, which is not installed: pip install "vit_jax[cuda]"'
         )
