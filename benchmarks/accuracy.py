@@ -34,7 +34,7 @@ for so long instead of for the published schedule, which has a row of its own. I
 epochs (`cifar10.py:vit_strong`, `:cnn_strong`) lose to the plain ones: images that are mixed and erased take long to
 learn. `small` and `fashion_mnist.py:tiny_strong` are for such a time. CIFAR-10's images were re-encoded as JPEG
 (quality 75) before they came here: compare these numbers among themselves. Other programs ran beside many of the runs
-on a CPU: how many images they saw says more than their time.
+on a CPU: how many images they saw says more than their time. The H100's three trainings ran side by side, too.
 Where a recipe has changed since, the command says what the run had.
 """
 

@@ -20,6 +20,8 @@ KINDS = ("throughput", "input", "startup", "augmentation", "growth", "trace", "f
 NOT_YET = "not yet run on a GPU"
 VOID_BELOW = 650.0  # TFLOP/s of an H200 in bfloat16: below that something else used it, and the measurement is void
 CASE = ("device", "model", "mode", "dtype", "batch_size", "image_size", "memory", "overrides")
+MEASURED = ("kind", "cores_used", "contender", "data", "threads", "workers", "cache", "view", "flags", "config", "what")
+MEASURED += ("number",)
 Row = dict[str, Any]
 
 
@@ -35,21 +37,7 @@ def read(folder: Path) -> list[Row]:
         for row in content["rows"]:
             found = about | row
             rows.append(found)
-            fields = (
-                *CASE,
-                "kind",
-                "cores_used",
-                "contender",
-                "data",
-                "threads",
-                "workers",
-                "cache",
-                "view",
-                "flags",
-                "config",
-                "what",
-                "number",
-            )
+            fields = (*CASE, *MEASURED)
             newest[json.dumps([found.get(field) for field in fields])] = found
     measured = [row | {"newest": any(row is last for last in newest.values())} for row in rows]
     return measured + plans.read(folder)
@@ -82,20 +70,8 @@ def what(row: Row) -> list[str]:
 
 
 def throughput_table(rows: Sequence[Row]) -> str:
-    header = [
-        "device",
-        "model",
-        "mode",
-        "dtype",
-        "batch",
-        "attention",
-        "images/s",
-        "TFLOP/s",
-        "MFU",
-        "memory",
-        "compile",
-    ]
-    header += ["date"]
+    header = ["device", "model", "mode", "dtype", "batch", "attention", "images/s", "TFLOP/s", "MFU", "memory"]
+    header += ["compile", "date"]
     cells = []
     for row in _of(rows, "throughput", contender="ours", memory="own"):
         if "failed" in row:
@@ -353,8 +329,8 @@ def _of(rows: Sequence[Row], kind: str, **values: Any) -> list[Row]:
         "what",
         "number",
         "flags",
-        "date",
     )
+    first += ("date",)
     return sorted(found, key=lambda row: [(not row["gpu"], *(str(row.get(key, "")).zfill(9) for key in first))])
 
 

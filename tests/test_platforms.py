@@ -25,7 +25,7 @@ def devices(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["nvidia0", "nvidia3", "dxg", "accel0", "vfio", "kfd"])
+@pytest.mark.parametrize("name", ["nvidia0", "nvidia3", "nvhost-gpu", "dxg", "accel0", "vfio", "kfd"])
 def test_accelerators_are_found(devices, monkeypatch, name):
     assert not platforms.has_accelerator()
     (devices / "nvidiactl").touch()  # the driver alone

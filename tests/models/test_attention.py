@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from tests import quick
 from tests.models.random_params import random_params
-from vit_jax import sharding
+from vit_jax import models, sharding, step
 from vit_jax.command import UserError
 from vit_jax.models import attention
 from vit_jax.models.attention import HeadProjection, MultiHeadDotProductAttention, dropout
@@ -221,6 +221,24 @@ def test_gpus_project_with_one_product(monkeypatch):
     found = jax.value_and_grad(of_self, (0, 1))(params, tokens)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vits_blocks_project_so(monkeypatch):
+    """All but the last, whose queries are the class token's alone."""
+    model = models.create(
+        models.settings("vit", patch_size=(4,), width=8, depth=3, mlp_width=8, heads=2, num_classes=3)
+    )
+    params = step.init_variables(model, 0, (8, 8, 3))["params"]
+
+    def products():
+        def apply(images):
+            return model.apply({"params": params}, images, train=False)
+
+        return sum(e.primitive is jax.lax.dot_general_p for e in jax.make_jaxpr(apply)(jnp.ones((2, 8, 8, 3))).eqns)
+
+    before = products()
+    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H100"))
+    assert products() == before - 2 * 2
 
 
 def test_fused_attention_steps_back_where_its_probabilities_are_wanted(fused_calls):

@@ -33,7 +33,8 @@ def row_major(x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
 
     A parameter that is added to every image, as positions are, has a gradient that sums over images. XLA wants these
     side by side for that, on GPUs, and gives all activations that layout, which no product or kernel of attention
-    takes: without this a sixth of ViT-B/16's step on an H100 were transposes (benchmarks/README.md).
+    takes: without this kernels that transpose took a sixth of ViT-B/16's step on an H100 (benchmarks/README.md).
+    `jax.export` refuses a program with such a constraint unless its checks are switched off.
     """
     if sharding.devices_of_activations()[0] != "gpu":
         return x

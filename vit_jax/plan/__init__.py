@@ -102,7 +102,7 @@ def modelled(planned: Subject, compiled: Any, price: float) -> dict[str, Any]:
     budget = run.config.train.seconds
     hours = (budget or run.total_steps * step.seconds) / 3600
     per_second = run.config.train.batch_size / step.seconds
-    peak = machine.chip.flops * machine.chips if machine.chip else 0
+    peak = timing.peak(machine, run.config.model.get("dtype", "float32")) * machine.chips
     return {
         "collectives": collectives.summary(exchanged),
         "method": step.method,

@@ -1,7 +1,6 @@
 """What the kernels of a GPU's program read and write: each instruction of a compiled module is one."""
 
 import re
-from collections.abc import Iterable
 
 from vit_jax.plan import hlo
 from vit_jax.plan.collectives import KINDS
@@ -11,11 +10,15 @@ from vit_jax.plan.hlo import Instruction, Module
 NONE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 NONE |= {"while", "call", "conditional"}
 PRODUCTS = {"dot", "convolution", "custom-call"}  # cuBLAS and cuDNN are called
-PARTS = {"slice", "dynamic-slice", "gather"}  # read of an operand only what they return
+PARTS = {"slice", "dynamic-slice", "gather"}  # read of their first operand only what they return
+UPDATE = "dynamic-update-slice"  # as loops fill an array: in place
 
 
 def traffic(module: Module) -> int:
-    """Bytes that all kernels read and write in one run, but those of products, attention, and of exchanges."""
+    """Bytes that all kernels read and write in one run, but those of products, attention, and of exchanges.
+
+    Of a conditional's branches all count, as in `Module.walk`.
+    """
     shapes = {i.name: i.shape for body in module.computations.values() for i in body}
     return sum(_bytes(i, module, shapes) * times for i, times in module.walk() if _counts(i, module))
 
@@ -32,30 +35,45 @@ def _body(fusion: Instruction, module: Module) -> list[Instruction]:
 
 
 def _bytes(instruction: Instruction, module: Module, shapes: dict[str, str]) -> int:
-    """Its result and its operands; of one that a fusion only takes a part of, that part."""
+    """Its result and its operands, each once; of what it takes a part of, or changes a part of in place, that part."""
     operands = instruction.operands()
-    read = [hlo.num_bytes(shapes.get(name, "")) for name in operands]
+    sizes = {name: hlo.num_bytes(shapes.get(name, "")) for name in operands}
+    if instruction.opcode == UPDATE:
+        return 2 * sizes[operands[1]]
+    written = hlo.num_bytes(instruction.shape)
     if instruction.opcode == "fusion":
         body = _body(instruction, module)
-        read = [min(whole, _part(number, body, whole)) for number, whole in enumerate(read)]
+        places = {name: number for number, name in enumerate(operands)}
+        sizes = {name: _read(places[name], body, whole) for name, whole in sizes.items()}
+        written = _written(body)
     elif instruction.opcode in PARTS:
-        read = [min(whole, hlo.num_bytes(instruction.shape)) for whole in read]
-    return hlo.num_bytes(instruction.shape) + sum(read)
+        sizes = {name: min(whole, written) for name, whole in sizes.items()}
+    return written + sum(sizes.values())
 
 
-def _part(number: int, body: list[Instruction], whole: int) -> int:
+def _read(number: int, body: list[Instruction], whole: int) -> int:
     """Bytes that a fusion's body takes of its operand of this number."""
     names = {i.name for i in body if i.opcode == "parameter" and i.rest.startswith(f"{number})")}
-    taken = []
+    taken = 0
     for instruction in body:
-        if names.isdisjoint(instruction.operands()):
-            continue
-        if instruction.opcode == "bitcast":
+        places = [place for place, name in enumerate(instruction.operands()) if name in names]
+        if places and instruction.opcode == "bitcast":
             names.add(instruction.name)
-        else:
-            taken.append(instruction)
-    return _sizes(taken) if taken and all(i.opcode in PARTS for i in taken) else whole
+        elif places == [0] and instruction.opcode in PARTS:
+            taken += hlo.num_bytes(instruction.shape)
+        elif places and not (places == [0] and instruction.opcode == UPDATE):
+            return whole
+    return min(taken, whole)
 
 
-def _sizes(instructions: Iterable[Instruction]) -> int:
-    return sum(hlo.num_bytes(i.shape) for i in instructions)
+def _written(body: list[Instruction]) -> int:
+    """Bytes that a fusion writes: its last instruction's, and of an array that it updates in place the new part."""
+    by_name = {i.name: i for i in body}
+    ends = [by_name[name] for name in body[-1].operands()] if body[-1].opcode == "tuple" else [body[-1]]
+    total = 0
+    for end in ends:
+        while end.opcode == "bitcast" and end.operands()[0] in by_name:
+            end = by_name[end.operands()[0]]
+        new = by_name.get(end.operands()[1]) if end.opcode == UPDATE else None
+        total += hlo.num_bytes((new or end).shape)
+    return total

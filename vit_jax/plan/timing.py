@@ -76,8 +76,14 @@ def of_tpu(work: Work, exchanged: Sequence[Collective], machine: Machine) -> Ste
 def of_gpu(work: Work, exchanged: Sequence[Collective], machine: Machine, dtype: str) -> StepTime:
     """The modelled step of a GPU; products of float32 numbers run as TF32, at half the speed of bfloat16."""
     assert machine.chip is not None
-    peak = machine.chip.flops / (2 if dtype == "float32" else 1)
-    return _with_links("kernels", work.flops / peak + work.bytes / machine.chip.hbm_bandwidth, exchanged, machine)
+    computing = work.flops / peak(machine, dtype) + work.bytes / machine.chip.hbm_bandwidth
+    return _with_links("kernels", computing, exchanged, machine)
+
+
+def peak(machine: Machine, dtype: str) -> float:
+    """FLOP/s of a chip's products; 0 where nothing is published."""
+    halved = machine.has_gpus and dtype == "float32"
+    return machine.chip.flops / (2 if halved else 1) if machine.chip else 0.0
 
 
 def _with_links(method: str, computing: float, exchanged: Sequence[Collective], machine: Machine) -> StepTime:

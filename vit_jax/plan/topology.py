@@ -63,7 +63,9 @@ def split_topologies(text: str) -> list[str]:
         if torus and len(sides) != (expected := CHIPS[kind].links // 2):
             raise UserError(f"topology {name!r} has {len(sides)} sides; those of {kind} have {expected}: {example}")
         if kind in GPUS and int(size) > MOST_GPUS:
-            raise UserError(f"topology {name!r}: a machine has at most {MOST_GPUS} GPUs, and several are not modelled")
+            raise UserError(
+                f"topology {name!r}: a machine has at most {MOST_GPUS} GPUs; several machines are not modelled"
+            )
     return names
 
 
