@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks import device, machine, tables
 from benchmarks.ours import Ours
 from benchmarks.worker import timed
-from benchmarks.workloads import Case, check_model, default_batch
+from benchmarks.workloads import Case, add_case, training_case
 from vit_jax import command, memory
 from vit_jax.command import UserError
 
@@ -84,24 +84,20 @@ def rows(steps: dict[str, Ours], times: dict[str, list[float]]) -> list[dict[str
 
 def main(argv: Sequence[str]) -> int:
     parser = command.Parser(prog="python -m benchmarks.augmentation", description="What augmentation costs a step.")
-    parser.add_argument("--model", default="vit/S16")
-    parser.add_argument("--dtype", default="", help="default: bfloat16 on GPUs, else float32")
-    parser.add_argument("--batch-size", type=int, default=0, help="default: one that suits model and device")
+    add_case(parser, "vit/S16")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=0, help="in a turn (default: 10 on GPUs, else 1)")
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder of the JSON file")
     flags, overrides = parser.parse(argv)
-    check_model(flags.model)
-    if flags.rounds < 1 or flags.batch_size < 0 or flags.steps < 0:
+    if flags.rounds < 1 or flags.steps < 0:
         raise UserError(
-            f"--rounds {flags.rounds}, --batch-size {flags.batch_size}, --steps {flags.steps}: expected positive "
-            "numbers (0 is the default of the last two)"
+            f"--rounds {flags.rounds}, --steps {flags.steps}: expected positive numbers (0 steps are the default)"
         )
+    training_case(flags, gpu=False)  # a mistake is told before a device is touched
     memory.keep_freed()
     about, console = device.describe(), Console(highlight=False)
     gpu = about["gpu"]
-    dtype = flags.dtype or ("bfloat16" if gpu else "float32")
-    case = Case(flags.model, "train", dtype, flags.batch_size or default_batch(flags.model, gpu))
+    case = training_case(flags, gpu)
     results = machine.Results("augmentation", flags.out, **about)
     steps = prepared(case, overrides)
     times = in_turns(steps, flags.rounds, flags.steps or (10 if gpu else 1))

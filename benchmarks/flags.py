@@ -16,8 +16,9 @@ from rich.console import Console
 
 from benchmarks import device, machine, tables
 from benchmarks.ours import Ours
-from benchmarks.worker import timed
-from benchmarks.workloads import Case, check_model, default_batch
+from benchmarks.throughput import Timer, in_turns
+from benchmarks.worker import WARM_UP_STEPS, timed
+from benchmarks.workloads import add_case, training_case
 from vit_jax import command
 from vit_jax.command import UserError
 
@@ -41,47 +42,41 @@ def compiled(ours: Ours, flags: Mapping[str, bool | int | str]) -> Any:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def in_turns(ours: Ours, steps: Mapping[str, Any], rounds: int, number: int) -> dict[str, list[float]]:
-    """Seconds of a step of each, round by round; every other round backwards."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for ours.step in steps.values():
-        ours.run(2)
-    for number_of_round in range(rounds):
-        order = list(steps.items())
-        for name, ours.step in order[::-1] if number_of_round % 2 else order:
-            times[name].append(timed(ours, number)["seconds"] / number)
-    return times
+def timer(ours: Ours, step: Any) -> Timer:
+    """Times so many runs of one of the compiled steps, on the state that all share."""
+
+    def run(steps: int) -> dict[str, float]:
+        ours.step = step
+        return timed(ours, steps)
+
+    return run
 
 
 def main(argv: Sequence[str]) -> int:
     parser = command.Parser(prog="python -m benchmarks.flags", description="What XLA's flags gain.")
-    parser.add_argument("--model", default="vit/B16")
+    add_case(parser, "vit/B16")
     parser.add_argument("--flags", action="append", required=True, metavar="NAME=VALUE[,...]", help="repeat for more")
-    parser.add_argument("--dtype", default="", help="default: bfloat16 on GPUs, else float32")
-    parser.add_argument("--batch-size", type=int, default=0, help="default: one that suits model and device")
-    parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="in a turn")
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder of the JSON file")
     flags, overrides = parser.parse(argv)
-    check_model(flags.model)
-    if min(flags.rounds, flags.steps, flags.image_size) < 1 or flags.batch_size < 0:
-        raise UserError(
-            f"--rounds {flags.rounds}, --steps {flags.steps}, --image-size {flags.image_size}, --batch-size "
-            f"{flags.batch_size}: expected positive numbers (a batch of 0 is the default)"
-        )
+    if min(flags.rounds, flags.steps) < 1:
+        raise UserError(f"--rounds {flags.rounds}, --steps {flags.steps}: expected positive numbers")
+    training_case(flags, gpu=False)  # a mistake is told before a device is touched
     sets = {text: read(text) for text in flags.flags}
     about, console = device.describe(), Console(highlight=False)
-    dtype = flags.dtype or ("bfloat16" if about["gpu"] else "float32")
-    size = flags.batch_size or default_batch(flags.model, about["gpu"])
-    case = Case(flags.model, "train", dtype, size, flags.image_size)
+    case = training_case(flags, about["gpu"])
     results = machine.Results("flags", flags.out, **about)
     ours = Ours(case, overrides)
     with ThreadPoolExecutor(machine.cores()) as pool:
         found = dict(zip(sets, pool.map(lambda one: compiled(ours, one), sets.values()), strict=True))
     failed = {name: step for name, step in found.items() if isinstance(step, str)}
     steps = {DEFAULT: ours.step} | {name: step for name, step in found.items() if name not in failed}
-    times = in_turns(ours, steps, flags.rounds, flags.steps)
+    timers = {name: timer(ours, step) for name, step in steps.items()}
+    for warm_up in timers.values():
+        warm_up(WARM_UP_STEPS)
+    found_times, _ = in_turns(timers, dict.fromkeys(timers, flags.steps), flags.rounds)
+    times = {name: [turn["seconds"] for turn in turns] for name, turns in found_times.items()}
     for name in (DEFAULT, *sets):
         row: dict[str, Any] = {**vars(case), "overrides": overrides, "flags": name}
         if name in failed:

@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks import device, machine
 from benchmarks.ours import Ours
 from benchmarks.worker import timed
-from benchmarks.workloads import Case, check_model, default_batch
+from benchmarks.workloads import add_case, training_case
 from vit_jax import command
 from vit_jax.command import UserError
 
@@ -145,24 +145,16 @@ def divided(found: Sequence[Kernel], known: Mapping[str, str], seconds: float, s
 
 def main(argv: Sequence[str]) -> int:
     parser = command.Parser(prog="python -m benchmarks.trace", description="Shows where the time of a step goes.")
-    parser.add_argument("--model", default="vit/B16")
-    parser.add_argument("--dtype", default="", help="default: bfloat16 on GPUs, else float32")
-    parser.add_argument("--batch-size", type=int, default=0, help="default: one that suits model and device")
-    parser.add_argument("--image-size", type=int, default=224)
+    add_case(parser, "vit/B16")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="folder for the trace itself, for TensorBoard or Perfetto")
     parser.add_argument("--out", type=Path, default=machine.RESULTS, help="folder of the JSON file")
     flags, overrides = parser.parse(argv)
-    check_model(flags.model)
-    if flags.steps < 1 or flags.batch_size < 0 or flags.image_size < 1:
-        raise UserError(
-            f"--steps {flags.steps}, --batch-size {flags.batch_size}, --image-size {flags.image_size}: expected "
-            "positive numbers (a batch of 0 is the default)"
-        )
+    if flags.steps < 1:
+        raise UserError(f"--steps {flags.steps} is not positive")
+    training_case(flags, gpu=False)  # a mistake is told before a device is touched
     about, console = device.describe(), Console(highlight=False)
-    dtype = flags.dtype or ("bfloat16" if about["gpu"] else "float32")
-    size = flags.batch_size or default_batch(flags.model, about["gpu"])
-    case = Case(flags.model, "train", dtype, size, flags.image_size)
+    case = training_case(flags, about["gpu"])
     results = machine.Results("trace", flags.out, **about)
     with tempfile.TemporaryDirectory() as folder:
         row = measure(Ours(case, overrides), flags.steps, flags.keep or Path(folder))

@@ -6,11 +6,12 @@ python -m vit_jax.main --config benchmarks/workloads.py:vit/B16
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vit_jax import config, models
-from vit_jax.command import UserError
+from vit_jax.command import Parser, UserError
 from vit_jax.config import Config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -75,3 +76,23 @@ def check_model(name: str) -> None:
 def default_batch(model: str, gpu: bool) -> int:
     """The batch that suits a device."""
     return GPU_BATCH.get(model, 256) if gpu else CPU_BATCH.get(model, 8)
+
+
+def add_case(parser: Parser, model: str) -> None:
+    """The flags of commands that look at one training step: see `training_case`."""
+    parser.add_argument("--model", default=model)
+    parser.add_argument("--dtype", default="", help="default: bfloat16 on GPUs, else float32")
+    parser.add_argument("--batch-size", type=int, default=0, help="default: one that suits model and device")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels, of the models that are not cifar10's")
+
+
+def training_case(flags: Any, gpu: bool) -> Case:
+    """The training step that the flags name; raises `UserError` for one that cannot be."""
+    check_model(flags.model)
+    if flags.batch_size < 0 or flags.image_size < 1:
+        raise UserError(
+            f"--batch-size {flags.batch_size}, --image-size {flags.image_size}: expected positive numbers (a batch of "
+            "0 is the default)"
+        )
+    dtype = flags.dtype or ("bfloat16" if gpu else "float32")
+    return Case(flags.model, "train", dtype, flags.batch_size or default_batch(flags.model, gpu), flags.image_size)
