@@ -24,6 +24,7 @@ BOTH = ("--peer", "torch", "--peer", "flax")
 FLAGS = (
     "xla_gpu_enable_triton_gemm=false",
     "xla_gpu_enable_cublaslt=true",
+    "xla_gpu_enable_triton_gemm=false,xla_gpu_enable_cublaslt=true",
     "xla_gpu_experimental_enable_fusion_autotuner=true",
     "xla_gpu_exhaustive_tiling_search=true",
 )
