@@ -83,6 +83,9 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
         (["--sweep", "distill.teacher=,/nowhere"], "^tiny-vit teacher=/nowhere: /nowhere is neither a run"),
         (["--sweep", "init.weights=,/nowhere"], "^tiny-vit weights=/nowhere: /nowhere does not exist"),
         (["--sweep", "train.batch_size=40,42"], "^tiny-vit batch_size=42: .* cannot be divided by 4 devices"),
+        (["--evaluate", "model.depth=2,3"], "--evaluate depth=3: the trained model has other parameters"),
+        (["--evaluate", "data.name=synthetic/8x8x1/7/70"], "name=.*/70: 'synthetic/.*' does not have the classes of"),
+        (["--evaluate", "evaluate.split=test,tset"], "split 'tset' of"),
     ],
 )
 def test_no_run_is_trained_before_all_are_checked(words, expected, tmp_path, monkeypatch):
@@ -145,6 +148,8 @@ def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
         ([SPEC, "--sweep", "optim.lr"], "expected FIELD=VALUE"),
         ([SPEC, "--sweep", "optim.learning=1"], "has no field"),
         ([SPEC, "--evaluate", "evaluate.splt=1"], "did you mean evaluate.split"),
+        ([SPEC, "--evaluate", "optim.lr=1e-3,1e-2"], "optim.lr changes nothing in the evaluation of a finished run"),
+        ([SPEC, "--evaluate", "data.limit=20,40"], "data.limit changes nothing"),
         ([SPEC, "--seeds", "0"], "not positive"),
         (["configs/digitz.py"], "did you mean"),
     ],

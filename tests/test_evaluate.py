@@ -157,6 +157,8 @@ def test_confusion_names_the_classes_and_leaves_out_what_does_not_occur():
         (["--workdir", "no-such-run"], "no-such-run holds no run: it has no config.json"),
         (["--workdir", "RUN", "--config.evaluate.split=tset"], "split 'tset' of"),
         (["--workdir", "RUN", "--config.evaluate.splt=test"], "did you mean evaluate.split"),
+        (["--workdir", "RUN", "--config.optim.lr=0.5"], "optim.lr changes nothing in the evaluation"),
+        (["--workdir", "RUN", "--config.data.limit=3"], "data.limit changes nothing in the evaluation"),
         (["--workdir", "RUN", "--config.model.dense_widths=(5,)"], "belongs to another configuration"),
         (["--workdir", "RUN", "--config.data.name=synthetic/5x7x3/2/200"], "has 2 classes .*learned 3 classes"),
     ],
@@ -164,6 +166,12 @@ def test_confusion_names_the_classes_and_leaves_out_what_does_not_occur():
 def test_what_is_wrong_is_said(copied, flags, expected):
     with pytest.raises(UserError, match=expected):
         evaluate.main([str(copied) if flag == "RUN" else flag for flag in flags])
+
+
+def test_a_choice_of_training_images_counts_where_these_are_evaluated(copied):
+    for flags in (["--config.data.limit=3"], ["--config.data.limit=3", "--config.data.choice=1"]):
+        assert evaluate.main(["--workdir", str(copied), "--config.evaluate.split=train", *flags]) == 0
+        assert json.loads((copied / "evaluation-train.json").read_text())["images"] == 3
 
 
 def test_images_of_another_size_are_brought_to_the_size_of_the_run(copied):

@@ -27,6 +27,10 @@ LEARNS = {
         ({"loss": 4.52}, ["the training loss 4.52 is still about ln(100) = 4.61, what guessing gives."]),
         ({"loss": 9.0, "accuracy": 0.029}, ["the training loss 9.00 is still"]),
         ({"loss": 9.0, "accuracy": 0.031}, []),  # it has learned: the loss is large for another reason
+        ({"loss": 4.602, "accuracy": 0.7}, ["the training loss 4.60 is still"]),  # its logits hardly differ
+        ({"loss": 4.608, "accuracy": 0.7}, ["the training loss 4.61 is still"]),
+        ({"loss": 4.6, "accuracy": 0.7}, []),  # 0.999 ln(100) = 4.6006
+        ({"loss": 4.61, "accuracy": 0.7}, []),  # 1.001 ln(100) = 4.6098
         ({"loss": 9.0}, ["the training loss 9.00 is still about ln(100) = 4.61"]),
         ({"loss": 0.69, "num_classes": 2}, ["the training loss 0.69 is still about ln(2) = 0.69"]),
         ({"loss": 0.0, "num_classes": 1}, []),

@@ -16,18 +16,20 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import command, config, evaluate, log, run
+from vit_jax import checkpoint, command, config, evaluate, log, models, run, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, short
+from vit_jax.data import Data, Settings, open_data
 from vit_jax.train import RESULT, check_workdir, open_images, published_weights, train
 
 CLEAN = "perturb.kind=none"
@@ -91,10 +93,11 @@ def evaluations(sweeps: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def check(variants: Sequence[Variant], console: Console) -> None:
+def check(variants: Sequence[Variant], console: Console, sweeps: Sequence[str] = ()) -> None:
     """Raises `UserError` for what a run would be refused for at its turn: its folder, data, model, weights, teacher.
 
-    A run that needs an earlier one's result is checked without it where that is not yet there.
+    `sweeps`: what to evaluate with, which must fit the trained models. A run that needs an earlier one's result is
+    checked without it where that is not yet there.
     """
     planned: set[Path] = set()
     for variant in variants:
@@ -103,13 +106,13 @@ def check(variants: Sequence[Variant], console: Console) -> None:
             for given, workdir in todo:
                 check_workdir(given, workdir)
             if todo:
-                _check_run(*todo[0], planned, console)  # the others differ in the seed
+                _check_run(*todo[0], planned, console, sweeps)  # the others differ in the seed
         except UserError as mistake:
             raise UserError(f"{variant.name}: {mistake}") from mistake
         planned |= {workdir.resolve() for _, workdir in todo}
 
 
-def _check_run(given: Config, workdir: Path, planned: set[Path], console: Console) -> None:
+def _check_run(given: Config, workdir: Path, planned: set[Path], console: Console, sweeps: Sequence[str]) -> None:
     """What training does before its first step, but for the images' statistics; `planned` runs have no result yet."""
     if Path(given.init.weights).resolve() in planned:
         return  # they may decide the size of the images
@@ -128,6 +131,31 @@ def _check_run(given: Config, workdir: Path, planned: set[Path], console: Consol
     teacher = given.distill.teacher
     if teacher and Path(teacher).resolve() not in planned:
         run.open_teacher(teacher, prepared, data.class_names)
+    for name, chosen in evaluations(sweeps).items():
+        changed = config.from_dict(config.to_dict(given), chosen)
+        _check_evaluation(name, changed.data, changed.evaluate.split, data)
+        if changed.model != given.model:
+            _check_parameters(name, changed.model, prepared, data)
+
+
+def _check_evaluation(name: str, changed: Settings, split: str, data: Data) -> None:
+    """Raises `UserError` for a split that is not there, or of other classes than the trained model's."""
+    asked = open_data(changed, data.view.size)
+    asked.split(split)
+    if asked.class_names != data.class_names:
+        raise UserError(f"--evaluate {name}: {changed.name!r} does not have the classes of {data.settings.name!r}")
+
+
+def _check_parameters(name: str, changed: Mapping[str, Any], prepared: Config, data: Data) -> None:
+    """Raises `UserError` for a model that has other parameters than the trained one."""
+    shape = run.input_shape(prepared, data.view.shape)
+
+    def variables(fields: Mapping[str, Any]) -> Any:
+        model = models.create({**fields, "num_classes": prepared.model["num_classes"]})
+        return jax.eval_shape(lambda: checkpoint.canonical(step.init_variables(model, 0, shape)))
+
+    if variables(changed) != variables(prepared.model):
+        raise UserError(f"--evaluate {name}: the trained model has other parameters; --sweep trains with each value")
 
 
 def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[Path, str]]:
@@ -243,10 +271,10 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(f"data.data_dir={flags.data_dir}")
     variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out)
     for spec, chosen in itertools.product(flags.specs, evaluations(flags.evaluate).values()):
-        config.load(spec, [*overrides, *chosen])  # a misspelt field is told before anything is trained
+        config.check_evaluated(config.load(spec, [*overrides, *chosen]), chosen)
     run.use_every_core([given for variant in variants for given, _ in variant.runs])
     console = Console(highlight=False)
-    check(variants, console)
+    check(variants, console, flags.evaluate)
     code, failed = train_all(variants, console)
     if code != command.DONE:
         return code

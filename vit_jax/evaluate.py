@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import command, log, metrics, run, sharding, step
+from vit_jax import command, config, log, metrics, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
 from vit_jax.trees import PyTree
@@ -109,8 +109,10 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser.parse(argv)
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
+    given = run.read_config(flags.workdir, overrides)
+    config.check_evaluated(given, overrides)
     report = evaluate_run(flags.workdir, overrides)
-    split = run.read_config(flags.workdir, overrides).evaluate.split
+    split = given.evaluate.split
     path = flags.workdir / f"evaluation-{_file_name(split)}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     console = Console(highlight=False)

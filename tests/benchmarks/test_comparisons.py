@@ -21,7 +21,7 @@ def test_each_command_is_one_that_compare_takes(name, tmp_path, monkeypatch):
     module, *words = shlex.split(comparisons.QUESTIONS[name].command(name))[2:]
     assert module == "vit_jax.compare"
     planned = []
-    monkeypatch.setattr(compare, "check", lambda variants, console: None)  # needs the data, and the teacher's run
+    monkeypatch.setattr(compare, "check", lambda *given: None)  # needs the data, and the teacher's run
     monkeypatch.setattr(compare, "train_all", lambda variants, console: planned.extend(variants) or (1, {}))
     assert compare.main(words) == 1
     assert len({workdir for variant in planned for _, workdir in variant.runs}) >= 2

@@ -5,13 +5,14 @@ file's recipe, and changes what its paper or table states. `load` turns it, and 
 into a validated `Config`. No field is None.
 """
 
-from vit_jax.config.effect import check_effect
+from vit_jax.config.effect import check_effect, check_evaluated
 from vit_jax.config.parse import choose, default, differences, from_dict, load, run_file, to_dict, to_json
 from vit_jax.config.schema import Config, validate
 
 __all__ = [
     "Config",
     "check_effect",
+    "check_evaluated",
     "choose",
     "default",
     "differences",

@@ -40,6 +40,15 @@ NEEDS = (
     ("distill.temperature", "distill.kind=soft"),
 )
 
+# What evaluating a finished run reads: of it are the sizes, the normalisation and the interpolation of its images.
+EVALUATED_GROUPS = ("mesh", "model", "perturb")
+EVALUATED = (
+    *("evaluate.split", "evaluate.batch_size", "evaluate.use", "train.batch_size", "train.deterministic"),
+    *("data.name", "data.data_dir", "data.train", "data.validation", "data.test", "data.classes"),
+    *("data.cache", "data.threads", "data.max_bad_fraction", "optim.ema_decay"),
+)
+CHOICE = ("data.limit", "data.images_per_class", "data.choice")  # of training images
+
 
 def check_effect(config: Config, overrides: Sequence[str]) -> None:
     """Raises `UserError` for one of the `field=value` overrides of a configuration that changes nothing.
@@ -54,6 +63,14 @@ def check_effect(config: Config, overrides: Sequence[str]) -> None:
                 f"{key}={_field(config, key)!r} changes nothing without {' or '.join(needed)}; "
                 f"set that too, or leave {key} at {_field(Config(), key)!r}"
             )
+
+
+def check_evaluated(config: Config, overrides: Sequence[str]) -> None:
+    """Raises `UserError` for one of the `field=value` overrides that the evaluation of a finished run does not read."""
+    for key in (override.partition("=")[0] for override in overrides):
+        read = key in EVALUATED or key.partition(".")[0] in EVALUATED_GROUPS
+        if not read and not (key in CHOICE and config.evaluate.split == "train"):
+            raise UserError(f"{key} changes nothing in the evaluation of a finished run; train with it, or leave it out")
 
 
 def unread(config: Config) -> Iterator[tuple[str, list[str]]]:

@@ -6,6 +6,7 @@ from typing import Literal
 from vit_jax.log.human import human_percent
 
 LEARNED = 3  # times the accuracy of guessing
+NEAR, AT = 0.02, 1e-3  # of the loss of guessing: how far from it a loss is about it, and hardly differs from it
 
 
 def diagnose(
@@ -21,7 +22,8 @@ def diagnose(
     """Warnings of one or two sentences; none for a model that learns.
 
     loss, accuracy: mean training loss (in nats, cross-entropy of that kind: see `guessing`), and share of the training
-      images that were right: a model that is right far more often than by guessing has learned, however large its loss.
+      images that were right: a model that is right far more often than by guessing has learned, however large its loss,
+      unless that is the loss of guessing: its logits then hardly differ between the classes.
     predicted_class_share: share in [0, 1] of the validation predictions that fall in `predicted_class`, the class
       predicted most often; true_class_share: share of the validation images that do belong to it.
     """
@@ -32,7 +34,8 @@ def diagnose(
         ]
     warnings = []
     guessed = guessing(num_classes, kind)
-    if num_classes > 1 and loss >= 0.98 * guessed and accuracy < LEARNED / num_classes:
+    guesses = loss >= (1 - NEAR) * guessed and accuracy < LEARNED / num_classes
+    if num_classes > 1 and (guesses or abs(loss - guessed) < AT * guessed):
         k = num_classes
         formula = f"ln({k})" if kind == "softmax" else f"ln({k}) + {k - 1} ln({k}/{k - 1})"
         formula = f"({formula}) / {k}" if kind == "multi_hot" else formula
