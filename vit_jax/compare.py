@@ -64,7 +64,10 @@ def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Seq
     variants = []
     for spec, chosen in itertools.product(specs, combinations(sweeps)):
         name = " ".join([run.default_workdir(spec).name, *map(short, chosen)])
-        given = config.load(spec, [*overrides, *chosen])
+        try:
+            given = config.load(spec, [*overrides, *chosen])
+        except UserError as mistake:  # of several configurations one may lack the field
+            raise UserError(f"{spec}: {mistake}") from mistake
         runs = [
             (config.load(spec, [*overrides, *chosen, f"seed={given.seed + i}"]), out / _folder(name, given.seed + i))
             for i in range(seeds)

@@ -68,7 +68,7 @@ def _local(path: str) -> Path:
     if Path(path).expanduser().exists():
         return Path(path).expanduser()
     if re.fullmatch(REPOSITORY, path) and not any(fnmatch.fnmatch(path, pattern) for pattern in WEIGHTS):
-        raise UserError(f"{path} does not exist here; if you mean the Hugging Face Hub, write hf://{path}")
+        raise UserError(f"{path} does not exist here; if it is a run, train that first; of the Hub, write hf://{path}")
     raise UserError(f"{path} does not exist; give {FORMS}")
 
 
