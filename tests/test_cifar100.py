@@ -94,10 +94,10 @@ def test_from_the_archive_to_the_result(arg, tmp_path, data_dir, capsys):
 def test_system_bs_vit_learns_in_its_first_steps(tmp_path):
     """All 45.9 million parameters, at the batch size and learning rate of the reference run, on one device.
 
-    200 steps take half an hour of one CPU core; of all 100 classes the loss was 3.1 to 3.5 in the last 40 of them, where
-    guessing gives ln(100) = 4.6. 40 are enough where ten of the 100 classes are there: who knows no more than that has a
-    loss of ln(10) = 2.3. At a constant rate and without a warm-up the loss leaps, by rounding alone (3.1 or 6e-10 in
-    validation at step 40): as the reference run does, the best validation counts.
+    200 steps take half an hour of one CPU core; of all 100 classes the loss was 3.1 to 3.5 in the last 40 of them,
+    where guessing gives ln(100) = 4.6. 40 are enough where ten of the 100 classes are there: who knows no more than
+    that has a loss of ln(10) = 2.3. At a constant rate and without a warm-up the loss leaps, by rounding alone (3.1 or
+    6e-10 in validation at step 40): as the reference run does, the best validation counts.
     """
     with published(tmp_path / "server", archives.learnable_cifar100(10, train=1024, test=64)):
         prepare("cifar100", tmp_path / "data")

@@ -147,7 +147,7 @@ def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
         ([SPEC, "--sweep", "optim.lr=1,1"], "compared with itself"),
         ([SPEC, "--sweep", "optim.lr"], "expected FIELD=VALUE"),
         ([SPEC, "--sweep", "optim.learning=1"], "has no field"),
-        ([SPEC, tiny.spec("vit"), "--sweep", "model.dense_widths=(5,)"], "^[^:]*:vit: config has no field 'model.dense"),
+        ([SPEC, tiny.spec("vit"), "--sweep", "model.dense_widths=(5,)"], "^[^:]*:vit: config has no field 'model"),
         ([SPEC, "--evaluate", "evaluate.splt=1"], "did you mean evaluate.split"),
         ([SPEC, "--evaluate", "optim.lr=1e-3,1e-2"], "optim.lr changes nothing in the evaluation of a finished run"),
         ([SPEC, "--evaluate", "data.limit=20,40"], "data.limit changes nothing"),

@@ -70,7 +70,7 @@ def check_evaluated(config: Config, overrides: Sequence[str]) -> None:
     for key in (override.partition("=")[0] for override in overrides):
         read = key in EVALUATED or key.partition(".")[0] in EVALUATED_GROUPS
         if not read and not (key in CHOICE and config.evaluate.split == "train"):
-            raise UserError(f"{key} changes nothing in the evaluation of a finished run; train with it, or leave it out")
+            raise UserError(f"{key} changes nothing in the evaluation of a finished run; train with it or leave it out")
 
 
 def unread(config: Config) -> Iterator[tuple[str, list[str]]]:
