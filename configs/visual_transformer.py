@@ -61,7 +61,7 @@ def imagenet(name: str) -> ConfigDict:
     c = config.run_file(FOLDER / "imagenet_cnn.py", "resnet18")  # the same but for these
     c.model = models.settings(name)
     c.optim.step_epochs = (30.0, 60.0)
-    c.optim.warmup_epochs = 0.0
+    c.optim.nesterov = False
     c.optim.weight_decay = 4e-5
     return c
 
