@@ -46,6 +46,15 @@ def test_every_row_trains_on_the_data_set_of_its_section():
     assert {data for title, data in found if title.startswith("E")} == {"cifar10", "imagenet2012"}
 
 
+@pytest.mark.parametrize("file", ["fashion_mnist", "cifar100", "footwear", "cifar10", "visual_transformer"])
+def test_every_argument_of_a_reports_config_has_a_row(file):
+    with pytest.raises(UserError) as refused:
+        config.load(f"{REPOSITORY}/configs/{file}.py:?")
+    listed = str(refused.value).partition("choose from ")[2].split(", ")
+    rows = [row.spec for rows in accuracy.SECTIONS.values() for row in rows]
+    assert len(rows) == len(set(rows)) and {f"configs/{file}.py:{arg}" for arg in listed} <= set(rows)
+
+
 @pytest.mark.parametrize("path", sorted(accuracy.FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_the_shipped_configuration_is_still_the_one_that_was_measured(path):
     found = json.loads(path.read_text())
