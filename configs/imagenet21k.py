@@ -2,6 +2,9 @@
 
 python -m vit_jax.main --config configs/imagenet21k.py:b16
 
+TFDS has no builder of ImageNet-21k: name your folder of images, one sub-folder per class (--config.data.name=FOLDER),
+or prepare a builder of your own, called imagenet21k, as ArrayRecord in $TFDS_DATA_DIR.
+
 Not yet run here. Published, from these weights at 384 pixels: B/16 85.5 % on ImageNet-1k, L/16 87.1 % (table 3).
 """
 

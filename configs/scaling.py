@@ -3,8 +3,9 @@
 python -m vit_jax.main --config configs/scaling.py:vit_g14 --config.mesh.fsdp=8
 python -m vit_jax.plan --config configs/scaling.py:vit_e14 --topology v5p:8x8x4 --config.mesh.fsdp=64
 
-The paper trains on JFT-3B, which is not public: here ImageNet-21k stands in. Adafactor is without momentum, the head
-decays as everything else, and the learning rate is not cooled down at the end.
+The paper trains on JFT-3B, which is not public: here ImageNet-21k stands in, a data set that you bring yourself as
+imagenet21k.py says. Adafactor is without momentum, the head decays as everything else, and the learning rate is not
+cooled down at the end.
 """
 
 from ml_collections import ConfigDict

@@ -51,7 +51,7 @@ def test_default_workdir(spec, workdir):
         (["CONFIG", "--workdri=x"], "unrecognized arguments: --workdri=x; see `python -m vit_jax.main --help`"),
         ([], "--config"),
         (["--config=configs/digist.py"], "config file 'configs/digist.py' does not exist"),
-        (["CONFIG", "--config.data.name=no_such_data", "--data_dir=nowhere"], "to prepare it: "),
+        (["CONFIG", "--config.data.name=no_such_data", "--data_dir=nowhere"], "TFDS has no data set of that name; "),
         (["CONFIG", "--config.train.batch_size=1000"], "larger than the training split of 180 images"),
         (["CONFIG", "--config.train.batch_size=41"], "train.batch_size=41 cannot be divided by 4 devices"),
         (["CONFIG", "--config.mesh.devices=3"], "found 4 devices, expected mesh.devices=3"),

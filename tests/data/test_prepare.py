@@ -321,6 +321,13 @@ def test_an_unknown_name_gets_the_command(tmp_path: Path) -> None:
     assert tf_command("oxford_flowers102", tmp_path) in str(caught.value)
 
 
+def test_a_name_that_tfds_does_not_have_gets_no_command_that_cannot_work(tmp_path: Path) -> None:
+    for name in ("imagenet21k", "imagenet21k/full:1.0.0"):
+        with pytest.raises(UserError, match="TFDS has no data set of that name; name a folder of images") as caught:
+            prepare(name, tmp_path)
+        assert f"in {tmp_path} with" in str(caught.value) and "pip install" not in str(caught.value)
+
+
 def test_tf_command_survives_the_shell(tmp_path: Path) -> None:
     assert tf_command("NAME", Path("D")) == (
         'pip install "vit_jax[tf]" && python -c "import tensorflow_datasets as tfds; '

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import shlex
 import shutil
 import tarfile
@@ -103,6 +104,18 @@ def tf_command(name: str, data_dir: Path) -> str:
     return f'pip install "vit_jax[tf]" && python -c {quoted}'
 
 
+def how_to_prepare(name: str, data_dir: Path) -> str:
+    """What to do for the data set `name`, as the end of an error's message."""
+    if name in PREPARABLE:
+        return f"to prepare it: python -m vit_jax.data.prepare {name} --data_dir {shlex.quote(str(data_dir))}"
+    if _is_in_tfds(name):
+        return f"to prepare it: {tf_command(name, data_dir)}"
+    return (
+        "TFDS has no data set of that name; name a folder of images, one sub-folder per class, as data.name, "
+        f"or prepare a TFDS builder of your own in {data_dir} with file_format='array_record'"
+    )
+
+
 def main(argv: Sequence[str]) -> int:
     """Prepares the data sets named in `argv`, one after another."""
     parser = command.Parser(
@@ -128,9 +141,15 @@ def main(argv: Sequence[str]) -> int:
 def _require_preparable(name: str, data_dir: Path) -> None:
     if name not in PREPARABLE:
         raise UserError(
-            f"{name!r} is none of {', '.join(PREPARABLE)}, which need no TensorFlow; "
-            f"if TFDS has it, prepare it once with: {tf_command(name, data_dir)}"
+            f"{name!r} is none of {', '.join(PREPARABLE)}, which need no TensorFlow; {how_to_prepare(name, data_dir)}"
         )
+
+
+def _is_in_tfds(name: str) -> bool:
+    """Whether the installed TFDS has a builder for NAME[/CONFIG][:VERSION]."""
+    import tensorflow_datasets as tfds
+
+    return re.split("[/:]", name)[0] in tfds.list_builders(with_community_datasets=False)
 
 
 def _builder_class(name: str) -> Any:

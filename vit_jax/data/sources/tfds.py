@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,6 +126,8 @@ def _builder(name: str, folder: Path, data_dir: Path) -> Any:
     """TFDS's reader of the folder's metadata."""
     from tensorflow_datasets import builder_from_directory
 
+    from vit_jax.data.prepare import how_to_prepare
+
     try:
         builder = builder_from_directory(folder)
         info = builder.info
@@ -138,7 +139,7 @@ def _builder(name: str, folder: Path, data_dir: Path) -> Any:
         raise UserError(f"{name}: the metadata in {folder} cannot be read ({fault}); prepare it again") from fault
     raise UserError(
         f"{name} in {folder} is prepared as {formats[0]}, which cannot be read at random; "
-        f"prepare it as {_FORMAT}: {_how_to_prepare(name, data_dir)}"
+        f"expected {_FORMAT}; {how_to_prepare(name, data_dir)}"
     )
 
 
@@ -167,20 +168,12 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
 
 
 def _missing(name: str, data_dir: Path) -> str:
-    from vit_jax.data.prepare import PREPARABLE
+    from vit_jax.data.prepare import PREPARABLE, how_to_prepare
 
     prepared = _prepared(data_dir)
     known = {place.partition(":")[0] for place in ("digits", "synthetic", *PREPARABLE, *prepared)} - {name}
     similar = ", ".join(difflib.get_close_matches(name.partition(":")[0].lower(), sorted(known)))
     return (
         f"data set {name!r} is not in {data_dir} (prepared there: {', '.join(prepared) or 'nothing'}) and no folder of "
-        f"images; {f'similar names: {similar}; ' if similar else ''}to prepare it: {_how_to_prepare(name, data_dir)}"
+        f"images; {f'similar names: {similar}; ' if similar else ''}{how_to_prepare(name, data_dir)}"
     )
-
-
-def _how_to_prepare(name: str, data_dir: Path) -> str:
-    from vit_jax.data.prepare import PREPARABLE, tf_command
-
-    if name in PREPARABLE:
-        return f"python -m vit_jax.data.prepare {name} --data_dir {shlex.quote(str(data_dir))}"
-    return tf_command(name, data_dir)
