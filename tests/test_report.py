@@ -1,5 +1,6 @@
 """Pictures of what a model is shown, and what it goes by."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,9 +12,10 @@ from PIL import Image
 
 from tests import tiny
 from tests.conftest import REPOSITORY
-from vit_jax import augment, config, optim, run, step
+from vit_jax import augment, config, optim, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import open_data
+from vit_jax.data.batching import train_indices
 from vit_jax.report import augmentations, texture
 
 CONFIG = str(REPOSITORY / "configs" / "digits.py")
@@ -24,7 +26,7 @@ def size(path):
         return picture.size
 
 
-def test_a_sheet_has_a_row_unchanged_and_rows_augmented(tmp_path):
+def test_a_sheet_has_more_rows_for_more_steps(tmp_path):
     out = tmp_path / "sheet.png"
     shape = ["--images", "3", "--rows", "2", "--height", "40"]
     assert augmentations.main(["--config", CONFIG, "--out", str(out), *shape]) == 0
@@ -33,10 +35,10 @@ def test_a_sheet_has_a_row_unchanged_and_rows_augmented(tmp_path):
     assert size(out)[0] == wide and size(out)[1] > tall
 
 
-def test_without_augmentation_all_rows_are_the_first(tmp_path):
+def test_without_augmentation_both_rows_of_a_step_are_the_same(tmp_path):
     out = tmp_path / "sheet.png"
     off = [f"--config.augment.{field}" for field in ("crop_padding=0", "flip=0", "rotation=0", "zoom=()", "shear=0")]
-    off += ["--config.augment.translation=()", "--config.augment.erasing=0", "--config.data.name=synthetic/8x8x3/3/50"]
+    off += ["--config.augment.translation=()", "--config.augment.erasing=0", "--config.data.name=synthetic/8x8x3/3/97"]
     augmentations.main(["--config", CONFIG, "--out", str(out), "--rows", "1", "--height", "32", *off])
     with Image.open(out) as picture:
         pixels = np.asarray(picture)
@@ -48,12 +50,23 @@ def test_without_augmentation_all_rows_are_the_first(tmp_path):
     assert coloured[0] == coloured[1] and len(coloured[0]) > 10
 
 
-def test_a_row_is_what_a_training_step_sees_of_its_images(monkeypatch):
+HOST_CROP = ["data.cache=none", "data.crop_on=host", "data.image_size=(4,5)", "augment.crop_area=(0.3,0.6)"]
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """The images on the last sheet, by their captions."""
+    shown = {}
+    monkeypatch.setattr(augment, "contact_sheet", lambda rows, height: shown.update(rows) or Image.new("1", (1, 1)))
+    return shown
+
+
+@pytest.mark.parametrize("more", [[], HOST_CROP, ["data.repeats=3", "train.accumulate=4"]], ids=str)
+def test_a_row_is_what_a_training_step_sees_of_its_batch(rows, more):
     mixed = [f"augment.{field}" for field in ("flip=0.5", "crop_padding=2", "erasing=0.5", "mixup=0.8", "cutmix=1")]
-    given = config.load(tiny.spec("cnn"), [*mixed, "augment.mix_probability=0.7", "seed=5"])
-    rows, seen = {}, []
-    monkeypatch.setattr(augment, "contact_sheet", lambda shown, height: rows.update(shown) or Image.new("1", (1, 1)))
+    given = config.load(tiny.spec("cnn"), [*mixed, "augment.mix_probability=0.7", "seed=5", *more])
     augmentations.sheet(given, images=6, rows=2, height=1)
+    seen, parts = [], given.train.accumulate
 
     class Watching(nn.Module):
         @nn.compact
@@ -62,21 +75,49 @@ def test_a_row_is_what_a_training_step_sees_of_its_images(monkeypatch):
             return nn.Dense(3)(images.mean(axis=(1, 2)))
 
     data = open_data(given.data)
-    view = run.prepare(given, data, data.split("train")).augment
-    images, labels = data.split("train").read(np.arange(6))
+    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])
+    feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(given, data))
+    view = run.prepare(given, data, feed.split).augment
+    if more == HOST_CROP:
+        view = dataclasses.replace(view, crop_area=())
     model, tx = Watching(), optim.create(given.optim)
     train_step = step.make_train_step(
-        model, tx, lambda at, total: jnp.float32(0), view, step.Objective(3), seed=5, total_steps=9
+        model, tx, lambda at, total: jnp.float32(0), view, step.Objective(3), seed=5, total_steps=9, accumulate=parts
     )
     state = step.init_state(model, tx, 5, data.view.shape, ema=False)
     del seen[:]
-    for _ in range(2):
-        state, _ = train_step(state, {"image": jnp.asarray(images), "label": jnp.asarray(labels)}, {})
+    for batch in feed.train(5, 40, 0, 2):
+        state, _ = train_step(state, batch, feed.frozen)
         jax.effects_barrier()
-    assert len(seen) == 2 and list(rows)[0] == "unchanged" and (rows.pop("unchanged") == images).all()
-    for row, expected in zip(rows.values(), seen, strict=True):
-        np.testing.assert_array_equal(row, augment.displayed(view, np.asarray(expected)))
-    assert [caption.split(":")[0] for caption in rows] == ["step 0", "step 1"]
+    assert len(seen) == 2 * parts
+    assert [c.split(":")[0] for c in rows] == ["step 0, unchanged", "step 0", "step 1, unchanged", "step 1"]
+    for row, expected in zip(list(rows.values())[1::2], seen[::parts], strict=True):
+        np.testing.assert_array_equal(row, augment.displayed(view, np.asarray(expected))[:6])
+
+
+def test_a_crop_on_the_host_looks_other_than_the_whole_image_and_than_a_crop_on_the_device(rows):
+    seen = {}
+    for where in ("host", "device"):
+        given = config.load(tiny.spec("cnn"), [*HOST_CROP, f"data.crop_on={where}"])
+        augmentations.sheet(given, images=7, rows=1, height=1)
+        unchanged, seen[where] = rows.values()
+    assert unchanged.shape == seen["host"].shape == (7, 4, 5, 3)
+    for other in (unchanged, seen["device"]):
+        assert (seen["host"] != other).any(axis=(1, 2, 3)).all()
+
+
+def test_an_image_that_repeats_comes_so_often_each_time_augmented_anew(rows):
+    given = config.load(tiny.spec("cnn"), ["data.repeats=3", "augment.crop_area=(0.3,0.6)"])
+    augmentations.sheet(given, images=7, rows=1, height=1)
+    unchanged, seen = rows.values()
+    first = open_data(given.data).split("train").read(train_indices(given.seed, 0, 40, 180)[:3])[0]
+    np.testing.assert_array_equal(unchanged, first[[0, 0, 0, 1, 1, 1, 2]])
+    assert len(np.unique(seen, axis=0)) == 7
+
+
+def test_more_images_than_a_batch_holds_are_the_batch(rows):
+    augmentations.sheet(config.load(tiny.spec("cnn"), ["train.batch_size=5"]), images=7, rows=1, height=1)
+    assert [len(images) for images in rows.values()] == [5, 5]
 
 
 def test_a_caption_tells_the_shares_of_mixed_images():

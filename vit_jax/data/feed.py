@@ -1,13 +1,14 @@
 """Batches on their way to the devices: indices into a split that lies on them whole, or uint8 images by Grain."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from vit_jax import sharding
 from vit_jax.data import batching
@@ -52,14 +53,20 @@ class Feed:
         rows = sharding.local_rows(self.mesh, batch_size)
 
         def load(step: int) -> dict[str, np.ndarray]:
-            indices = batching.train_indices(seed, step, batch_size, len(self.split), self.repeats)[rows]
+            indices, crops = self.chosen(seed, step, batch_size, rows)
             if self.on_device:
                 return {"index": self.split.usable(indices).astype(np.int32)}
-            crops = [self.crop.at(seed, step, int(row)) for row in rows] if self.crop else ()
             images, labels = self.split.read(indices, crops)
             return {"image": images, "label": labels}
 
         return self._stream(load, range(start, stop), batch_size)
+
+    def chosen(
+        self, seed: int, step: int, batch_size: int, rows: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " n"], Sequence[RandomCrop]]:
+        """The images in these rows of a training step's batch, and how the host crops them: what `Split.read` takes."""
+        indices = batching.train_indices(seed, step, batch_size, len(self.split), self.repeats)[rows]
+        return indices, [self.crop.at(seed, step, int(row)) for row in rows] if self.crop else ()
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Every image of the split once, in order, the last batch padded."""

@@ -1,4 +1,4 @@
-"""A batch as the model sees it: a sheet of images, unchanged and augmented by a configuration.
+"""Batches as the model sees them: a sheet of images, unchanged and augmented by a configuration.
 
 python -m vit_jax.report.augmentations --config configs/cifar100.py --out sheet.png
 """
@@ -6,32 +6,37 @@ python -m vit_jax.report.augmentations --config configs/cifar100.py --out sheet.
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax import augment, command, config, run, step
+from vit_jax import augment, command, config, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
 
 
 def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
-    """The first images of the training split, then `rows` rows of them as the first steps would see them.
+    """The first images of the batches of the first `rows` steps, each batch unchanged and then as the model sees it.
 
-    They stand for the batch of each step: its keys are theirs, and MixUp and CutMix mix the first with the last.
+    With `train.accumulate` they are the first of a batch's first part.
     """
     data = open_data(given.data, (224, 224))
-    split = data.split("train")
-    view = run.prepare(given, data, split).augment
-    pictures, _ = split.read(np.arange(min(images, len(split))))
-    n = len(pictures)
-    shown = {"unchanged": pictures}
+    one_device = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])  # batches are the same on any mesh
+    feed = data.feed(data.split("train"), one_device, crop=run.host_crop(given, data))
+    view = run.device_view(run.prepare(given, data, feed.split), cropped=feed.crop is not None)
+    part = np.arange(0, given.train.batch_size, given.train.accumulate)
+    ends = np.union1d(part[:images], part[-images:])  # MixUp and CutMix mix the first with the last
+    shown = {}
     for at in range(rows):
+        indices, crops = feed.chosen(given.seed, at, given.train.batch_size, ends)
+        unchanged, cropped = (feed.split.read(indices, how)[0] for how in ((), crops))
         seen, shares = step.augmented(
-            view, jnp.asarray(pictures), jnp.eye(n), seed=given.seed, step=at, rows=jnp.arange(n)
+            view, jnp.asarray(cropped), jnp.eye(len(ends)), seed=given.seed, step=at, rows=jnp.asarray(ends)
         )
-        shown[caption(at, float(shares[0, 0]))] = augment.displayed(view, np.asarray(seen))
+        shown[f"step {at}, unchanged"] = unchanged[:images]
+        shown[caption(at, float(shares[0, 0]))] = augment.displayed(view, np.asarray(seen[:images]))
     return augment.contact_sheet(shown, height)
 
 
@@ -42,12 +47,12 @@ def caption(at: int, share: float) -> str:
 
 def main(argv: Sequence[str]) -> int:
     parser = command.Parser(
-        prog="python -m vit_jax.report.augmentations", description="A batch as the model sees it, as a picture."
+        prog="python -m vit_jax.report.augmentations", description="Batches as the model sees them, as a picture."
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file of configs/, or a config.json")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture: .png, .jpg ...")
     parser.add_argument("--images", type=int, default=8, help="in a row (default: 8)")
-    parser.add_argument("--rows", type=int, default=5, help="of augmented images (default: 5)")
+    parser.add_argument("--rows", type=int, default=5, help="of augmented images, one for each step (default: 5)")
     parser.add_argument("--height", type=int, default=96, help="of an image on the sheet, in pixels (default: 96)")
     parser.add_data_dir()
     flags, overrides = parser.parse(argv)

@@ -74,6 +74,11 @@ def host_crop(given: Config, data: Data) -> RandomCrop | None:
     return data.random_crop(size=(height, width), area=given.augment.crop_area, aspect=given.augment.crop_aspect)
 
 
+def device_view(prepared: Config, *, cropped: bool) -> augment.Settings:
+    """What a training step does to its images: to those that `host_crop` cut it neither crops nor resizes."""
+    return dataclasses.replace(prepared.augment, crop_area=(), resize=()) if cropped else prepared.augment
+
+
 def num_steps(given: Config, per_epoch: int) -> int:
     """Optimizer steps of the whole run; 0: as many as fit into its time."""
     if given.train.seconds:
@@ -155,8 +160,7 @@ def build(
     optim.check_params(prepared.optim, abstract.params)
     places = sharding.tree_shardings(abstract, mesh)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    view = dataclasses.replace(prepared.augment, crop_area=(), resize=()) if cropped else prepared.augment
-    objective = _objective(prepared, teacher)
+    view, objective = device_view(prepared, cropped=cropped), _objective(prepared, teacher)
     train_step = _train_step(prepared, model, tx, view, objective, total_steps=total, per_epoch=per_epoch)
     variables = sharding.tree_shardings(jax.eval_shape(step.evaluation_variables, abstract), mesh)
     return Run(
