@@ -41,7 +41,20 @@ class Question:
         return " ".join(words)
 
 
-NOTE_ON_TEACHERS = """TODO"""
+NOTE_ON_TEACHERS = (
+    "The gain is eleven standard errors, two fifths of the way to the teacher, which saw the images as the ViT does: "
+    "`python -m vit_jax.main --config configs/fashion_mnist.py:cnn --workdir runs/teacher-cnn "
+    "--config.model.norm=batch --config.data.limit=5400 --config.augment.flip=0.5 --config.augment.crop_padding=2 "
+    "--config.augment.mixup=0.8 --config.optim.schedule=cosine --config.optim.lr=2e-3 --config.optim.weight_decay=0.05 "
+    "--config.optim.warmup_epochs=1 --config.optim.clip_norm=1 --config.evaluate.use=last "
+    "--config.train.batch_size=64 --config.train.steps=6752 --config.evaluate.every_steps=1688`. Weight 1 at "
+    "temperature 1 gives 88.84 %, too (one seed). In a quarter of the steps it brings 85.10 to 85.74 % (one seed), a "
+    "seventh of the way: time counts. One of 87.97 %, which saw no mirrored or mixed image, brings 84.79 ± 0.35 to "
+    "85.56 ± 0.28 % in these (three seeds); in four times as many the ViT passes that by itself. In a sixteenth, on "
+    "images that are only mirrored, three seeds have 82.92 ± 0.23 % without and 83.16 ± 0.36 % with that teacher. "
+    "A teacher's answers are worth more on images that nobody labelled, and in longer training still (Beyer et al. "
+    "2022, arXiv:2106.05237)."
+)
 FASHION = ("configs/fashion_mnist.py:tiny", "configs/fashion_mnist.py:cnn")
 QUESTIONS = {
     "patch-size": Question("Patch size", FASHION[:1], ("model.patch_size=4,7,14",), overrides=SHORT),
