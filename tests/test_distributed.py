@@ -51,6 +51,7 @@ SAID = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "3", "JAX_P
         SRUN | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"},
         MPIRUN | {"OMPI_COMM_WORLD_SIZE": "1"},
         {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+        {"SLURM_NTASKS": ""},
     ],
 )
 def test_one_process_waits_for_nobody(environment):
@@ -60,7 +61,10 @@ def test_one_process_waits_for_nobody(environment):
 def test_what_launchers_say():
     assert distributed.find(SAID) == Launch(processes=3, process=2, address="host:1234", detect="deactivate")
     assert distributed.find(SRUN) == Launch(processes=4, process=2)
-    assert distributed.find(MPIRUN) == Launch(processes=3, process=1)
+    assert distributed.find(MPIRUN) == Launch(processes=3, process=1, detect="ompi")
+    assert distributed.find(SBATCH_ONLY | MPIRUN) == distributed.find(MPIRUN), "mpirun in an allocation of SLURM"
+    told = {k: v for k, v in MPIRUN.items() if "orte" not in k} | {"JAX_COORDINATOR_ADDRESS": "host:1234"}
+    assert distributed.find(told) == Launch(processes=3, process=1, address="host:1234", detect="deactivate")
     assert distributed.find({}, on_tpu=True) == Launch()
     assert distributed.find(SRUN | SAID, on_tpu=True) == distributed.find(SAID), "what is said explicitly counts"
 
@@ -78,6 +82,10 @@ def test_a_tpu_machine_that_is_told_to_use_its_cpu_is_alone(monkeypatch):
         (SBATCH_ONLY, "this SLURM job has 4 tasks, and 1 was started; start the command with srun"),
         (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, "has 4 tasks, and 1 was started"),
         ({k: v for k, v in SAID.items() if k != "JAX_PROCESS_ID"}, "JAX_PROCESS_ID='' is not a number"),
+        ({k: v for k, v in SAID.items() if "PROCESS" not in k}, "JAX_NUM_PROCESSES='' is not a number"),
+        ({k: v for k, v in SAID.items() if "PROCESS" in k}, "JAX_COORDINATOR_ADDRESS='' is no address"),
+        (SAID | {"JAX_COORDINATOR_ADDRESS": "host"}, "JAX_COORDINATOR_ADDRESS='host' is no address"),
+        (SAID | {"JAX_COORDINATOR_ADDRESS": "host:99999"}, "set it to <host of the first process>:<free port>"),
         (SAID | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' is not a number"),
         (SAID | {"JAX_PROCESS_ID": "3"}, "JAX_PROCESS_ID=3 is not one of the 3 processes 0 .. 2"),
         ({k: v for k, v in MPIRUN.items() if "orte" not in k}, "add: -x JAX_COORDINATOR_ADDRESS="),

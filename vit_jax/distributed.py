@@ -44,7 +44,7 @@ class Launch:
     process: int | None = None
     address: str | None = None  # host:port of process 0
     gpus: tuple[int, ...] | None = None  # which of the visible ones are this process's
-    detect: str | None = None  # "deactivate": JAX looks for no cluster
+    detect: str | None = None  # how JAX finds what is None: "ompi"; "deactivate": not at all
 
 
 @contextlib.contextmanager
@@ -68,12 +68,13 @@ def find(environment: Mapping[str, str], *, on_tpu: bool | None = None) -> Launc
 
     Raises `UserError` where processes are missing that the environment speaks of.
     """
-    if ADDRESS in environment:
+    mpirun = _count(environment, "OMPI_COMM_WORLD_SIZE") > 1
+    if PROCESSES in environment or PROCESS in environment or ADDRESS in environment and not mpirun:
         return _explicit(environment)
-    if int(environment.get("SLURM_NTASKS", 1)) > 1:
-        return _slurm(environment)
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+    if mpirun:  # before SLURM, in whose allocations it starts processes, too
         return _open_mpi(environment)
+    if _count(environment, "SLURM_NTASKS") > 1:
+        return _slurm(environment)
     if _on_tpu_vm(environment) if on_tpu is None else on_tpu:
         return Launch()
     return None
@@ -205,14 +206,27 @@ def _explicit(environment: Mapping[str, str]) -> Launch | None:
         raise UserError(f"{PROCESS}={process} is not one of the {processes} processes 0 .. {processes - 1}; set it so")
     if processes == 1:
         return None
-    return Launch(processes=processes, process=process, address=environment[ADDRESS], detect="deactivate")
+    return Launch(processes=processes, process=process, address=_address(environment), detect="deactivate")
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
     value = environment.get(name, "")
     if not value.isdigit():
-        raise UserError(f"{ADDRESS} is set, and {name}={value!r} is not a number; set {PROCESSES} and {PROCESS} too")
+        raise UserError(f"{name}={value!r} is not a number; {ADDRESS}, {PROCESSES} and {PROCESS} belong together")
     return int(value)
+
+
+def _address(environment: Mapping[str, str]) -> str:
+    address = environment.get(ADDRESS, "")
+    _, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"{ADDRESS}={address!r} is no address; set it to <host of the first process>:<free port>")
+    return address
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    """How many processes a launcher says there are; 1 where it says nothing."""
+    return int(environment.get(name) or 1)
 
 
 def _slurm(environment: Mapping[str, str]) -> Launch:
@@ -238,7 +252,7 @@ def _expand(counts: str) -> list[int]:
 
 def _open_mpi(environment: Mapping[str, str]) -> Launch:
     processes = int(environment["OMPI_COMM_WORLD_SIZE"])
-    if "OMPI_MCA_orte_hnp_uri" not in environment:  # Open MPI 5 no longer says it
+    if ADDRESS not in environment and "OMPI_MCA_orte_hnp_uri" not in environment:  # Open MPI 5 no longer says it
         raise UserError(
             f"mpirun started {processes} processes without saying where the first one is; "
             f"add: -x {ADDRESS}=<host of the first>:<free port>"
@@ -247,7 +261,9 @@ def _open_mpi(environment: Mapping[str, str]) -> Launch:
     return Launch(
         processes=processes,
         process=int(environment["OMPI_COMM_WORLD_RANK"]),
+        address=_address(environment) if ADDRESS in environment else None,
         gpus=_gpus(environment, int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]), here),
+        detect="deactivate" if ADDRESS in environment else "ompi",
     )
 
 
