@@ -4,13 +4,15 @@ Each step is a command of its own with a time limit; what it has measured is in 
 the time is not started.
 """
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -53,6 +55,41 @@ STEPS: tuple[tuple[tuple[str, ...], float], ...] = (
 )
 
 
+def not_run(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The commands of `STEPS` of which some model, mode, type or peer is in no row that a GPU measured."""
+    return [
+        f"python -m benchmarks.{' '.join(_without(words, QUICK))}" for words, _ in STEPS if not _is_run(words, rows)
+    ]
+
+
+def _is_run(words: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> bool:
+    kind, *rest = words
+    given: dict[str, list[str]] = {}
+    for flag, value in itertools.pairwise(rest):
+        given.setdefault(flag, []).extend(value.split(","))
+    overrides = [word.removeprefix("--config.") for word in rest if word.startswith("--config.")]
+    cases = itertools.product(
+        given.get("--models", given.get("--model", [""])),
+        given.get("--modes", [""]),
+        given.get("--dtypes", [""]),
+        ["ours", *given.get("--peer", [])] if kind == "throughput" else [""],
+    )
+    measured = [
+        row for row in rows if row["kind"] == kind and row["gpu"] and set(overrides) <= {*row.get("overrides", ())}
+    ]
+    columns = ("model", "mode", "dtype", "contender")
+    found = [[row.get(column) for column in columns] for row in measured]
+    return all(any(_fits(case, row) for row in found) for case in cases)
+
+
+def _fits(case: Sequence[str], row: Sequence[Any]) -> bool:
+    return all(not wanted or wanted == value for wanted, value in zip(case, row, strict=True))
+
+
+def _without(words: tuple[str, ...], end: tuple[str, ...]) -> tuple[str, ...]:
+    return words[: -len(end)] if words[-len(end) :] == end else words
+
+
 def limited(words: Sequence[str], seconds: float) -> int | None:
     """The exit code of a command; None if it ran out of time: it is then ended with all that it started."""
     process = subprocess.Popen([sys.executable, "-m", *words], cwd=REPOSITORY, start_new_session=True)
@@ -75,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--config.{overrides[0]}: this command takes no overrides; leave it out")
     if flags.minutes <= 0:
         raise UserError(f"--minutes {flags.minutes} is not positive")
-    console, ends, failed = Console(highlight=False), time.monotonic() + 60 * flags.minutes, 0
+    console, ends, done = Console(highlight=False), time.monotonic() + 60 * flags.minutes, 0
     for words, minutes in STEPS:
         left = ends - time.monotonic()
         if left < 20:
@@ -84,10 +121,10 @@ def main(argv: Sequence[str]) -> int:
         console.rule(" ".join(words))
         name, *rest = words
         code = limited([f"benchmarks.{name}", *rest, "--out", str(flags.out.resolve())], min(60 * minutes, left))
-        failed += code != 0
+        done += code == 0
         if code != 0:
             console.print("out of time" if code is None else f"exit code {code}")
-    return command.FAULT if failed == len(STEPS) else command.DONE
+    return command.DONE if done else command.FAULT
 
 
 if __name__ == "__main__":

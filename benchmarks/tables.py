@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, plans
+from benchmarks import gpu, machine, plans
 from vit_jax import command, log
 from vit_jax.command import UserError
 
@@ -253,8 +253,8 @@ def targets_table(rows: Sequence[Row]) -> str:
     found = [row for row in _of(rows, "throughput", gpu=True, model="cifar10:vit", mode="train", contender="ours")]
     cells.append(["cifar10:vit training on a GPU, images/s", ">= 60,000", _best(found, "images_per_second", "{:,.0f}")])
     waits = [row | {"wait": waiting(row)} for row in found if row.get("input_seconds_per_step")]
-    least = f"{min(row['wait'] for row in waits):.1%}" if waits else NOT_YET
-    cells.append(["cifar10:vit training on a GPU, waiting for input at most", "< 2%", least])
+    most = f"{max(row['wait'] for row in waits):.1%}" if waits else NOT_YET  # with each batch size it is to be less
+    cells.append(["cifar10:vit training on a GPU, waiting for input at most", "< 2%", most])
     for model in ("vit/B16", "vit/S16", "cifar10:vit"):
         text = _ratio(rows, gpu=True, model=model, contender="torch.compile")
         cells.append([f"{model} training on a GPU against torch.compile", ">= 1.15x", text])
@@ -347,6 +347,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "targets": targets_table,
     "throughput": throughput_table,
     "peers": peers_table,
+    "gpu": lambda rows: markdown([NOT_YET], [[f"`{command}`"] for command in gpu.not_run(rows)], 1),
     "input": input_table,
     "startup": startup_table,
     "augmentation": augmentation_table,

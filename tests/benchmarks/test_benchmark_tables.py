@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import machine, tables
+from benchmarks import gpu, machine, tables
 from vit_jax.command import UserError
 
 GPU, CPU = "1 x NVIDIA H200", "1 x CPU (Fast Thing, 2 cores)"
@@ -69,8 +69,25 @@ def test_the_newer_result_counts_and_a_ratio_stays_within_its_run(tmp_path: Path
 
 def test_the_wait_is_a_share_of_the_step(tmp_path: Path) -> None:
     found = row("ours", model="cifar10:vit", seconds=(2.0, 2.0), input_seconds_per_step=(0.05, 0.01))
-    write(tmp_path, "throughput-1", [found], GPU)
+    less = row("ours", model="cifar10:vit", seconds=(2.0, 2.0), input_seconds_per_step=(0.01, 0.01), batch_size=7)
+    write(tmp_path, "throughput-1", [found, less], GPU)
     assert line(tables.targets_table(tables.read(tmp_path)), "waiting")[-1] == "1.5%"
+
+
+def test_what_a_gpu_has_not_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = ("throughput", "--models", "vit/B16,vit/S16", "--peer", "torch", *gpu.QUICK)
+    plain = ("throughput", "--models", "vit/B16", "--config.model.attention=plain", *gpu.QUICK)
+    monkeypatch.setattr(gpu, "STEPS", ((peers, 1.0), (plain, 1.0), (("trace", "--model", "vit/B16"), 1.0)))
+    measured = [row("ours"), row("torch"), row("ours", model="vit/S16")]
+    write(tmp_path, "throughput-1", measured, GPU)
+    write(tmp_path, "throughput-2", [row("torch", model="vit/S16")], CPU)
+    commands = ["throughput --models vit/B16,vit/S16 --peer torch"]
+    commands += ["throughput --models vit/B16 --config.model.attention=plain", "trace --model vit/B16"]
+    assert gpu.not_run(tables.read(tmp_path)) == [f"python -m benchmarks.{command}" for command in commands]
+    write(
+        tmp_path, "throughput-3", [row("torch", model="vit/S16"), row("ours", overrides=["model.attention=plain"])], GPU
+    )
+    assert gpu.not_run(tables.read(tmp_path)) == ["python -m benchmarks.trace --model vit/B16"]
 
 
 def test_a_gpu_that_others_used_proves_nothing(tmp_path: Path) -> None:
