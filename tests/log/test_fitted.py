@@ -49,3 +49,10 @@ def test_three_of_more_columns_are_enough_beside_the_names():
     console = Console(file=io.StringIO(), width=20)
     log.fitted_table(console, ("run", "a", "b", "c", "d", "e", "f"), [("long name", *"123456")], important=("e",))
     assert console.file.getvalue().splitlines()[:2] == ["run        a  b  e", "long name  1  2  5"]
+
+
+def test_a_row_may_have_a_style():
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system="standard")
+    log.fitted_table(console, HEADER, ROWS, styles=("", "red"))
+    title, plain, styled = console.file.getvalue().splitlines()
+    assert title.startswith("\x1b[1m") and plain.startswith("a-name") and styled.startswith("\x1b[31manother")

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import importlib.util
+import io
 import json
 import re
 
@@ -73,6 +74,47 @@ def test_the_table_shows_what_differs(planned, capsys):
     assert plan.main(flags("--sweep", "mesh.fsdp=1,2")) == 0
     printed = capsys.readouterr().out
     assert "cpu:2 fsdp=1" in printed and "cpu:2 fsdp=2" in printed and "state" in printed and "cores" not in printed
+
+
+def test_a_sweep_leaves_out_what_cannot_be_and_plans_the_rest(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(plan, "compile_step", lambda planned: (None, needed(arguments=1)))
+    out = tmp_path / "plan.json"
+    words = ["--topology", "cpu:1,cpu:2", "--sweep", "mesh.fsdp=1,2", "--sweep", "train.batch_size=40,41"]
+    assert plan.main(flags(*words, "--out", str(out))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    made = ["cpu:1 fsdp=1 batch_size=40", "cpu:1 fsdp=1 batch_size=41"]
+    made += ["cpu:2 fsdp=1 batch_size=40", "cpu:2 fsdp=2 batch_size=40"]
+    assert [line[: len(made[0])] for line in lines[1:5]] == made
+    told = [line for line in lines if line.startswith("left out: cpu")]
+    assert told[0].startswith("left out: cpu:1 fsdp=2 batch_size=40: mesh data=1 x fsdp=2 x tensor=1 needs 2 devices")
+    assert told[2].startswith("left out: cpu:2 fsdp=1 batch_size=41: ") and len(told) == 4
+    assert [(row["topology"], row["mesh"]["fsdp"]) for row in json.loads(out.read_text())] == [
+        ("cpu:1", 1),
+        ("cpu:1", 1),
+        ("cpu:2", 1),
+        ("cpu:2", 2),
+    ]
+
+
+def test_one_plan_that_is_left_of_several_has_its_name(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "compile_step", lambda planned: (None, needed(arguments=1)))
+    assert plan.main(flags("--sweep", "mesh.fsdp=2,3")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("cpu:2 fsdp=2 ") and lines[2].startswith("left out: cpu:2 fsdp=3: mesh ")
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_a_narrow_table_breaks_no_number_and_no_title(planned, width):
+    many = {"state": 123 * 2**20, "total": 1013 * 2**20, "fits": False}
+    wide = {"topology": "v5e:16x16", "images_per_second": 380904.0, "step_seconds": 12.3456, "cost": 123456.0}
+    wide |= {"memory": planned[0]["memory"] | many, "hours": 1234.5, "mfu": 0.123, "devices": 256}
+    console = Console(file=io.StringIO(), width=width)
+    table.show(console, [planned[0], planned[1] | wide | {"images_per_core": 1024.25}])
+    title, *rows = console.file.getvalue().splitlines()[:3]
+    assert title.split()[0] == "plan" and rows[1].startswith("v5e:16x16 fsdp=2 ")
+    assert {"fits", "step", "images/s"} <= set(title.split()) and {"380,904", "no"} <= set(rows[1].split())
+    assert all(len(line) <= width for line in (title, *rows)) and "12345.6 ms" in rows[1]
+    assert "left out for lack of width: " in console.file.getvalue()
 
 
 def test_a_data_set_that_is_not_here_is_planned_by_its_published_size():

@@ -11,12 +11,16 @@ BESIDE = 3  # columns that must fit beside the names; else each name gets a line
 
 
 def fitted_table(
-    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], important: Sequence[str] = ()
+    console: Console,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    important: Sequence[str] = (),
+    styles: Sequence[str] = (),
 ) -> None:
     """Prints rows whose first cell is a name, which is never split, and whose other cells are aligned to the right.
 
     Where not all columns fit, those in `important` (titles, the most important first) stay, then those further left;
-    a last line tells what is left out.
+    a last line tells what is left out. `styles`: rich's, one a row.
     """
     widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     rank = {title: number for number, title in enumerate(important)}
@@ -24,10 +28,11 @@ def fitted_table(
     shown = _fitting(order, widths, console.width - widths[0])
     if stacked := len(shown) < min(BESIDE, len(order)):
         shown = _fitting(order, widths, console.width) or order[:1]
-    for number, cells in enumerate((header, *rows)):
+    styled = ("bold", *(styles or [""] * len(rows)))
+    for cells, style in zip((header, *rows), styled, strict=True):
         name = cells[0] + "\n" if stacked else _padded(cells[0], -widths[0])
         values = "".join(" " * GAP + _padded(cells[i], widths[i]) for i in shown)
-        console.print(Text(name + values, style="" if number else "bold"), soft_wrap=True)
+        console.print(Text(name + values, style=style), soft_wrap=True)
     if left_out := [header[i] for i in range(1, len(header)) if i not in shown]:
         console.print(Text(f"left out for lack of width: {', '.join(left_out)}", style="dim"), soft_wrap=True)
 

@@ -133,23 +133,11 @@ def time_of_step(planned: Subject, module: hlo.Module, costs: dict[str, float], 
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = command.Parser(
-        prog="python -m vit_jax.plan",
-        description="Compiles a run's train step for a machine that is not there: memory, time and cost.",
-        epilog="Any field of the configuration: --config.<group>.<field>=<value>, e.g. --config.mesh.fsdp=8",
-    )
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file of configs/, or a config.json")
-    parser.add_argument(
-        "--topology", required=True, metavar="T,T", help="v3:4x4, v5e:16x16, v5p:8x8x4, h100:8 ...; cpu:8"
-    )
-    parser.add_argument("--sweep", action="append", default=[], metavar="FIELD=V,V", help="plan with each value")
-    parser.add_argument("--price", type=float, default=0.0, help="dollars per chip and hour")
-    parser.add_argument("--images", type=int, default=0, help="to train with, where the data set is not at hand")
-    parser.add_argument("--classes", type=int, default=0, help="of it, likewise")
-    parser.add_argument("--measure", action="store_true", help="cpu: run some steps, and compare")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="writes the plans as JSON")
-    parser.add_data_dir()
-    flags, overrides = parser.parse(argv)
+    """Plans each combination of the sweeps on each topology.
+
+    Those that cannot be are told below the table, and not written; raises `UserError` if that is all of them.
+    """
+    flags, overrides = _parser().parse(argv)
     if not 0 <= flags.price < math.inf:
         raise UserError(f"--price {flags.price:g} is no price; give dollars per chip and hour, e.g. 1.2")
     if min(flags.images, flags.classes) < 0:
@@ -168,17 +156,46 @@ def main(argv: Sequence[str]) -> int:
     ]
     topology.prepare(names)
     console = Console(highlight=False)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    left_out: list[tuple[str, UserError]] = []
     for name in names:
         machine = topology.describe(name)
         for chosen, given in planned:
             about = {"config": flags.config, "overrides": overrides, "sweep": chosen} | origin()
-            with console.status(f"compiling for {' '.join([name, *chosen])}"):
-                rows.append(about | plan(given, machine, price=flags.price, measured_steps=5 * flags.measure))
+            try:
+                with console.status(f"compiling for {' '.join([name, *chosen])}"):
+                    rows.append(about | plan(given, machine, price=flags.price, measured_steps=5 * flags.measure))
+            except UserError as mistake:  # e.g. more devices in the mesh than this machine has
+                left_out.append((table.name(name, chosen), mistake))
+                continue
             if flags.out:  # after each: a later one may fail
                 write(flags.out, rows)
-    table.show(console, rows)
+    if not rows:
+        raise left_out[0][1]
+    table.show(console, rows, left_out)
     return command.DONE
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(
+        prog="python -m vit_jax.plan",
+        description="Compiles a run's train step for a machine that is not there: memory, time and cost.",
+        epilog="Any field of the configuration: --config.<group>.<field>=<value>, e.g. --config.mesh.fsdp=8. "
+        "Of several plans, those that cannot be (a mesh larger than the machine) are left out, and told; "
+        "the exit code is 0 if any was made, else 2.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file of configs/, or a config.json")
+    parser.add_argument(
+        "--topology", required=True, metavar="T,T", help="v3:4x4, v5e:16x16, v5p:8x8x4, h100:8 ...; cpu:8"
+    )
+    parser.add_argument("--sweep", action="append", default=[], metavar="FIELD=V,V", help="plan with each value")
+    parser.add_argument("--price", type=float, default=0.0, help="dollars per chip and hour")
+    parser.add_argument("--images", type=int, default=0, help="to train with, where the data set is not at hand")
+    parser.add_argument("--classes", type=int, default=0, help="of it, likewise")
+    parser.add_argument("--measure", action="store_true", help="cpu: run some steps, and compare")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="writes the plans as JSON, without those left out")
+    parser.add_data_dir()
+    return parser
 
 
 def origin() -> dict[str, Any]:

@@ -3,49 +3,52 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vit_jax.config.sweep import short
-from vit_jax.log import human_bytes, human_count, human_percent, human_seconds
+from vit_jax.log import fitted_table, human_bytes, human_count, human_percent, human_seconds
 
 Row = Mapping[str, Any]
 CENTS_BELOW = 10  # dollars, in a table
 ALWAYS = ("plan", "memory", "fits", "step", "images/s")
+IMPORTANT = ("fits", "step", "images/s", "memory", "cost", "time")  # first to stay on a narrow terminal
 
 
-def show(console: Console, rows: Sequence[Row]) -> None:
-    """Prints the plans: one in full; of several what matters and what differs between them."""
-    if len(rows) == 1:
+def show(console: Console, rows: Sequence[Row], left_out: Sequence[tuple[str, Exception]] = ()) -> None:
+    """Prints the plans: one in full; of several what matters and what differs between them.
+
+    `left_out`: names of plans that cannot be, and why; each gets a line below the table.
+    """
+    if len(rows) == 1 and not left_out:
         _facts(console, rows[0])
         return
     cells = [_cells(row) for row in rows]
     always = (*ALWAYS, "cost") if any(cell["cost"] for cell in cells) else ALWAYS
-    shown = [name for name in cells[0] if name in always or len({cell[name] for cell in cells}) > 1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in shown:
-        table.add_column(name, justify="left" if name == "plan" else "right", overflow="fold")
-    for row, cell in zip(rows, cells, strict=True):
-        table.add_row(*(cell[name] for name in shown), style="default" if row["memory"]["fits"] else "red")
-    console.print(table)
+    shown = [title for title in cells[0] if title in always or len({cell[title] for cell in cells}) > 1]
+    styles = ["" if row["memory"]["fits"] else "red" for row in rows]
+    fitted_table(console, shown, [[cell[title] for title in shown] for cell in cells], IMPORTANT, styles)
+    for plan, reason in left_out:
+        console.print(f"left out: {plan}: {' '.join(str(reason).split())}", soft_wrap=True, markup=False)
     for row in rows:
         if row["advice"]:
-            console.print(f"{_name(row)} does not fit: try {', or '.join(row['advice'])}", soft_wrap=True)
+            plan = name(row["topology"], row["sweep"])
+            console.print(f"{plan} does not fit: try {', or '.join(row['advice'])}", soft_wrap=True)
     methods = [f"{row['topology']}: {row['method']}" for row in rows if row["method"]]
     for note in dict.fromkeys([*(note for row in rows for note in row["assumed"]), *methods]):
         console.print(note, style="dim", soft_wrap=True)
 
 
-def _name(row: Row) -> str:
-    return " ".join([row["topology"], *map(short, row["sweep"])])
+def name(topology: str, sweep: Sequence[str]) -> str:
+    """A plan as tables name it: the machine, and what is swept."""
+    return " ".join([topology, *map(short, sweep)])
 
 
 def _cells(row: Row) -> dict[str, str]:
     memory = row["memory"]
     return {
-        "plan": _name(row),
+        "plan": name(row["topology"], row["sweep"]),
         "cores": f"{row['devices']}",
         "images/core": f"{row['images_per_core']:g}",
         "state": human_bytes(memory["state"]),
@@ -76,7 +79,7 @@ def _facts(console: Console, row: Row) -> None:
         f"{human_count(row['train_flops_per_image'])}",
         "batch": f"{row['batch_size']:,} images, {row['images_per_core']:g} a core",
         "memory a core": f"{human_bytes(memory['total'])}{share}: "
-        + ", ".join(f"{name} {human_bytes(memory[name])}" for name in parts if memory[name]),
+        + ", ".join(f"{part} {human_bytes(memory[part])}" for part in parts if memory[part]),
         "state a core": human_bytes(memory["state"]),
         "fits": "yes" if memory["fits"] else f"no; try {', or '.join(row['advice'])}",
         **{kind: f"{found['count']} with {human_bytes(found['bytes'])}" for kind, found in row["collectives"].items()},
