@@ -31,7 +31,7 @@ export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes
 if [[ $dry_run ]]; then
   for ((i = 0; i < processes; i++)); do
     echo "JAX_COORDINATOR_ADDRESS=$JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes JAX_PROCESS_ID=$i" \
-      "JAX_LOCAL_DEVICE_IDS=$i ${command[*]}"
+      "JAX_LOCAL_DEVICE_IDS=$i $(printf '%q ' "${command[@]}")"
   done
   exit
 fi

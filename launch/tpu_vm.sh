@@ -3,13 +3,15 @@
 #
 #   launch/tpu_vm.sh [--dry-run] create          makes the TPU
 #   launch/tpu_vm.sh [--dry-run] setup           copies this working tree to all workers and installs it there
-#   launch/tpu_vm.sh [--dry-run] start ARGS...   `python -m vit_jax.main ARGS...` on all workers; it outlives the ssh
+#   launch/tpu_vm.sh [--dry-run] start ARGS...   `python -m vit_jax.main ARGS...` on all workers; it outlives the ssh;
+#                                                an error while a run is going on
 #   launch/tpu_vm.sh [--dry-run] logs            follows what the first worker prints
 #   launch/tpu_vm.sh [--dry-run] status          the state of the TPU, and of the run on each worker
 #   launch/tpu_vm.sh [--dry-run] stop            saves and stops the run; `start` with the same ARGS goes on from there
 #   launch/tpu_vm.sh [--dry-run] delete          deletes the TPU, with its disks
 #   launch/tpu_vm.sh [--dry-run] watch ARGS...   create, setup, start, and again whenever the TPU was preempted, until
-#                                                the run has ended; its exit code
+#                                                the run has ended; its exit code. A TPU that is there is used, and a
+#                                                run that is going on there is followed instead of a new one
 #
 # --dry-run prints the gcloud commands. Environment:
 #   TPU_NAME, TPU_ZONE   e.g. vit, europe-west4-a
@@ -71,79 +73,88 @@ image() {
 }
 
 create() {
-  need TPU_TYPE "the accelerator type, e.g. v3-8"
-  local version
-  version=${TPU_IMAGE:-$(image)}
   tpu create "$TPU_NAME" --accelerator-type="$TPU_TYPE" --version="$version" ${TPU_SPOT:+--spot}
 }
 
 setup() {
   need_shared_folder
-  local folder
   folder=$(mktemp -d)
+  trap 'rm -r "$folder"' EXIT
   tar --create --gzip --file="$folder/vit_jax.tar.gz" --directory="$(dirname "$0")/.." \
     --exclude=./.git --exclude=./.venv --exclude=./runs --exclude='./.*_cache' .
   tpu scp "$folder/vit_jax.tar.gz" "$TPU_NAME:" --worker=all
-  rm -r "$folder"
   on_workers all "mkdir -p vit_jax && tar --extract --gzip --file=vit_jax.tar.gz --directory=vit_jax &&
     cd vit_jax && BUCKET=${BUCKET-} launch/tpu_vm.sh _install"
 }
 
 start() {
   (($#)) || usage
-  on_workers all "cd vit_jax && nohup launch/tpu_vm.sh _run $(printf '%q ' "$@")>>train.log 2>&1 </dev/null &"
+  on_workers all "cd vit_jax && launch/tpu_vm.sh _idle" # all, before any starts
+  on_workers all "cd vit_jax && rm -f exit_code pid stopped &&
+    (nohup launch/tpu_vm.sh _run $(printf '%q ' "$@")>>train.log 2>&1 </dev/null &)"
 }
 
 logs() { on_workers 0 "tail -n 50 -F vit_jax/train.log"; }
 
+report() { on_workers "$1" "cd vit_jax && launch/tpu_vm.sh _report || echo new"; } # new: without `setup`
+
 status() {
   tpu describe "$TPU_NAME" --format='value(state)'
-  on_workers all "cd vit_jax && launch/tpu_vm.sh _report"
+  report all
 }
 
 stop() { on_workers all "cd vit_jax && touch stopped && kill -s TERM \$(cat pid)"; }
 
 delete() { tpu delete "$TPU_NAME" --quiet; }
 
-prepare() { setup && start "$@"; }
+this() { bash "$0" ${dry_run:+--dry-run} "$@"; } # a process of its own: `set -e` is off in a function that an `if` calls
 
 watch() {
   (($#)) || usage
   need_shared_folder
   if [[ $dry_run ]]; then
-    create && prepare "$@"
+    this create
+    this setup
+    this start "$@"
     return
   fi
-  local state report restarts=0
+  local state report restarts=0 begun= # begun: by this watch, or found running; no earlier run counts
   while true; do
     state=$(tpu describe "$TPU_NAME" --format='value(state)' 2>/dev/null || true)
+    report=
     case $state in
       READY)
-        report=$(on_workers 0 "cd vit_jax && launch/tpu_vm.sh _report" || true)
+        report=$(report 0 || true)
         echo "$(date +%T) $state, run: $report"
-        case $report in
-          "ended "*) exit "${report#ended }" ;;
-          lost*)
-            restarts=$((restarts + 1))
-            if ((restarts > RESTARTS)); then
-              echo "error: the run died $restarts times on this TPU ($report); see: $0 logs" >&2
-              exit 1
-            fi
-            start "$@" || true
-            ;;
-          new) prepare "$@" || true ;;
-        esac
         ;;
       "" | PREEMPTED | TERMINATED | STOPPED)
         echo "$(date +%T) ${state:-no TPU}: creating it"
         restarts=0
-        [[ -z $state ]] || delete || true
-        if ! create || ! prepare "$@"; then
+        [[ -z $state ]] || this delete || true
+        if this create; then
+          report=new
+        else
           echo "$(date +%T) that failed; trying again"
         fi
         ;;
       *) echo "$(date +%T) $state" ;;
     esac
+    if [[ $report == running ]]; then
+      begun=1
+    elif [[ $begun && $report == "ended "* ]]; then
+      exit "${report#ended }"
+    elif [[ $report ]]; then
+      [[ ! $begun || $report != lost* ]] || restarts=$((restarts + 1))
+      if ((restarts > RESTARTS)); then
+        echo "error: the run died $restarts times on this TPU ($report); see: $0 logs" >&2
+        exit 1
+      fi
+      if this setup && this start "$@"; then
+        begun=1
+      else
+        echo "$(date +%T) that failed; trying again"
+      fi
+    fi
     sleep "${POLL_SECONDS:-60}"
   done
 }
@@ -170,7 +181,6 @@ _install_gcsfuse() {
 
 _run() {
   local code=0
-  rm -f exit_code stopped
   .venv/bin/python -m vit_jax.main "$@" &
   echo $! >pid
   wait $! || code=$?
@@ -195,6 +205,12 @@ _report() { # `ended CODE`, `running`, `lost ...` by a signal that nobody sent b
   fi
 }
 
+_idle() {
+  [[ $(_report) == running ]] || return 0
+  echo "error: a run is going on; end it first by \`stop\`, or follow it by \`logs\` or \`watch\`" >&2
+  exit 2
+}
+
 dry_run=
 if [[ ${1-} == --dry-run ]]; then
   dry_run=1
@@ -204,8 +220,16 @@ case ${1-} in
   create | setup | start | logs | status | stop | delete | watch)
     need TPU_NAME "the TPU's name"
     need TPU_ZONE "its zone, e.g. europe-west4-a"
+    [[ $1 != create && $1 != watch ]] || need TPU_TYPE "the accelerator type, e.g. v3-8"
+    if [[ ${TPU_TYPE-} ]]; then
+      version=${TPU_IMAGE:-$(image)}
+    fi
+    if [[ ! $dry_run ]] && ! command -v gcloud >/dev/null; then
+      echo "error: gcloud is not on the PATH; install the Google Cloud CLI" >&2
+      exit 2
+    fi
     ;;
-  _install | _run | _report) ;;
+  _install | _run | _report | _idle) ;;
   *) usage ;;
 esac
 "$@"

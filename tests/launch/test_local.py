@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -152,15 +153,16 @@ def test_a_lost_process_ends_the_other_and_the_same_launch_goes_on(tmp_path, alo
 
 
 def test_dry_run_prints_one_command_for_each_process():
-    command = [str(SCRIPT), "--dry-run", "3", *ARGUMENTS]
+    words = [*ARGUMENTS, "--config.data.name=my photos"]
+    command = [str(SCRIPT), "--dry-run", "3", *words]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert len(lines) == 3 and len({line[0] for line in lines}) == 1
     assert lines[0][0].startswith("JAX_COORDINATOR_ADDRESS=127.0.0.1:")
     for index, line in enumerate(lines):
         assert line[1:4] == ["JAX_NUM_PROCESSES=3", f"JAX_PROCESS_ID={index}", f"JAX_LOCAL_DEVICE_IDS={index}"]
-        assert line[4:] == [sys.executable, "-m", "vit_jax.main", *ARGUMENTS]
+        assert line[4:] == [sys.executable, "-m", "vit_jax.main", *words]
 
 
 def imitate(folder: Path, python: str) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from tests.conftest import REPOSITORY
 
 SCRIPT = REPOSITORY / "launch" / "tpu_vm.sh"
 ARGUMENTS = ["--config", "configs/cifar100.py:vit", "--config.optim.lr=1e-3"]
-STATE, REPORT = "value(state)", "_report"
+STATE, REPORT, IDLE = "value(state)", "_report", "_idle"
+
+
+BEGIN = ["scp", "ssh", "ssh"]  # copy, install, start
 
 
 class Cloud:
@@ -49,7 +54,7 @@ class Cloud:
 
     def verbs(self) -> list[str]:
         """What was done, without looking at the state: create, scp, ssh, delete ..."""
-        return [call[0] for call in self.calls() if call[0] != "describe" and REPORT not in call]
+        return [call[0] for call in self.calls() if not {"describe", REPORT, IDLE} & set(call)]
 
 
 @pytest.fixture
@@ -88,10 +93,11 @@ def test_setup_copies_and_installs_on_all_workers(cloud):
 
 def test_start_quotes_the_arguments_for_the_remote_shell(cloud):
     assert cloud.run("start", *ARGUMENTS, "--config.data.name=./my photos").returncode == 0
-    (call,) = cloud.calls()
+    idle, call = cloud.calls()
+    assert idle[3] == "--worker=all" and idle[-1] == IDLE
     assert call[:4] == ["ssh", "--zone=europe-west4-a", "vit", "--worker=all"]
     remote = " ".join(call[4:]).removeprefix("--command=")
-    assert "nohup" in remote and remote.endswith(">>train.log 2>&1 </dev/null &")
+    assert "nohup" in remote and remote.endswith(">>train.log 2>&1 </dev/null &)")
     words = shlex.split(remote.partition(">>")[0])
     assert words[words.index("_run") + 1 :] == [*ARGUMENTS, "--config.data.name=./my photos"]
 
@@ -110,7 +116,7 @@ def test_dry_run_calls_nothing_and_prints_commands_that_a_shell_reads_back(cloud
     done = cloud.run("--dry-run", "watch", *ARGUMENTS, TPU_SPOT="1")
     assert done.returncode == 0 and not cloud.calls()
     printed = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("gcloud")]
-    assert [words[4] for words in printed] == ["create", "scp", "ssh", "ssh"]
+    assert [words[4] for words in printed] == ["create", "scp", "ssh", "ssh", "ssh"]
     assert "--spot" in printed[0]
 
 
@@ -135,6 +141,8 @@ def test_one_machine_that_stays_needs_no_bucket(cloud, tpu_type):
 def test_watch_makes_a_preempted_tpu_again(cloud):
     cloud.answers(
         (STATE, "READY"),
+        (REPORT, "running"),
+        (STATE, "READY"),
         (REPORT, "lost (exit code 143)"),  # SIGTERM, because the machine is about to go
         (STATE, "PREEMPTED"),
         ("create", "FAIL"),  # nothing free
@@ -144,15 +152,41 @@ def test_watch_makes_a_preempted_tpu_again(cloud):
         (REPORT, "ended 0"),
     )
     assert cloud.run("watch", *ARGUMENTS, TPU_SPOT="1").returncode == 0
-    start, *rest = cloud.verbs()
-    assert start == "ssh" and rest == ["delete", "create", "create", "scp", "ssh", "ssh"]
+    assert cloud.verbs() == [*BEGIN, "delete", "create", "create", *BEGIN]
     starts = [call for call in cloud.calls() if "_run" in call]
     assert len(starts) == 2 and starts[0] == starts[1], "the same command: the run goes on from its checkpoint"
 
 
 def test_watch_ends_with_the_runs_exit_code(cloud):
-    cloud.answers((STATE, "READY"), (REPORT, "ended 2"))
+    cloud.answers((STATE, "READY"), (REPORT, "running"), (STATE, "READY"), (REPORT, "ended 2"))
     assert cloud.run("watch", *ARGUMENTS).returncode == 2
+    assert cloud.verbs() == [], "it followed the run that it found"
+
+
+@pytest.mark.parametrize("earlier", ["ended 2", "ended 0", "ended 143", "lost (exit code 143)", "new"])
+def test_watch_starts_a_run_of_its_own_after_an_earlier_one(cloud, earlier):
+    cloud.answers((STATE, "READY"), (REPORT, earlier), (STATE, "READY"), (REPORT, "ended 7"))
+    assert cloud.run("watch", *ARGUMENTS).returncode == 7
+    assert cloud.verbs() == BEGIN
+
+
+@pytest.mark.parametrize(("failing", "done"), [("scp", ["scp"]), ("_install", ["scp", "ssh"]), (IDLE, ["scp", "ssh"])])
+def test_watch_starts_nothing_after_a_failed_set_up(cloud, failing, done):
+    cloud.answers(
+        (STATE, "FAIL"),
+        (failing, "FAIL"),
+        (STATE, "READY"),
+        (REPORT, "ended 2"),  # of an earlier run: still not this one's
+        (STATE, "READY"),
+        (REPORT, "ended 0"),
+    )
+    assert cloud.run("watch", *ARGUMENTS).returncode == 0
+    assert cloud.verbs() == ["create", *done, *BEGIN]
+
+
+def test_start_is_an_error_while_a_run_is_going_on(cloud):
+    cloud.answers((IDLE, "FAIL"))
+    assert cloud.run("start", *ARGUMENTS).returncode != 0
     assert cloud.verbs() == []
 
 
@@ -160,7 +194,7 @@ def test_watch_gives_up_on_a_run_that_dies_again_and_again(cloud):
     cloud.answers(*[(STATE, "READY"), (REPORT, "lost (exit code 139)")] * 9)
     done = cloud.run("watch", *ARGUMENTS)
     assert done.returncode == 1 and "the run died 4 times on this TPU" in done.stderr
-    assert cloud.verbs() == ["ssh"] * 3
+    assert cloud.verbs() == BEGIN * 4
 
 
 @pytest.mark.parametrize(
@@ -183,12 +217,26 @@ def test_watch_gives_up_on_a_run_that_dies_again_and_again(cloud):
         ),
         (["setup"], {"BUCKET": "", "TPU_TYPE": "v5litepod-16"}, "the workers of a v5litepod-16 write it together"),
         (["--dry-run", "watch", *ARGUMENTS], {"BUCKET": ""}, "error: BUCKET is not set"),
+        (["watch", *ARGUMENTS], {"TPU_TYPE": ""}, "error: TPU_TYPE is not set; give the accelerator type"),
         (["create"], {"TPU_TYPE": "v9-8"}, "no image is known for TPU_TYPE=v9-8; set TPU_IMAGE"),
+        (["watch", *ARGUMENTS], {"TPU_TYPE": "v9-8"}, "no image is known for TPU_TYPE=v9-8"),
+        (["--dry-run", "watch", *ARGUMENTS], {"TPU_TYPE": "v9-8"}, "no image is known for TPU_TYPE=v9-8"),
+        (["setup"], {"TPU_TYPE": "v9-8"}, "no image is known for TPU_TYPE=v9-8"),
     ],
 )
 def test_mistakes(cloud, arguments, environment, expected):
     done = cloud.run(*arguments, **environment)
     assert done.returncode == 2 and expected in done.stderr and not cloud.calls()
+
+
+@pytest.mark.parametrize("command", ["create", "watch", "status"])
+def test_without_gcloud(cloud, command):
+    only_bash = cloud.folder / "only_bash"
+    only_bash.mkdir()
+    (only_bash / "bash").symlink_to(shutil.which("bash") or "")
+    done = cloud.run(command, *ARGUMENTS, PATH=str(only_bash))
+    assert done.returncode == 2
+    assert done.stderr == "error: gcloud is not on the PATH; install the Google Cloud CLI\n"
 
 
 def worker(folder: Path, *arguments: str) -> str:
@@ -207,9 +255,42 @@ def test_a_worker_reports_how_its_run_ended(tmp_path):
     for code, report in [(0, "ended 0"), (2, "ended 2"), (134, "lost (exit code 134)"), (143, "lost (exit code 143)")]:
         worker(tmp_path, "_run", "--code", str(code))
         assert worker(tmp_path, "_report") == report
+        worker(tmp_path, "_idle")
     (tmp_path / "stopped").touch()
     assert worker(tmp_path, "_report") == "ended 143", "because `stop` wanted it so"
     (tmp_path / "exit_code").unlink()
     assert worker(tmp_path, "_report") == "lost (the machine was restarted)"
     (tmp_path / "pid").write_text(str(os.getpid()))
     assert worker(tmp_path, "_report") == "running"
+    done = subprocess.run([str(SCRIPT), "_idle"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "error: a run is going on; end it first by `stop`, or follow it by `logs` or `watch`\n"
+
+
+def test_a_worker_has_one_run_at_a_time(cloud):
+    """The recorded commands, run as the ssh of a worker would."""
+    tree = cloud.folder / "vit_jax"
+    (tree / "launch").mkdir(parents=True)
+    (tree / "launch" / "tpu_vm.sh").symlink_to(SCRIPT)
+    python = tree / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    assert cloud.run("start", "--code", "1").returncode == 0 and cloud.run("stop").returncode == 0
+    idle, start, stop = (" ".join(call).partition("--command=")[2] for call in cloud.calls())
+
+    def ssh(command: str) -> int:
+        return subprocess.run(["bash", "-c", command], cwd=cloud.folder, timeout=60).returncode
+
+    def wait_for(report: str) -> None:
+        end = time.monotonic() + 30
+        while worker(tree, "_report") != report:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    for _ in range(2):
+        assert ssh(idle) == 0 and ssh(start) == 0
+        wait_for("running")
+        assert ssh(idle) == 2
+        assert ssh(stop) == 0
+        wait_for("ended 143")
