@@ -136,12 +136,13 @@ def _check_run(given: Config, workdir: Path, planned: set[Path], console: Consol
         run.open_teacher(teacher, prepared, data.class_names)
     for name, chosen in evaluations(sweeps).items():
         changed = config.from_dict(config.to_dict(given), chosen)
-        _check_evaluation(name, changed.data, changed.evaluate.split, data)
+        if (changed.data, changed.evaluate.split) != (given.data, given.evaluate.split):
+            _check_images(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:
             _check_parameters(name, changed.model, prepared, data)
 
 
-def _check_evaluation(name: str, changed: Settings, split: str, data: Data) -> None:
+def _check_images(name: str, changed: Settings, split: str, data: Data) -> None:
     """Raises `UserError` for a split that is not there, or of other classes than the trained model's."""
     asked = open_data(changed, data.view.size)
     asked.split(split)

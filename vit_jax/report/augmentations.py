@@ -31,7 +31,8 @@ def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
     shown = {}
     for at in range(rows):
         indices, crops = feed.chosen(given.seed, at, given.train.batch_size, ends)
-        unchanged, cropped = (feed.split.read(indices, how)[0] for how in ((), crops))
+        unchanged, _ = feed.split.read(indices)
+        cropped = feed.split.read(indices, crops)[0] if crops else unchanged
         seen, shares = step.augmented(
             view, jnp.asarray(cropped), jnp.eye(len(ends)), seed=given.seed, step=at, rows=jnp.asarray(ends)
         )
