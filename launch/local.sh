@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Trains with several processes on this machine, each on its own GPU, or all on the CPU.
 #
-#   launch/local.sh [--dry-run] N ARGUMENTS...      ARGUMENTS are those of `python -m vit_jax.main`
+#   launch/local.sh [--dry-run] N ARGUMENTS...      ARGUMENTS are those of `python -m vit_jax.main`, or of $MODULE
 #   launch/local.sh 4 --config configs/cifar100.py
 #
 # Only the first process prints. Ctrl-C and SIGTERM reach all: they save and stop; a second signal ends them at once.
 # When a process fails, the rest are ended. The exit code is that of the first one that failed.
 # The same command, with any N that divides the batch, goes on from the last checkpoint.
-# Environment: PYTHON, the interpreter (default: python).
+# Environment: PYTHON, the interpreter (default: python); MODULE, what it runs (default: vit_jax.main), such as
+# vit_jax.evaluate.
 set -euo pipefail
 
 usage() {
@@ -23,7 +24,7 @@ fi
 [[ ${1-} =~ ^[1-9][0-9]*$ && $# -ge 2 ]] || usage
 processes=$1
 shift
-command=("${PYTHON:-python}" -m vit_jax.main "$@")
+command=("${PYTHON:-python}" -m "${MODULE:-vit_jax.main}" "$@")
 
 port=$("${PYTHON:-python}" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes

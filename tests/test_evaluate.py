@@ -71,6 +71,20 @@ def test_batch_and_devices_do_not_change_the_metrics(finished):
         assert all(found[k] == expected[k] for k in ("accuracy", "top5", "f1_macro"))
 
 
+def test_large_models_are_evaluated_in_parts(tmp_path_factory):
+    """No device holds the whole of a matrix that training divides, not even while it is read."""
+    workdir = tiny.finished(tmp_path_factory, "vit")
+    mesh = sharding.make_mesh(sharding.Settings(fsdp=2, tensor=2))
+    kernel = run.open(workdir, mesh=mesh).variables["params"]["Transformer"]["encoderblock_0"]["MlpBlock_3"]["Dense_0"]
+    assert kernel["kernel"].shape == (8, 12)
+    assert {shard.data.shape for shard in kernel["kernel"].addressable_shards} == {(4, 6)}
+    whole = evaluate.evaluate_run(workdir, ["mesh.devices=4"])
+    parts = evaluate.evaluate_run(workdir, ["mesh.fsdp=2", "mesh.tensor=2"])
+    assert parts.pop("test/loss") == pytest.approx(whole.pop("test/loss"), abs=1e-5)
+    assert parts.pop("test/ece") == pytest.approx(whole.pop("test/ece"), abs=1e-5)
+    assert parts == whole
+
+
 def test_every_image_is_predicted_once_in_order(finished):
     found = predict(run.open(finished), 7, 1)
     split = open_data(run.open(finished).config.data).split("test").load()

@@ -149,8 +149,8 @@ class Checkpoints:
         return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
 
 
-def restore_variables(directory: Path, step: int, abstract: PyTree, part: str) -> PyTree:
-    """`params` and `batch_stats` of a checkpoint, on this process's first device.
+def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, mesh: Mesh | None = None) -> PyTree:
+    """`params` and `batch_stats` of a checkpoint, placed by the rules on a mesh, or on this process's first device.
 
     `part` is "ema" for their averages, else "". Nothing else is read: no optimizer state. Raises as `restore` does.
     """
@@ -159,8 +159,11 @@ def restore_variables(directory: Path, step: int, abstract: PyTree, part: str) -
     target = _without_empty(jax.eval_shape(lambda: canonical(_zeros(abstract))))
     item = {part: target} if part else target
     _check_variables(folder, item)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    args = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype), item)
+    if mesh is None:
+        places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), item)
+    else:
+        places = sharding.tree_shardings(item, mesh)
+    args = jax.tree.map(lambda leaf, place: ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype), item, places)
     try:
         with ocp.PyTreeCheckpointer() as reader:
             found = reader.restore(
@@ -169,7 +172,7 @@ def restore_variables(directory: Path, step: int, abstract: PyTree, part: str) -
     except Exception as error:
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
     found = found[part] if part else found
-    return from_canonical(found, abstract, None)
+    return from_canonical(found, abstract, mesh)
 
 
 def canonical(state: PyTree) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python -m vit_jax.evaluate --workdir runs/digits [--config.evaluate.split=test]
 
-Each image counts once, whatever the batch size and the number of devices: batches are padded, the padding is dropped,
-and the metrics are computed once from all logits.
+Each image counts once, whatever the batch size and the number of devices and processes: batches are padded, the padding
+is dropped, and the metrics are computed once from all logits.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import command, config, log, metrics, run, sharding, step
+from vit_jax import command, config, distributed, log, metrics, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
 from vit_jax.trees import PyTree
@@ -72,27 +72,26 @@ def confusion(predictions: Predictions, class_names: Sequence[str]) -> dict[str,
 def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Metrics of a run on a split (`evaluate.split`), its confusion matrix and the accuracy of each class.
 
-    `overrides` change the run's configuration (`field=value`). Raises `UserError` for images of other classes.
+    `overrides` change the run's configuration (`field=value`). The devices of every process share the work, and the
+    parameters as in training (`mesh`). Raises `UserError` for images of other classes.
     """
     given = run.read_config(workdir, list(overrides))
     run.prefer_determinism(given)
-    trained = run.open(workdir, overrides=list(overrides))
-    data = dataclasses.replace(open_data(given.data, trained.view.size), view=trained.view)
-    if data.class_names != trained.class_names:
-        raise UserError(
-            f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
-            f"{_few(trained.class_names)}; evaluate it on images of its own classes"
-        )
     mesh = sharding.make_mesh(given.mesh)
+    trained = run.open(workdir, overrides=list(overrides), mesh=mesh)
+    with distributed.same_mistakes():
+        data = dataclasses.replace(open_data(given.data, trained.view.size), view=trained.view)
+        if data.class_names != trained.class_names:
+            raise UserError(
+                f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
+                f"{_few(trained.class_names)}; evaluate it on images of its own classes"
+            )
+        feed = data.feed(data.split(given.evaluate.split), mesh)
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
-    eval_step = jax.jit(
-        step.make_eval_step(trained.model, trained.config.augment, given.perturb),
-        in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh), sharding.replicated(mesh)),
-        out_shardings=sharding.replicated(mesh),
-    )
-    variables = jax.device_put(trained.variables, sharding.replicated(mesh))
-    predictions = predict(eval_step, variables, data.feed(data.split(given.evaluate.split), mesh), batch_size)
+    eval_step = step.make_eval_step(trained.model, trained.config.augment, given.perturb)
+    compiled = run.compile_eval_step(eval_step, trained.variables, mesh)
+    predictions = predict(compiled, trained.variables, feed, batch_size)
     found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions).items()}
     return {
         "step": trained.step,
@@ -111,18 +110,25 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(f"data.data_dir={flags.data_dir}")
     given = run.read_config(flags.workdir, overrides)
     config.check_evaluated(given, overrides)
-    report = evaluate_run(flags.workdir, overrides)
-    split = given.evaluate.split
-    path = flags.workdir / f"evaluation-{_file_name(split)}.json"
+    run.prefer_determinism(given)
+    with distributed.joined():
+        report = evaluate_run(flags.workdir, overrides)
+        if jax.process_index() == 0:
+            _publish(report, flags.workdir, given.evaluate.split)
+    return command.DONE
+
+
+def _publish(report: dict[str, Any], workdir: Path, split: str) -> None:
+    """Writes the report into the run's folder, and prints what it holds."""
+    path = workdir / f"evaluation-{_file_name(split)}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     console = Console(highlight=False)
     found = {key: value for key, value in report.items() if key.startswith(f"{split}/")}
-    log.result_table(console, {**found, "images": report["images"], "workdir": str(flags.workdir)})
+    log.result_table(console, {**found, "images": report["images"], "workdir": str(workdir)})
     log.class_table(console, report["per_class_accuracy"])
     console.print(
         f"step {report['step']}, {report['images']:,} images; all of it, with the confusion matrix, in {path}"
     )
-    return command.DONE
 
 
 def _few(class_names: Sequence[str]) -> str:

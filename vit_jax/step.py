@@ -25,6 +25,7 @@ Frozen = Mapping[str, PyTree]  # what a step reads but never changes: a split on
 Metrics = dict[str, Array]
 Gradients = Callable[..., tuple[PyTree, PyTree, Metrics]]
 TrainStep = Callable[["TrainState", Batch, Frozen], tuple["TrainState", Metrics]]
+EvalStep = Callable[[PyTree, Batch, Frozen], dict[str, Array]]
 
 LOSSES = {  # `train.loss`
     "softmax": losses.softmax_cross_entropy,
@@ -300,7 +301,7 @@ def evaluation_variables(state: TrainState) -> dict[str, PyTree]:
 
 def make_eval_step(
     model: nn.Module, view: augment.Settings, perturbation: augment.Perturbation | None = None
-) -> Callable[[PyTree, Batch, Frozen], dict[str, Array]]:
+) -> EvalStep:
     """`(variables, batch, frozen) -> {"logits" [n k], "label" [n], "weight" [n]}`; weight 0 is padding."""
 
     forward = make_forward(model, view)

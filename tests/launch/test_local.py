@@ -44,6 +44,12 @@ def launch(processes: int, workdir: Path, *arguments: str) -> subprocess.Popen[s
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
+def evaluation(processes: int, workdir: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [str(SCRIPT), str(processes), "--workdir", str(workdir), *arguments]
+    pipe, module = subprocess.PIPE, {"MODULE": "vit_jax.evaluate"}
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment() | module, stdout=pipe, stderr=pipe, text=True)
+
+
 @pytest.fixture(autouse=True)
 def heed_interrupts():
     """A shell's background jobs, and what they start, ignore Ctrl-C; a signal that is handled is reset in a child."""
@@ -110,6 +116,12 @@ def test_two_processes_train_as_one_does(tmp_path, alone):
     assert output.count("test accuracy") == 1, "only the first process prints"
     assert result(tmp_path / "run")["device"].startswith("2 x ")
     assert_same_training(tmp_path / "run", alone)
+    code, output, errors = end(evaluation(2, tmp_path / "run"))
+    assert code == 0, errors
+    assert output.count("test accuracy") == 1, "only the first process prints"
+    found = json.loads((tmp_path / "run" / "evaluation-test.json").read_text())
+    measured = {key: value for key, value in result(tmp_path / "run").items() if key.startswith("test/")}
+    assert len(measured) == 5 and {key: found[key] for key in measured} == measured
 
 
 @pytest.mark.slow
@@ -152,17 +164,18 @@ def test_a_lost_process_ends_the_other_and_the_same_launch_goes_on(tmp_path, alo
     assert_same_training(workdir, alone)
 
 
-def test_dry_run_prints_one_command_for_each_process():
+@pytest.mark.parametrize("module", [{}, {"MODULE": "vit_jax.evaluate"}], ids=["trains", "evaluates"])
+def test_dry_run_prints_one_command_for_each_process(module):
     words = [*ARGUMENTS, "--config.data.name=my photos"]
     command = [str(SCRIPT), "--dry-run", "3", *words]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment() | module, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert len(lines) == 3 and len({line[0] for line in lines}) == 1
     assert lines[0][0].startswith("JAX_COORDINATOR_ADDRESS=127.0.0.1:")
     for index, line in enumerate(lines):
         assert line[1:4] == ["JAX_NUM_PROCESSES=3", f"JAX_PROCESS_ID={index}", f"JAX_LOCAL_DEVICE_IDS={index}"]
-        assert line[4:] == [sys.executable, "-m", "vit_jax.main", *words]
+        assert line[4:] == [sys.executable, "-m", module.get("MODULE", "vit_jax.main"), *words]
 
 
 def imitate(folder: Path, python: str) -> dict[str, str]:

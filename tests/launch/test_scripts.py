@@ -37,13 +37,14 @@ def test_without_arguments_it_prints_its_usage(path):
     assert path.name in done.stderr
 
 
-def test_the_slurm_script_shows_what_it_would_run():
+@pytest.mark.parametrize("module", [{}, {"MODULE": "vit_jax.evaluate"}], ids=["trains", "evaluates"])
+def test_the_slurm_script_shows_what_it_would_run(module):
     """`test_slurm.py` runs it, where there is a SLURM."""
     words = ["--config", "configs/x.py", "--config.data.name=my photos"]
     command = ["bash", str(REPOSITORY / "launch" / "slurm.sbatch"), "--dry-run", *words]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | {"PYTHON": "python3"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | {"PYTHON": "python3"} | module
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    expected = ["srun", "--kill-on-bad-exit=1", "python3", "-m", "vit_jax.main", *words]
+    expected = ["srun", "--kill-on-bad-exit=1", "python3", "-m", module.get("MODULE", "vit_jax.main"), *words]
     assert (done.returncode, shlex.split(done.stdout)) == (0, expected), done.stderr
 
 

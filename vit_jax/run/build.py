@@ -162,7 +162,7 @@ def build(
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     view, objective = device_view(prepared, cropped=cropped), _objective(prepared, teacher)
     train_step = _train_step(prepared, model, tx, view, objective, total_steps=total, per_epoch=per_epoch)
-    variables = sharding.tree_shardings(jax.eval_shape(step.evaluation_variables, abstract), mesh)
+    variables = jax.eval_shape(step.evaluation_variables, abstract)
     return Run(
         config=prepared,
         mesh=mesh,
@@ -178,12 +178,15 @@ def build(
             out_shardings=(places, everywhere),
             donate_argnums=0,
         ),
-        eval_step=jax.jit(
-            sharding.on_mesh(step.make_eval_step(model, prepared.augment), mesh),
-            in_shardings=(variables, batch, everywhere),
-            out_shardings=everywhere,
-        ),
+        eval_step=compile_eval_step(step.make_eval_step(model, prepared.augment), variables, mesh),
     )
+
+
+def compile_eval_step(eval_step: step.EvalStep, variables: PyTree, mesh: Mesh) -> step.EvalStep:
+    """The step on a mesh, whose logits every process gets whole; `variables` are arrays or their shapes."""
+    everywhere = sharding.replicated(mesh)
+    places = sharding.tree_shardings(variables, mesh), sharding.batch_sharding(mesh), everywhere
+    return jax.jit(sharding.on_mesh(eval_step, mesh), in_shardings=places, out_shardings=everywhere)
 
 
 def _train_step(

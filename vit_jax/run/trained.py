@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from vit_jax import augment, config, models, pretrained, step, trees
+from vit_jax import augment, config, models, pretrained, sharding, step, trees
 from vit_jax.checkpoint import Checkpoints, Damaged, restore_variables
 from vit_jax.command import UserError
 from vit_jax.config import Config
@@ -241,7 +242,7 @@ def preprocessing_of(prepared: Config, view: View) -> Preprocessing:
     )
 
 
-def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = ()) -> Trained:
+def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = (), mesh: Mesh | None = None) -> Trained:
     """The trained model at an address: the folder of a run, or published weights.
 
     Args:
@@ -250,6 +251,8 @@ def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = ()) -
         use: of a run the "last" or the "best" checkpoint; "": as its configuration says.
         overrides: changes of the configuration, `field=value`. Published weights are made to fit another
             data.image_size.
+        mesh: the devices that hold the variables, divided by the rules of training; of every process, which then all
+            open it. None: the first device of this process.
 
     Raises:
         UserError: neither a run nor weights there; a run without a usable checkpoint; weights of no layout that is
@@ -258,7 +261,7 @@ def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = ()) -
     if use not in ("", "last", "best"):
         raise UserError(f"{use=} is not last or best")
     if is_run(Path(address)):
-        return _open_run(Path(address), use, list(overrides))
+        return _open_run(Path(address), use, list(overrides), mesh)
     try:
         weights = pretrained.open_weights(str(address))
     except UserError as mistake:
@@ -269,10 +272,10 @@ def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = ()) -
         ) from mistake
     if use:
         raise UserError(f"{use=} chooses a checkpoint of a run; {address} holds published weights: leave it out")
-    return _open_weights(weights, overrides)
+    return _open_weights(weights, overrides, mesh)
 
 
-def _open_run(workdir: Path, use: str, overrides: list[str]) -> Trained:
+def _open_run(workdir: Path, use: str, overrides: list[str], mesh: Mesh | None) -> Trained:
     given = read_config(workdir, overrides)
     if not any(override.startswith("model.") for override in overrides):  # a changed model is not what was timed
         given = with_kernel(workdir, given)
@@ -282,11 +285,13 @@ def _open_run(workdir: Path, use: str, overrides: list[str]) -> Trained:
     prepared = dataclasses.replace(given, model=model_fields, augment=filled)
     model = models.create(model_fields)
     abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared, view.shape)))
-    at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared)
+    at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared, mesh)
     return Trained(prepared, model, variables, class_names, view, at)
 
 
-def _read_variables(directory: Path, abstract: PyTree, use: str, prepared: Config) -> tuple[int, PyTree]:
+def _read_variables(
+    directory: Path, abstract: PyTree, use: str, prepared: Config, mesh: Mesh | None
+) -> tuple[int, PyTree]:
     """The variables of the best or the newest checkpoint that is not damaged, and its step."""
     checkpoints = Checkpoints(directory, read_only=True)
     steps = checkpoints.steps()
@@ -294,13 +299,13 @@ def _read_variables(directory: Path, abstract: PyTree, use: str, prepared: Confi
     part = "ema" if prepared.optim.ema_decay else ""
     for at in ([best] if best is not None else []) + steps[::-1]:
         try:
-            return at, restore_variables(directory, at, abstract, part)
+            return at, restore_variables(directory, at, abstract, part, mesh)
         except Damaged as damage:
             logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
     raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
 
 
-def _open_weights(weights: Weights, overrides: Sequence[str]) -> Trained:
+def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Trained:
     prepared = _configuration_of(weights, overrides)
     settings, size = prepared.data, prepared.data.image_size
     view = View(
@@ -328,6 +333,8 @@ def _open_weights(weights: Weights, overrides: Sequence[str]) -> Trained:
     variables = jax.tree.map(jnp.asarray, nested)
     if getattr(model, "scan", False):
         variables = trees.stack_layers(variables)
+    if mesh is not None:
+        variables = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
     return Trained(prepared, model, variables, weights.class_names or unnamed, view, step=0)
 
 
