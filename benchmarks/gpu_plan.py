@@ -1,9 +1,11 @@
 """Holds plans against GPUs: what `vit_jax.plan` predicts of each training step that a GPU was measured with.
 
     python -m benchmarks.gpu_plan --out benchmarks/results/plan-gpu.json
+    python -m benchmarks.gpu_plan --newer --out benchmarks/results/plan-gpu-newer.json   # the code has changed since
 
 It reads the results of `benchmarks.throughput`, and compiles the same steps for the same GPU, which need not be there:
-`pip install "vit_jax[cuda]"` brings the compiler. What was measured should come from the same code.
+`pip install "vit_jax[cuda]"` brings the compiler. A measurement counts only beside a plan of the same code; `--newer`
+leaves it out, and the tables then hold the two codes' kernels beside each other.
 """
 
 import statistics
@@ -29,8 +31,8 @@ def measured(rows: Sequence[tables.Row]) -> list[tables.Row]:
     return [row for row in ours if machine.in_table(row["device"]) in known]
 
 
-def predicted(row: tables.Row) -> dict[str, Any]:
-    """The plan of the step that a row measured, and what it measured."""
+def predicted(row: tables.Row, *, newer: bool = False) -> dict[str, Any]:
+    """The plan of the step that a row measured, and what it measured, unless the code is newer."""
     (kind,) = [kind for kind, gpu in GPUS.items() if gpu.name == machine.in_table(row["device"])]
     kernel = [f"model.attention={row['attention']}"] if row.get("attention") else []
     case = Case(*(row[field] for field in Case.__dataclass_fields__))
@@ -38,13 +40,14 @@ def predicted(row: tables.Row) -> dict[str, Any]:
     found = plan(subject.prepare(case.config([*row["overrides"], *kernel])), topology.describe(f"{kind}:1"))
     took = {"step_seconds": statistics.median(row["seconds_per_step"]), "peak_bytes": row["peak_bytes"]}
     about = {"config": f"benchmarks/workloads.py:{row['model']}", "overrides": changed, "sweep": [], "assumed": []}
-    return origin() | found | about | {"measured": took}
+    return origin() | found | about | {"measured": {} if newer else took}
 
 
 def main(argv: Sequence[str]) -> int:
     parser = command.Parser(prog="python -m benchmarks.gpu_plan", description="Plans beside what GPUs measured.")
     parser.add_argument("--results", type=Path, default=machine.RESULTS, help="folder of the JSON files")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--newer", action="store_true", help="the code is not that which was measured")
     flags, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"--config.{overrides[0]}: this command takes no overrides; leave it out")
@@ -55,17 +58,21 @@ def main(argv: Sequence[str]) -> int:
     topology.prepare(["h100:1"])
     found, console = [], Console(highlight=False)
     for row in rows:
-        found.append(predicted(row))
+        found.append(predicted(row, newer=flags.newer))
         write(flags.out, found)
-        took = found[-1]["measured"]
-        times = [f"{1000 * seconds:.1f} ms" for seconds in (found[-1]["step_seconds"], took["step_seconds"])]
-        sizes = [log.human_bytes(size) for size in (found[-1]["memory"]["total"], took["peak_bytes"])]
-        console.print(
-            f"{row['model']}, batch {row['batch_size']}: {times[0]} and {sizes[0]} predicted, "
-            f"{times[1]} and {sizes[1]} measured",
-            soft_wrap=True,
-        )
+        console.print(f"{row['model']}, batch {row['batch_size']}: {_told(found[-1])}", soft_wrap=True)
     return command.DONE
+
+
+def _told(found: dict[str, Any]) -> str:
+    took = found["measured"]
+    said = [f"{_amount(found['step_seconds'], found['memory']['total'])} predicted"]
+    said += [f"{_amount(took['step_seconds'], took['peak_bytes'])} measured"] if took else []
+    return ", ".join(said)
+
+
+def _amount(seconds: float, size: int) -> str:
+    return f"{1000 * seconds:.1f} ms and {log.human_bytes(size)}"
 
 
 if __name__ == "__main__":

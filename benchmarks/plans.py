@@ -65,6 +65,23 @@ def checks(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+def kernels(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: of each step that a GPU was measured with, what its kernels do, and those of newer code."""
+    header = ["machine", "configuration", "batch", "read and written by all but products and attention", "now"]
+    header += ["kernels", "now", "step, predicted", "now"]
+    same = ("topology", "config", "overrides", "batch_size")
+    cells = []
+    for row in [row for row in rows if row["kind"] == "plan" and row["measured"] and row.get("kernels")]:
+        newer = [r for r in rows if r["kind"] == "plan" and not r["measured"] and all(r[k] == row[k] for k in same)]
+        for now in newer[-1:]:
+            pair = (row, now)
+            traffic = (log.human_bytes(each["kernels"]["bytes"]) for each in pair)
+            numbers = (f"{each['kernels']['number']:,}" for each in pair)
+            times = (f"{1000 * each['step_seconds']:,.1f} ms" for each in pair)
+            cells.append([row["topology"], _configuration(row), str(row["batch_size"]), *traffic, *numbers, *times])
+    return header, cells
+
+
 def textbook(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells: ViT-B/16's modelled step beside that of a textbook's ViT."""
     header = ["machine", "images a core", "textbook's step", "ours", "ratio", "textbook's memory", "ours"]

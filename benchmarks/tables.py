@@ -355,6 +355,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "flags": flags_table,
     "growth": growth_table,
     "layers": layers_table,
+    "kernels": lambda rows: markdown(*plans.kernels(rows), 3),
     "plans": lambda rows: markdown(*plans.plans(rows), 2),
     "textbook": lambda rows: markdown(*plans.textbook(rows), 1),
     "checks": lambda rows: markdown(*plans.checks(rows), 4),

@@ -5,6 +5,7 @@ import json
 import jax
 
 from benchmarks import gpu_plan, plans
+from vit_jax import log
 from vit_jax.plan import topology
 from vit_jax.plan.chips import GPUS
 from vit_jax.plan.topology import Machine
@@ -82,3 +83,10 @@ def test_a_gpu_s_plan_stands_beside_what_it_measured(tmp_path, monkeypatch):
     _, [cells] = plans.checks(plans.read(tmp_path))
     changed = "`model.dtype=bfloat16` `model.depth=1` `model.attention=plain`"
     assert cells[:3] == ["h100:1", f"benchmarks/workloads.py:vit/mu16 {changed}", "4"] and cells[5] == "500 ms"
+    newer = tmp_path / "plan-gpu-newer.json"
+    assert gpu_plan.main(["--results", str(tmp_path), "--newer", "--out", str(newer)]) == 0
+    (again,) = json.loads(newer.read_text())
+    assert again["measured"] == {} and again["kernels"] == found["kernels"] and found["kernels"]["number"] > 0
+    _, [cells] = plans.kernels(plans.read(tmp_path))
+    assert cells[3:5] == [log.human_bytes(found["kernels"]["bytes"])] * 2
+    assert cells[5:7] == [str(found["kernels"]["number"])] * 2

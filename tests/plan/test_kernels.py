@@ -56,6 +56,17 @@ ENTRY %main (x: bf16[4,6], w: bf16[6,18], y: f32[5]) -> (bf16[4,6], f32[5]) {
 """
 
 
+def test_kernels_are_counted_once_and_those_of_loops_by_their_turns() -> None:
+    """Two products, the fusion, three turns of a sum, the exchange, the copy."""
+    assert kernels.number(hlo.parse(PROGRAM)) == 2 + 1 + 3 + 1 + 1
+    beside = PROGRAM.replace(
+        "%turned = f32[5]{0} copy(%sent)",
+        """%begun = (f32[5]{0}, f32[5]{0}, u32[]) copy-start(%sent)
+  %turned = f32[5]{0} copy-done(%begun)""",
+    )
+    assert kernels.summary(hlo.parse(beside)) == {"number": 8, "bytes": kernels.traffic(hlo.parse(beside))}
+
+
 def test_bytes_of_all_kernels_but_products_and_exchanges() -> None:
     """The fusion reads x, a third of the product, and writes as much; each of three turns does so with 5 numbers."""
     fusion, loop, copy = 3 * 4 * 6 * 2, 3 * (2 * 5 * 4), 2 * 5 * 4

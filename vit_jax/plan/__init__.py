@@ -26,7 +26,7 @@ from rich.console import Console
 from vit_jax import command, compilation, config, flops, sharding, trees
 from vit_jax.command import UserError
 from vit_jax.config.sweep import combinations
-from vit_jax.plan import collectives, hlo, measure, memory, subject, table, timing, topology
+from vit_jax.plan import collectives, hlo, kernels, measure, memory, subject, table, timing, topology
 from vit_jax.plan.memory import Memory
 from vit_jax.plan.subject import Given, Subject
 from vit_jax.plan.timing import StepTime
@@ -94,7 +94,7 @@ def modelled(planned: Subject, compiled: Any, price: float) -> dict[str, Any]:
     run, machine = planned.run, planned.machine
     if compiled is None:
         names = ("step_seconds", "link_seconds", "images_per_second", "mfu", "hours", "chip_hours", "cost")
-        return {"collectives": {}, "method": "", **dict.fromkeys(names)}
+        return {"collectives": {}, "kernels": {}, "method": "", **dict.fromkeys(names)}
     module = hlo.parse(compiled.as_text())
     exchanged = collectives.find(module, len(machine.devices))
     costs = compiled.cost_analysis() or {}  # a GPU's compiler makes none without its GPU
@@ -105,6 +105,7 @@ def modelled(planned: Subject, compiled: Any, price: float) -> dict[str, Any]:
     peak = timing.peak(machine, run.config.model.get("dtype", "float32")) * machine.chips
     return {
         "collectives": collectives.summary(exchanged),
+        "kernels": kernels.summary(module) if machine.has_gpus else {},
         "method": step.method,
         "step_seconds": step.seconds,
         "link_seconds": step.links,

@@ -10,8 +10,14 @@ from vit_jax.plan.hlo import Instruction, Module
 NONE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 NONE |= {"while", "call", "conditional"}
 PRODUCTS = {"dot", "convolution", "custom-call"}  # cuBLAS and cuDNN are called
+ENDS = ("-done", "-update", "async-start")  # of what its start, or the instructions that it starts, stand for
 PARTS = {"slice", "dynamic-slice", "gather"}  # read of their first operand only what they return
 UPDATE = "dynamic-update-slice"  # as loops fill an array: in place
+
+
+def summary(module: Module) -> dict[str, int]:
+    """How many kernels a program runs, and what those read and write that are no products, attention or exchanges."""
+    return {"number": number(module), "bytes": traffic(module)}
 
 
 def traffic(module: Module) -> int:
@@ -21,6 +27,11 @@ def traffic(module: Module) -> int:
     """
     shapes = {i.name: i.shape for body in module.computations.values() for i in body}
     return sum(_bytes(i, module, shapes) * times for i, times in module.walk() if _counts(i, module))
+
+
+def number(module: Module) -> int:
+    """How many kernels run, loops by their turns: products and attention are one each, whatever they call."""
+    return sum(times for i, times in module.walk() if i.opcode not in NONE and not i.opcode.endswith(ENDS))
 
 
 def _counts(instruction: Instruction, module: Module) -> bool:
