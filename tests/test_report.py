@@ -61,6 +61,15 @@ def rows(monkeypatch):
     return shown
 
 
+def test_the_weights_that_a_run_starts_from_decide_the_size(rows, tmp_path_factory):
+    workdir = tiny.finished(tmp_path_factory, "cnn")
+    larger, shapes = "data.name=synthetic/10x14x3/3/97", []
+    for start in ([], [f"init.weights={workdir}"]):
+        augmentations.sheet(config.load(tiny.spec("cnn"), [larger, *start]), images=2, rows=1, height=1)
+        shapes.append(rows["step 0"].shape)
+    assert shapes == [(2, 10, 14, 3), (2, 5, 7, 3)]
+
+
 @pytest.mark.parametrize("more", [[], HOST_CROP, ["data.repeats=3", "train.accumulate=4"]], ids=str)
 def test_a_row_is_what_a_training_step_sees_of_its_batch(rows, more):
     mixed = [f"augment.{field}" for field in ("flip=0.5", "crop_padding=2", "erasing=0.5", "mixup=0.8", "cutmix=1")]
