@@ -224,6 +224,20 @@ def photos(tmp_path_factory) -> str:
     return str(folder)
 
 
+def test_a_data_set_of_large_photos_is_decoded_in_draft_where_that_is_asked_for(tmp_path):
+    y, x = np.mgrid[:160, :240] / 19
+    pixels = np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(5):
+            Image.fromarray(pixels[:, i:]).save(tmp_path / label / f"{i}.jpg")
+    whole, draft = (
+        open_data(Settings(name=str(tmp_path), image_size=(16,), draft=asked)).split("train").load().images
+        for asked in (False, True)
+    )
+    assert 0 < np.abs(whole.astype(int) - draft).max() <= 4
+
+
 CROP = {"size": (13, 11), "area": (0.2, 0.9), "aspect": (1.0, 2.0)}
 
 

@@ -54,6 +54,8 @@ def test_a_draft_of_a_large_photo_is_close_and_of_all_else_the_same():
     assert 0 < np.abs(difference).max() <= 3
     np.testing.assert_array_equal(large(file.getvalue(), draft=True), large(file.getvalue()))
     np.testing.assert_array_equal(grey(photo, draft=True), grey(photo))  # decoded already
+    always = View((23, 19), "crop", 3, 0.9, "bicubic", draft=True)
+    np.testing.assert_array_equal(always(file.getvalue()), small(file.getvalue(), draft=True))
 
 
 @pytest.mark.parametrize("load", [False, True])

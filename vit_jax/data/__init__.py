@@ -41,6 +41,7 @@ class Settings:
     resize: Literal["crop", "stretch"] = "crop"  # crop: shorter side to the size, then the centre
     crop_fraction: float = 1.0  # scaled to size / crop_fraction, then the centre is taken; published: often 0.875
     interpolation: Interpolation = "bilinear"
+    draft: bool = False  # JPEG photos several times too large are reduced as they are decoded: faster, a little other
     channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
     cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed
     # Where `augment.crop_area` crops. host: the images as stored, while they are decoded for each step; device: what
@@ -185,7 +186,14 @@ def _view(settings: Settings, dataset: Dataset, default_size: tuple[int, int]) -
             f"the images of {dataset.name!r} differ in size: set the size to bring them to, e.g. data.image_size=(224,)"
         )
     channels = settings.channels or stored_channels
-    return View((size[0], size[-1]), settings.resize, channels, settings.crop_fraction, settings.interpolation)
+    return View(
+        (size[0], size[-1]),
+        settings.resize,
+        channels,
+        settings.crop_fraction,
+        settings.interpolation,
+        settings.draft,
+    )
 
 
 def _specs(settings: Settings, dataset: Dataset) -> dict[str, str]:

@@ -27,6 +27,7 @@ class View:
     channels: int
     crop_fraction: float = 1.0  # the image is scaled to size / crop_fraction, and the centre taken
     interpolation: ops.Interpolation = "bilinear"
+    draft: bool = False  # of every image, as `__call__` does of one
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -40,7 +41,7 @@ class View:
         in the mean then, and by 6 at most.
         """
         extent = None
-        if draft and isinstance(encoded, bytes):
+        if (draft or self.draft) and isinstance(encoded, bytes):
             height, width = ops.covering(self.size, self.crop_fraction)
             at_least = (ops.DRAFT_MARGIN * height, ops.DRAFT_MARGIN * width)
             image, extent = ops.decode_reduced(encoded, self.channels, at_least)

@@ -314,6 +314,7 @@ def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None)
         channels=settings.channels,
         crop_fraction=settings.crop_fraction,
         interpolation=settings.interpolation,
+        draft=settings.draft,
     )
     shape = input_shape(prepared, view.shape)
     model = models.create(prepared.model)
