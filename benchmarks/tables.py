@@ -48,6 +48,12 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [peer / own for own, peer in zip(ours, theirs, strict=True)]
 
 
+def with_range(found: Sequence[float]) -> str:
+    """The median, with the least and the greatest where they differ."""
+    median = f"{statistics.median(found):.2f}"
+    return median if min(found) == max(found) else f"{median} ({min(found):.2f} to {max(found):.2f})"
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int) -> str:
     """A table whose columns are aligned to the right from a certain one on."""
     rule = ["---:" if i >= numbers_from else "---" for i in range(len(header))]
@@ -199,7 +205,7 @@ def growth_table(rows: Sequence[Row]) -> str:
         number, speed = row["number"], row["images_per_second"]
         alone = [each for each in rows if each["kind"] == "growth" and each["what"] == row["what"]]
         alone = [each for each in alone if each["run"] == row["run"] and each["number"] == 1]
-        beside = statistics.median(ratios(alone[0]["rounds"], row["rounds"])) if alone else None
+        beside = with_range(ratios(alone[0]["rounds"], row["rounds"])) if alone else ""
         changes = [f"`{text}`" for text in row["overrides"]]
         cells.append(
             [
@@ -208,7 +214,7 @@ def growth_table(rows: Sequence[Row]) -> str:
                 str(row["batch_size"]),
                 f"{number} {named[row['what']][number > 1]}",
                 f"{speed:,.0f}",
-                f"{beside:.2f}" if beside else "",
+                beside,
                 f"{speed / number:,.0f}",
                 f"{row['all_reduced_bytes']:,} bytes" if row.get("all_reduced_bytes") else "",
                 row["date"],
@@ -224,7 +230,7 @@ def layers_table(rows: Sequence[Row]) -> str:
     fewest = {row["run"]: row for row in sorted(found, key=lambda row: -row["number"])}
     cells = [
         [device(row), f"{row['model']} `model.scan=true`", str(row["number"]), f"{row['compile_seconds']:.1f} s"]
-        + [f"{statistics.median(ratios(fewest[row['run']]['rounds'], row['rounds'])):.2f}", row["date"]]
+        + [with_range(ratios(fewest[row["run"]]["rounds"], row["rounds"])), row["date"]]
         for row in found
     ]
     return markdown(header, cells, 2)
@@ -317,20 +323,8 @@ def _of(rows: Sequence[Row], kind: str, **values: Any) -> list[Row]:
     """The newest rows of a kind with these values, in a fixed order."""
     found = [row for row in rows if row["kind"] == kind and row["newest"]]
     found = [row for row in found if all(row[key] == value for key, value in values.items())]
-    first = (
-        "device",
-        "model",
-        "mode",
-        "dtype",
-        "batch_size",
-        "memory",
-        "contender",
-        "cache",
-        "what",
-        "number",
-        "flags",
-    )
-    first += ("date",)
+    first = ("device", "model", "mode", "dtype", "batch_size", "memory", "contender", "cache", "what", "number")
+    first += ("flags", "date")
     return sorted(found, key=lambda row: [(not row["gpu"], *(str(row.get(key, "")).zfill(9) for key in first))])
 
 

@@ -150,7 +150,7 @@ def test_growth_is_held_against_one_of_the_same_run(tmp_path: Path) -> None:
         "64",
         "2 simulated devices",
         "240",
-        "1.30",
+        "1.30 (1.20 to 1.50)",
         "120",
         "1,234 bytes",
         "2026-01-01",
