@@ -21,6 +21,7 @@ def imagenet(name: str, batch_size: int, epochs: float, **fields: object) -> Con
     c.data.image_size = (224,)
     c.data.interpolation = "bicubic"
     c.augment.crop_area = (0.08, 1.0)
+    c.augment.interpolation = "bicubic"
     c.augment.flip = 0.5
     c.augment.mean = (0.485, 0.456, 0.406)
     c.augment.std = (0.229, 0.224, 0.225)

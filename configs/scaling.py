@@ -28,6 +28,8 @@ def pretraining(size: str) -> ConfigDict:
     c.data.crop_fraction = 0.875
     c.augment.crop_area = (0.05, 1.0)
     c.augment.flip = 0.5
+    c.augment.mean = (0.5,)
+    c.augment.std = (0.5,)
     c.optim.name = "adafactor"
     c.optim.lr = 8e-4
     c.optim.schedule = "rsqrt"

@@ -151,6 +151,21 @@ def test_deit3s_fine_tuning_starts_where_its_training_ends():
     assert (trained.train.loss, tuned.train.loss) == ("multi_hot", "softmax")
 
 
+@pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "oxford_iiit_pet", "oxford_flowers102"])
+def test_published_fine_tuning_has_steps_left_after_its_warmup(name):
+    given = config.load(str(REPOSITORY / "configs" / f"finetune.py:vit_b16,{name}"))
+    assert given.optim.warmup_steps == min(500, given.train.steps // 5)
+    assert given.data.train == {"cifar10": "train[:98%]", "imagenet2012": "train[:99%]"}.get(name, "")
+
+
+def test_photos_are_brought_to_the_size_that_published_weights_are_tuned_at():
+    given = config.load(str(REPOSITORY / "configs" / "finetune.py:vit_b16,./photos"))
+    weights = pretrained.Preprocessing((224, 224), "stretch", 1.0, "bilinear", (0.5,), (0.5,))
+    assert given.augment.resize == (384,) and run.default_size(given, weights) == (384, 384)
+    unsized = replace(given, augment=replace(given.augment, resize=()))
+    assert run.default_size(unsized, weights) == (224, 224) and run.default_size(unsized, None) == (0, 0)
+
+
 def test_unknown_weights_list_the_published_ones():
     with pytest.raises(UserError, match=r"'vit_b99' are neither here nor one of vit_ti16, .*mixer_b16"):
         config.load(str(REPOSITORY / "configs" / "finetune.py:vit_b99,cifar10"))

@@ -68,6 +68,9 @@ def test_the_weights_that_a_run_starts_from_decide_the_size(rows, tmp_path_facto
         augmentations.sheet(config.load(tiny.spec("cnn"), [larger, *start]), images=2, rows=1, height=1)
         shapes.append(rows["step 0"].shape)
     assert shapes == [(2, 10, 14, 3), (2, 5, 7, 3)]
+    sized = [larger, "init.weights=runs/not-there", "augment.resize=(3,)"]  # then they decide nothing
+    augmentations.sheet(config.load(tiny.spec("cnn"), sized), images=2, rows=1, height=1)
+    assert rows["step 0"].shape == (2, 3, 3, 3)
 
 
 @pytest.mark.parametrize("more", [[], HOST_CROP, ["data.repeats=3", "train.accumulate=4"]], ids=str)

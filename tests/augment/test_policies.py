@@ -37,7 +37,7 @@ def argument(policy: str, name: str, strength: float, sign: float = 1.0, happens
         ("randaugment", "rotate", 0.9, 1, 27),
         ("randaugment", "posterize", 1.5, 1, 0),  # timm's laws beyond their end
         ("randaugment", "solarize", 1.5, 1, 0),
-        ("randaugment", "solarize_add", 3.0, 1, 330),
+        ("randaugment", "solarize_add", 3.0, 1, 128),
         ("randaugment", "brightness", 1.5, 1, 2.35),
         ("randaugment", "brightness", 3.0, -1, 0.1),
         ("randaugment", "shear_x", 1.5, -1, -0.45),
@@ -121,7 +121,8 @@ def test_the_largest_magnitude_leaves_images(policy):
     plain, less = np.arange(256), policy == "randaugment_tf"
     np.testing.assert_array_equal(after("posterize", 1.0), plain if less else 0 * plain)
     np.testing.assert_array_equal(after("solarize", 1.0), plain if less else 255 - plain)
-    np.testing.assert_array_equal(after("solarize_add", 1.0), np.where(plain < 128, 255, plain))
+    added = np.minimum(plain + (330 if less else 128), 255)
+    np.testing.assert_array_equal(after("solarize_add", 1.0), np.where(plain < 128, added, plain))
     np.testing.assert_array_equal(after("translate_x", 1.0), np.full(256, 7))
     brighter = np.minimum(plain * (5.5 if less else 3.7), 255)
     np.testing.assert_allclose(after("brightness", 1.0), brighter, atol=1)

@@ -52,6 +52,7 @@ def test_the_defaults_fit_the_config_schema_and_are_valid():
         ("blur", -1.0),
         ("blur_sigma", (0.0, 1.0)),
         ("cutout", -1),
+        ("cutout", 5),
         ("mixup", -0.8),
         ("cutmix", float("inf")),
         ("mix_probability", 1.5),

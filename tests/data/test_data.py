@@ -160,6 +160,13 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
 
 def test_a_default_size_leaves_images_of_one_size_alone():
     assert open_data(Settings(name="synthetic/5x7x3/2/23"), (11, 13)).view.size == (5, 7)
+    assert open_data(Settings(name="synthetic/43x47x3/2/23"), (11, 13)).view.size == (43, 47)
+
+
+def test_a_camera_s_photos_are_brought_to_the_default_size_as_mixed_ones_are():
+    assert open_data(Settings(name="synthetic/44x53x3/2/23"), (11, 13)).view.size == (11, 13)
+    assert open_data(Settings(name="synthetic/44x53x3/2/23", image_size=(17,)), (11, 13)).view.size == (17, 17)
+    assert open_data(Settings(name="synthetic/44x53x3/2/23")).view.size == (44, 53)
 
 
 def test_the_view_crops_and_interpolates_as_the_settings_say():
@@ -236,6 +243,8 @@ def test_a_data_set_of_large_photos_is_decoded_in_draft_where_that_is_asked_for(
         for asked in (False, True)
     )
     assert 0 < np.abs(whole.astype(int) - draft).max() <= 4
+    with pytest.raises(UserError, match=r"data\.draft changes nothing: the images of 'digits' are no files"):
+        open_data(Settings(name="digits", draft=True))
 
 
 CROP = {"size": (13, 11), "area": (0.2, 0.9), "aspect": (1.0, 2.0)}

@@ -251,6 +251,7 @@ def test_headers_are_read_of_evenly_spaced_files_only(tmp_path, monkeypatch):
     [
         ([], "holds no class folder and 0 images beside it"),
         (["1.png", "2.png"], "holds no class folder and 2 images beside it"),
+        (["caf\u00e9/1.png", "cafe\u0301/1.png", "b/1.png"], "two folders named 'caf\u00e9', in two Unicode spellings"),
         (["a/1.png"], "one class folder only, a/"),
         (["a/1.png", "b/"], "class folders without an image: b/"),
         (["train/a/1.png", "train/b/1.png"], "holds train/ but neither test/ nor val/; add one, or give .*/train, "),

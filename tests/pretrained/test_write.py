@@ -13,7 +13,8 @@ from tests.models.random_params import random_params
 from tests.pretrained import parity
 from vit_jax import models
 from vit_jax.command import UserError
-from vit_jax.pretrained import open_weights
+from vit_jax.data import ops
+from vit_jax.pretrained import open_weights, write
 from vit_jax.pretrained.huggingface import processor
 from vit_jax.pretrained.layout import Preprocessing
 from vit_jax.pretrained.write import check, save_huggingface
@@ -110,6 +111,15 @@ def test_preprocessing_reads_back(tmp_path, size, resize, fraction):
     save_huggingface(tmp_path, model, random_variables(model, (*size, 3)), NAMES, given, size)
     written = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert processor.read(written, VIEW) == given
+
+
+@pytest.mark.parametrize("fraction", [0.9, 0.875, 0.95, 1 / 3])
+def test_others_scale_images_as_we_do(fraction):
+    """Whatever the fraction: the size that is written is the one that our evaluation scales to, and back again."""
+    for side in range(16, 400):
+        given = Preprocessing((side, side), "crop", fraction, "bilinear", (0.5,), (0.5,))
+        edge = write.processor(given, 3)["size"]["shortest_edge"]
+        assert (edge, edge) == ops.covering((side, side), fraction) == ops.covering((side, side), side / edge)
 
 
 def test_a_crop_that_is_no_square_is_refused_and_grey_statistics_are_repeated(tmp_path):

@@ -16,7 +16,7 @@ from vit_jax.augment.geometry import source_of, warp
 from vit_jax.augment.shears import warp_square
 
 # The argument of each, where it has one: posterize keeps so many bits; solarize inverts from a threshold; solarize_add
-# adds a number below 128; factors of the four enhancements, 1 = unchanged; slopes; pixels to the left, and up; degrees
+# adds a number to what is below 128; factors of the four enhancements, 1 = unchanged; slopes; pixels to the left, and up; degrees
 # counter-clockwise. As in timm the shears leave the upper left corner where it is.
 TABLES = ("autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add")
 BLENDS = ("color", "contrast", "brightness", "sharpness")

@@ -2,7 +2,8 @@
 
 RandAugment (Cubuk et al. 2020, arXiv:1909.13719) with timm's 15 operations and ranges, all of which grow with the
 magnitude (its `rand-m9-mstd0.5-inc1` are the defaults); the same operations with the ranges of RandAugment's first code
-in TensorFlow, which AugReg and big_vision use (there Cutout is a 16th); AutoAugment for ImageNet and CIFAR-10 (Cubuk et
+in TensorFlow, which AugReg and big_vision use (there Cutout is a 16th, and contrast blends with a level of 1/256 of the
+number of pixels, 196 at 224 pixels, instead of the image's mean); AutoAugment for ImageNet and CIFAR-10 (Cubuk et
 al. 2019, arXiv:1805.09501, tables 7 and 9) and TrivialAugment's wide space (Müller & Hutter 2021, arXiv:2103.10158)
 with torchvision's ranges. Unlike timm, which draws bilinear or bicubic, all warps are bilinear.
 """
@@ -149,7 +150,7 @@ def _rand_space(strength: Array, sign: Array, height: int, width: int) -> dict[s
     return {
         "posterize": jnp.maximum(0, 4 - jnp.floor(4 * strength)),
         "solarize": jnp.maximum(0, 256 - jnp.floor(256 * strength)),
-        "solarize_add": jnp.floor(110 * strength),
+        "solarize_add": jnp.minimum(128, jnp.floor(110 * strength)),
         "translate_x": 0.45 * width * strength * sign,
         "translate_y": 0.45 * height * strength * sign,
         **_slopes(0.3 * strength * sign, 30 * strength * sign),

@@ -22,7 +22,7 @@ class Settings:
 
     # Height and width of the model's input in pixels, (size,) for a square; () = as the data.
     resize: tuple[int, ...] = ()
-    # Of `resize` only; bilinear and bicubic (a = -0.5) smooth before they shrink, like Pillow.
+    # Of `resize` and of random crops (`crop_area`); bilinear and bicubic (a = -0.5) smooth before they shrink, like Pillow.
     interpolation: Interpolation = "bilinear"
     # Smallest and largest fraction of the area that a random crop keeps, above 0 to 1, before it is resized to the
     # model's input; () = off. (0.08, 1.0) is the usual range (Szegedy et al. 2014, arXiv:1409.4842, s. 6).
@@ -81,7 +81,7 @@ class Settings:
     erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
     # What the rectangle holds after normalisation: the mean colour, or standard normal noise per pixel.
     erasing_fill: ErasingFill = "zero"
-    # Side in pixels of a square that takes the mean colour, cut off at the image's edges; 0 = off.
+    # Side in pixels, an even number, of a square that takes the mean colour, cut off at the image's edges; 0 = off.
     cutout: int = 0
     # alpha of the Beta(alpha, alpha) from which MixUp draws a batch's share; 0 = off.
     mixup: float = 0.0
@@ -105,7 +105,8 @@ def check(settings: Settings) -> None:
     _check_normalisation(settings)
     _check_interval(settings, "erasing_area", highest=1.0)
     _check_interval(settings, "erasing_aspect")
-    _require(settings.cutout >= 0, settings, "cutout", "0 (off) or a number of pixels")
+    even = settings.cutout >= 0 and settings.cutout % 2 == 0
+    _require(even, settings, "cutout", "0 (off) or an even number of pixels")
     for name in ("mixup", "cutmix"):
         _require(0 <= getattr(settings, name) < float("inf"), settings, name, "0 (off) or a positive alpha")
 

@@ -22,6 +22,7 @@ __all__ = ["Batch", "Data", "Feed", "MissingDataset", "RandomCrop", "Settings", 
 DEVICE_CACHE_BYTES = 2**30
 HOST_CACHE_BYTES = 8 * 2**30
 HELD_OUT = 10  # percent of the training split that validates where a data set has no validation split
+MANY_TIMES = 4  # photos with sides so many times those of the model's input do not reach the device as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +166,8 @@ class Data:
 def open_data(settings: Settings, default_size: tuple[int, int] = (0, 0)) -> Data:
     """The data set that the settings describe; raises `MissingDataset` or `UserError` where it cannot be read.
 
-    `default_size` (h, w), of weights that come with one: what images that differ in size are brought to where
-    `image_size` does not say.
+    `default_size` (h, w), of the model: what images that differ in size, or are `MANY_TIMES` as large and more, are
+    brought to where `image_size` does not say. (0, 0): nothing says it.
     """
     check(settings)
     dataset = open_dataset(settings.name, data_dir(settings.data_dir))
@@ -175,12 +176,19 @@ def open_data(settings: Settings, default_size: tuple[int, int] = (0, 0)) -> Dat
     specs = _specs(settings, dataset)
     for spec in specs.values():
         dataset.size(spec)  # raises for a split that does not exist
+    if settings.draft and not isinstance(dataset.source(specs["train"]).read(0)[0], bytes):
+        raise UserError(f"data.draft changes nothing: the images of {dataset.name!r} are no files; leave it out")
     return Data(settings, dataset, _view(settings, dataset, default_size), specs)
 
 
 def _view(settings: Settings, dataset: Dataset, default_size: tuple[int, int]) -> View:
     *stored, stored_channels = dataset.image_shape
     size = settings.image_size or (tuple(stored) if all(stored) else default_size)
+    if not settings.image_size and all(
+        default_size
+    ):  # a camera's photos, all of one size, are no other than mixed ones
+        many = all(side >= MANY_TIMES * wanted for side, wanted in zip(stored, default_size, strict=True))
+        size = default_size if many else size
     if 0 in size:
         raise UserError(
             f"the images of {dataset.name!r} differ in size: set the size to bring them to, e.g. data.image_size=(224,)"

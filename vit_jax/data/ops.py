@@ -127,7 +127,8 @@ def resize(
 def covering(size: tuple[int, int], crop_fraction: float) -> tuple[int, int]:
     """The (h, w) that the image is scaled to cover, of which `size` is the centre."""
     height, width = size
-    return int(height / crop_fraction), int(width / crop_fraction)
+    # A fraction that was read from a file as size / covering may lose the last bit.
+    return int(height / crop_fraction + 1e-6), int(width / crop_fraction + 1e-6)
 
 
 def _shape(image: np.ndarray) -> tuple[float, float]:

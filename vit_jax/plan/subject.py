@@ -66,10 +66,11 @@ def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Given:
 def _open(given: Config, images: int, classes: int) -> tuple[Data, list[str]]:
     """The data set itself, or a synthetic one of the same sizes."""
     settings = given.data
+    default = run.default_size(given, None) if given.augment.resize else DEFAULT_SIZE
     known = DATA_SETS.get(settings.name)
     if not (images or classes):
         try:
-            return open_data(settings, DEFAULT_SIZE), []
+            return open_data(settings, default), []
         except MissingDataset as missing:
             if known is None:
                 raise UserError(f"{missing}; or plan without it: --images N --classes K") from missing
@@ -79,7 +80,7 @@ def _open(given: Config, images: int, classes: int) -> tuple[Data, list[str]]:
         lacking = "--images" if classes else "--classes"
         raise UserError(f"data set {settings.name!r} is not one whose published size is known: give {lacking} too")
     size = settings.image_size or (height, width)
-    height, width = (size[0], size[-1]) if all(size) else DEFAULT_SIZE
+    height, width = (size[0], size[-1]) if all(size) else default
     splits = {f: v for f in ("train", "validation", "test") if "validation" not in (v := getattr(settings, f))}
     stand_in = dataclasses.replace(
         settings, name=f"synthetic/{height}x{width}x{channels}/{classes}/{images}", classes=(), **splits

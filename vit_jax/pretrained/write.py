@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from vit_jax import models, trees
 from vit_jax.command import UserError
+from vit_jax.data.ops import covering
 from vit_jax.models.layers import square
 from vit_jax.pretrained.huggingface.config import NAME
 from vit_jax.pretrained.huggingface.transformer import VIT, add_heads
@@ -158,10 +159,11 @@ def processor(given: Preprocessing, channels: int) -> dict[str, Any]:
         "image_std": list(per_channel(given.std, channels)),
     }
     crop = {"do_center_crop": True, "crop_size": {"height": h, "width": w}}
+    height, width = covering(given.size, fraction)
     if given.resize == "crop":
-        kind, size = "Bit", {"shortest_edge": round(h / fraction)}
+        kind, size = "Bit", {"shortest_edge": height}
     elif fraction < 1:
-        kind, size = "DeiT", {"height": round(h / fraction), "width": round(w / fraction)}
+        kind, size = "DeiT", {"height": height, "width": width}
     else:
         kind, size, crop = "ViT", {"height": h, "width": w}, {}
     return {"image_processor_type": f"{kind}ImageProcessor", "size": size, **crop, **content}

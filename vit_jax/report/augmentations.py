@@ -20,11 +20,12 @@ from vit_jax.data import open_data
 def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
     """The first images of the batches of the first `rows` steps, each batch unchanged and then as the model sees it.
 
-    With `train.accumulate` they are the first of a batch's first part. What the configuration leaves open, the weights
-    that it starts from decide, as in training.
+    With `train.accumulate` they are the first of a batch's first part. Where the configuration leaves their size open,
+    the weights that it starts from decide, as in training.
     """
-    source = run.find_weights(given.init.weights).preprocessing if given.init.weights else None
-    data = open_data(given.data, source.size if source else (224, 224))
+    sized = given.data.image_size or given.augment.resize
+    source = run.find_weights(given.init.weights).preprocessing if given.init.weights and not sized else None
+    data = open_data(given.data, run.default_size(given, source))
     given = run.follow(given, data, source)
     one_device = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])  # batches are the same on any mesh
     feed = data.feed(data.split("train"), one_device, crop=run.host_crop(given, data))

@@ -37,7 +37,7 @@ from vit_jax.run.folder import (
 from vit_jax.run.remat import device_memory, fitting
 from vit_jax.run.teacher import open_teacher
 from vit_jax.run.trained import Predictions, Trained, open
-from vit_jax.run.weights import Arrays, find_weights, fit_weights, follow, start_from
+from vit_jax.run.weights import Arrays, default_size, find_weights, fit_weights, follow, start_from
 
 __all__ = [
     "Arrays",
@@ -52,6 +52,7 @@ __all__ = [
     "check_batch",
     "check_data",
     "compile_eval_step",
+    "default_size",
     "default_workdir",
     "device_memory",
     "device_view",

@@ -50,6 +50,15 @@ def canonical_arrays(variables: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
     return dict(zip(trees.names(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
 
 
+def default_size(given: Config, source: Preprocessing | None) -> tuple[int, int]:
+    """The (h, w) of images that differ in size, where `data.image_size` does not say: the model's input.
+
+    That is `augment.resize`, else the size of the weights that the model starts from; (0, 0): nothing says it.
+    """
+    height, width = (given.augment.resize * 2)[:2] or (source.size if source else (0, 0))
+    return height, width
+
+
 def follow(given: Config, data: Data, source: Preprocessing | None) -> Config:
     """The configuration with the image size and the normalisation of `source`, where it gives none itself."""
     if source is None:

@@ -97,7 +97,7 @@ def open_images(given: Config, workdir: Path, weights: Weights | None, console: 
         view, used = run.read_preprocessing(workdir, given.augment)
         return dataclasses.replace(given, augment=used), open_or_prepare(given, console, view.size)
     source = weights.preprocessing if weights else None
-    data = open_or_prepare(given, console, source.size if source else (0, 0))
+    data = open_or_prepare(given, console, run.default_size(given, source))
     return run.follow(given, data, source), data
 
 

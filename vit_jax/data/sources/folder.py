@@ -96,6 +96,9 @@ def _classes(root: Path, folder: Path) -> Files:
     """The images of each class folder in `folder`; raises `UserError` unless there are two or more, none empty."""
     folders = _visible_folders(folder)
     files = {_normal(path.name): [os.path.relpath(file, root) for file in images_below(path)] for path in folders}
+    if len(files) < len(folders):
+        same = next(name for name in files if sum(_normal(path.name) == name for path in folders) > 1)
+        raise UserError(f"{folder} holds two folders named {same!r}, in two Unicode spellings; join them")
     if len(files) < 2:
         found = f"one class folder only, {folders[0].name}/," if files else "no class folder"
         loose = sum(1 for path in folder.iterdir() if is_image(path.name))
