@@ -97,6 +97,31 @@ def test_collectives_with_their_groups_bytes_and_turns():
     }
 
 
+def test_a_collective_that_is_started_holds_its_operands_too():
+    """As XLA prints them: `((operands), results) reduce-scatter-start(...)`."""
+    before = "%reduce-scatter.1 = f32[5]{0} reduce-scatter(%z)"
+    for kind, whole in {"reduce-scatter": 4 * 2 * 5, "all-to-all": 4 * 5}.items():
+        started = f"%{kind}-start.1 = ((f32[10]{{0}}), f32[5]{{0}}) {kind}-start(%z)"
+        found = collectives.find(hlo.parse(TEXT.replace(before, started)), devices=8)
+        assert Collective(kind, whole, group=2, times=5, hidden=True) in found
+
+
+def test_an_all_reduce_of_which_each_core_keeps_a_part_is_a_reduce_scatter():
+    fused = """
+%all-reduce-scatter.1 (q: f32[16]) -> f32[2] {
+  %q = f32[16]{0} parameter(0)
+  %all-reduce.7 = f32[16]{0} all-reduce(%q), replica_groups=[1,8]<=[8], to_apply=%sum
+  ROOT %part = f32[2]{0} dynamic-slice(%all-reduce.7, %start), dynamic_slice_sizes={2}
+}
+
+ENTRY"""
+    called = "%fusion.9 = f32[2]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1\n  ROOT %all-reduce.2"
+    text = TEXT.replace("\nENTRY", fused).replace("ROOT %all-reduce.2", called)
+    found = collectives.find(hlo.parse(text), devices=8)
+    assert Collective("reduce-scatter", 4 * 16, group=8, times=1, hidden=False) in found
+    assert [c.payload for c in found if c.kind == "all-reduce"] == [4 * 13 + 2 * 6, 4 * 13]
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
