@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.workloads import REPOSITORY
+from benchmarks.workloads import REPOSITORY, default_batch
 from vit_jax import command
 from vit_jax.command import UserError
 
@@ -56,7 +56,7 @@ STEPS: tuple[tuple[tuple[str, ...], float], ...] = (
 
 
 def not_run(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The commands of `STEPS` of which some model, mode, type or peer is in no row that a GPU measured."""
+    """The commands of `STEPS` of which some model, mode, type, batch size or peer is in no row that a GPU measured."""
     return [
         f"python -m benchmarks.{' '.join(_without(words, QUICK))}" for words, _ in STEPS if not _is_run(words, rows)
     ]
@@ -68,21 +68,26 @@ def _is_run(words: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> bool:
     for flag, value in itertools.pairwise(rest):
         given.setdefault(flag, []).extend(value.split(","))
     overrides = [word.removeprefix("--config.") for word in rest if word.startswith("--config.")]
-    cases = itertools.product(
-        given.get("--models", given.get("--model", [""])),
-        given.get("--modes", [""]),
-        given.get("--dtypes", [""]),
-        ["ours", *given.get("--peer", [])] if kind == "throughput" else [""],
-    )
+    training = kind == "throughput" and "--modes" not in given
+    cases = [
+        (*case, batch_size)
+        for case in itertools.product(
+            given.get("--models", given.get("--model", [""])),
+            given.get("--modes", [""]),
+            given.get("--dtypes", [""]),
+            ["ours", *given.get("--peer", [])] if kind == "throughput" else [""],
+        )
+        for batch_size in given.get("--batch-sizes", [str(default_batch(case[0], True))] if training else [""])
+    ]
     measured = [
         row for row in rows if row["kind"] == kind and row["gpu"] and set(overrides) <= {*row.get("overrides", ())}
     ]
-    columns = ("model", "mode", "dtype", "contender")
-    found = [[row.get(column) for column in columns] for row in measured]
+    columns = ("model", "mode", "dtype", "contender", "batch_size")
+    found = [[str(row.get(column)) for column in columns] for row in measured]
     return all(any(_fits(case, row) for row in found) for case in cases)
 
 
-def _fits(case: Sequence[str], row: Sequence[Any]) -> bool:
+def _fits(case: Sequence[str], row: Sequence[str]) -> bool:
     return all(not wanted or wanted == value for wanted, value in zip(case, row, strict=True))
 
 

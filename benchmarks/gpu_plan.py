@@ -1,7 +1,7 @@
 """Holds plans against GPUs: what `vit_jax.plan` predicts of each training step that a GPU was measured with.
 
-    python -m benchmarks.gpu_plan --out benchmarks/results/plan-gpu.json
-    python -m benchmarks.gpu_plan --newer --out benchmarks/results/plan-gpu-newer.json   # the code has changed since
+    python -m benchmarks.gpu_plan
+    python -m benchmarks.gpu_plan --newer   # the code has changed since
 
 It reads the results of `benchmarks.throughput`, and compiles the same steps for the same GPU, which need not be there:
 `pip install "vit_jax[cuda]"` brings the compiler. A measurement counts only beside a plan of the same code; `--newer`
@@ -46,12 +46,13 @@ def predicted(row: tables.Row, *, newer: bool = False) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     parser = command.Parser(prog="python -m benchmarks.gpu_plan", description="Plans beside what GPUs measured.")
     parser.add_argument("--results", type=Path, default=machine.RESULTS, help="folder of the JSON files")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--out", type=Path, help="the JSON file (default: plan-gpu.json or plan-gpu-newer.json there)")
     parser.add_argument("--newer", action="store_true", help="the code is not that which was measured")
     flags, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"--config.{overrides[0]}: this command takes no overrides; leave it out")
-    check_out(flags.out)
+    out = flags.out or flags.results / ("plan-gpu-newer.json" if flags.newer else "plan-gpu.json")
+    check_out(out)
     rows = measured(tables.read(flags.results))
     if not rows:
         raise UserError(f"--results {flags.results}: nothing there was measured on {', '.join(GPUS)}")
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     found, console = [], Console(highlight=False)
     for row in rows:
         found.append(predicted(row, newer=flags.newer))
-        write(flags.out, found)
+        write(out, found)
         console.print(f"{row['model']}, batch {row['batch_size']}: {_told(found[-1])}", soft_wrap=True)
     return command.DONE
 

@@ -34,6 +34,8 @@ LOG_LINES = 4  # of a run; the first one's speed does not count
 def train(words: Sequence[str], steps: int, *, processes: int = 0, devices: int = 0) -> float:
     """Images/s of a run: so many processes, else one with so many simulated devices."""
     env = os.environ | {"PYTHON": sys.executable}  # the launcher's processes run in this one's environment
+    if processes:
+        env["JAX_NUM_CPU_DEVICES"] = "1"  # of each: one that is alone would make a device of every core
     if devices:
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
     start = ["launch/local.sh", str(processes)] if processes else [sys.executable, "-m", "vit_jax.main"]

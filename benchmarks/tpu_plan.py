@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import textbook
+from benchmarks.machine import RESULTS
 from vit_jax import command, compilation, config, flops, plan, sharding
 from vit_jax.command import UserError
 from vit_jax.plan import collectives, hlo, memory, subject, timing, topology
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--topology", default="v3:2x2")
     parser.add_argument("--images-per-core", type=int, default=64)
     parser.add_argument("--depth", type=int, default=12)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=RESULTS / "plan-textbook-v3.json", help="the JSON file")
     flags, overrides = parser.parse(argv)
     if topology.split_topologies(flags.topology) != [flags.topology] or flags.topology.startswith("cpu:"):
         raise UserError(f"--topology {flags.topology}: this compiles for one TPU; give e.g. v3:2x2")

@@ -79,7 +79,7 @@ def vit() -> ConfigDict:
 
 
 def resnet() -> ConfigDict:
-    """System B: Keras's ResNet101V2 and head, 44,303,460 parameters; reported 47.93 %; not yet run on a GPU here."""
+    """System B: Keras's ResNet101V2 and head, 44,205,796 parameters; reported 47.93 %; not yet run on a GPU here."""
     c = report(config.default())
     c.model = models.settings("resnetv2/keras101")
     c.augment.mean = (0.0,)  # images are not normalised

@@ -49,7 +49,7 @@ def scratch(name: str) -> ConfigDict:
 
 
 def vit_s16() -> ConfigDict:
-    """ViT-S/16 without class token, 100 patches: not yet run on a GPU; 21.58 % in an hour of half a core."""
+    """ViT-S/16 without class token, 100 patches: not yet run on a GPU; 21.58 % in an hour of one core."""
     c = scratch("vit/S16")
     c.model.class_token, c.model.pooling, c.model.stochastic_depth = False, "gap", 0.1
     c.optim.lr = 1e-3
@@ -58,7 +58,7 @@ def vit_s16() -> ConfigDict:
 
 
 def resnet50() -> ConfigDict:
-    """ResNet-50 with the same augmentation: not yet run on a GPU; 33.48 % in an hour of half a core."""
+    """ResNet-50 with the same augmentation: not yet run on a GPU; 33.48 % in an hour of one core."""
     c = scratch("resnet/50")
     c.optim.name = "sgd"
     c.optim.nesterov = True

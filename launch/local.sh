@@ -45,7 +45,7 @@ send() {
     kill -s "$1" -- "-$pid" 2>/dev/null || true
   done
 }
-# shellcheck disable=SC2317  # called by traps
+# shellcheck disable=SC2317,SC2329  # called by traps
 forward() {
   signals=$((signals + 1))
   send "$([[ $signals -gt 1 ]] && echo KILL || echo "$1")"

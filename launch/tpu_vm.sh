@@ -78,10 +78,13 @@ create() {
 
 setup() {
   need_shared_folder
-  folder=$(mktemp -d)
-  trap 'rm -r "$folder"' EXIT
-  tar --create --gzip --file="$folder/vit_jax.tar.gz" --directory="$(dirname "$0")/.." \
-    --exclude=./.git --exclude=./.venv --exclude=./runs --exclude='./.*_cache' .
+  folder=${TMPDIR:-/tmp}/...
+  if [[ ! $dry_run ]]; then
+    folder=$(mktemp -d)
+    trap 'rm -r "$folder"' EXIT
+    tar --create --gzip --file="$folder/vit_jax.tar.gz" --directory="$(dirname "$0")/.." \
+      --exclude=./.git --exclude=./.venv --exclude=./runs --exclude='./.*_cache' .
+  fi
   tpu scp "$folder/vit_jax.tar.gz" "$TPU_NAME:" --worker=all
   on_workers all "mkdir -p vit_jax && tar --extract --gzip --file=vit_jax.tar.gz --directory=vit_jax &&
     cd vit_jax && BUCKET=${BUCKET-} launch/tpu_vm.sh _install"

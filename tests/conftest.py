@@ -11,7 +11,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests s
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402 - after the flags that it reads
-import pytest  # noqa: E402
 
 # Machines that are busy with other work are slow, not wrong.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -22,12 +21,4 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 REPOSITORY = Path(__file__).parents[1]
-REAL_DATA = REPOSITORY.parent / "shared" / "tfds"
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """Prepared TFDS data sets of real images, where this machine has them."""
-    if not REAL_DATA.is_dir():
-        pytest.skip(f"no real images in {REAL_DATA}")
-    return REAL_DATA
+REAL_DATA = REPOSITORY.parent / "shared" / "tfds"  # prepared TFDS data sets of real images, where a machine has them

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -159,6 +160,31 @@ def test_a_mistake_is_told_before_anything_is_trained(words, expected, tmp_path,
     monkeypatch.setattr(compare, "train", None)
     with pytest.raises(UserError, match=expected):
         compare.main([*words, "--out", str(tmp_path)])
+
+
+def test_a_model_is_compared_on_several_splits(compared, tmp_path):
+    words = [SPEC, "--config.train.steps=12", "--config.model.dense_widths=(5,)", "--out", str(tmp_path)]
+    assert compare.main([*words, "--evaluate", "evaluate.split=train[:7],validation,test"]) == 0
+    table = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["run"] for row in table] == [f"tiny-cnn split={s}" for s in ("train[:7]", "validation", "test")]
+    [workdir] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    found = tiny.result(workdir)
+    assert table[2]["test/accuracy"] == [found["test/accuracy"]]
+    assert table[1]["test/accuracy"] == [found["val/accuracy"]] and len(table[0]["test/ece"]) == 1
+
+
+def test_one_of_several_processes_compares_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare.jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match="one of 3 processes, which would all train the same; start it once"):
+        compare.main([SPEC, "--out", str(tmp_path)])
+
+
+def test_a_deterministic_comparison_asks_for_it_before_a_device_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(compare, "check", None)
+    with pytest.raises(TypeError):
+        compare.main([SPEC, "--config.train.deterministic=true", "--out", str(tmp_path)])
+    assert "xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]
 
 
 def test_an_empty_table_is_written_nowhere(tmp_path):

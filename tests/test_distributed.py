@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import pytest
 
+from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.launch.test_local import ARGUMENTS, wait_for_step
 from vit_jax import distributed, sharding
@@ -242,6 +244,52 @@ def test_a_single_process_writes_into_no_folder_and_makes_its_own_mistakes(tmp_p
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="^mine$"), distributed.same_mistakes():
         raise UserError("mine")
+
+
+LEARN = """
+import io, os, pathlib, sys, time
+from tests import tiny
+from vit_jax import checkpoint, command, distributed, run
+mine, teacher, ours = os.environ["JAX_PROCESS_ID"], *map(pathlib.Path, sys.argv[1:])
+
+with distributed.joined():
+    code, _ = tiny.start(ours / "student", "cnn", f"distill.teacher={teacher}", "distill.kind=soft", "train.steps=9")
+    print("trained", code)
+    try:
+        with distributed.same_mistakes():
+            if mine == "1":
+                raise command.UserError("no such file; give another")
+            run.open(teacher)
+    except command.UserError as mistake:
+        print("heard", mistake)
+    (ours / "seen").mkdir(exist_ok=True)
+    time.sleep(2 * int(mine))
+    kept = checkpoint.Checkpoints(ours / "damaged")
+    print("left", kept.steps())
+    kept.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_a_teacher_and_wait_for_no_mistake(tmp_path):
+    """Its variables lie in each process's memory, before they lie on all devices; to read them, nobody waits."""
+    teacher = tmp_path / "teacher"
+    assert tiny.start(teacher, "cnn")[0] == 0
+    shutil.copytree(teacher / "checkpoints", tmp_path / "damaged")
+    steps = sorted(int(path.name) for path in (tmp_path / "damaged").iterdir() if path.name.isdigit())
+    (tmp_path / "damaged" / str(steps[-1]) / "metrics" / "metrics").write_text("{")
+    processes = finish(start(LEARN, 2, str(teacher), str(tmp_path)))
+    assert [process.returncode for process in processes] == [0, 0], [process.stderr[-2000:] for process in processes]
+    for number, process in enumerate(processes):
+        lines = process.stdout.splitlines()
+        said = "" if number else "process 1 of 2: "
+        assert lines[-3:] == ["trained 0", f"heard {said}no such file; give another", f"left {steps[:-1]}"]
+    assert (
+        tiny.start(tmp_path / "alone", "cnn", f"distill.teacher={teacher}", "distill.kind=soft", "train.steps=9")[0]
+        == 0
+    )
+    losses = [tiny.result(tmp_path / name)["test/loss"] for name in ("student", "alone")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.slow

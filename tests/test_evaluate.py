@@ -174,6 +174,7 @@ def test_confusion_names_the_classes_and_leaves_out_what_does_not_occur():
         (["--workdir", "RUN", "--config.optim.lr=0.5"], "optim.lr changes nothing in the evaluation"),
         (["--workdir", "RUN", "--config.data.limit=3"], "data.limit changes nothing in the evaluation"),
         (["--workdir", "RUN", "--config.model.dense_widths=(5,)"], "belongs to another configuration"),
+        (["--workdir", "RUN", "--config.model.stages=((5,),(6,),(7,),(8,))"], "stages"),
         (["--workdir", "RUN", "--config.data.name=synthetic/5x7x3/2/200"], "has 2 classes .*learned 3 classes"),
     ],
 )

@@ -35,6 +35,12 @@ def test_a_run_by_time_ends_with_it_and_so_does_its_schedule(tmp_path, monkeypat
     assert code == 0 and "This run is finished." in text
 
 
+def test_a_time_shorter_than_a_step_is_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", Clock())
+    assert tiny.start(tmp_path, "cnn", *BY_TIME, "train.seconds=1.5")[0] == 0
+    assert 1 <= tiny.result(tmp_path)["steps"] <= 4  # the number is heard when some steps are under way
+
+
 def test_a_run_by_time_that_is_interrupted_trains_for_what_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "time", Clock())
     with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,7 @@ from vit_jax import config, log, memory, metrics, run, train
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
+from vit_jax.train import loop
 
 CACHES = ("device", "host", "none")
 DRIVER = """
@@ -307,6 +308,38 @@ def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
     logits = np.load(tmp_path / "predictions.npz")["logits"]
     np.testing.assert_allclose(logits, best.logits(split.images), atol=1e-5)
     assert np.abs(logits - last.logits(split.images)).max() > 0.1
+
+
+def test_of_equal_validations_the_last_is_the_best_everywhere(tmp_path, monkeypatch):
+    validate = train.Trainer.validate
+
+    def equal(self, at, state):
+        validate(self, at, state)
+        self.book.validation |= {"val/accuracy": float("nan") if at == 9 else 0.5, "val/loss": float(at)}
+
+    monkeypatch.setattr(train.Trainer, "validate", equal)
+    assert tiny.start(tmp_path, "cnn", "train.steps=27")[0] == 0
+    found = tiny.result(tmp_path)
+    assert (found["best_step"], found["best_val/loss"], found["best_val/accuracy"]) == (27, 27.0, 0.5)
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_the_energy_counters_are_read_at_each_log_line(tmp_path, monkeypatch, machines):
+    """They wrap around; and of several machines they tell a part, which is no answer."""
+    reads = []
+
+    class Counted:
+        def __init__(self, platform):
+            assert platform == "cpu"
+
+        def kwh(self):
+            reads.append(1)
+            return 0.25
+
+    monkeypatch.setattr(loop, "Meter", Counted)
+    monkeypatch.setattr(loop.distributed, "on_one_machine", lambda: machines == 1)
+    assert tiny.start(tmp_path, "cnn", "log.every_steps=1")[0] == 0
+    assert len(reads) > 23 and tiny.result(tmp_path)["energy_kwh"] == (0.25 if machines == 1 else None)
 
 
 def test_a_damaged_best_checkpoint_is_no_traceback(tmp_path, monkeypatch):

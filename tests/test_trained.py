@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests import quick, tiny
 from tests.pretrained import google_files
-from vit_jax import config, models, pretrained, run, step, trees
+from vit_jax import config, models, pretrained, run, sharding, step, trees
 from vit_jax.command import UserError
 from vit_jax.data import View
 from vit_jax.pretrained.write import save_huggingface
@@ -290,6 +290,10 @@ def test_published_weights_with_overrides(published):
     path, images = str(published()), pictures(2, 15, 15, 3)
     scanned = run.open(path, overrides=["model.scan=true"])
     np.testing.assert_allclose(scanned.logits(images), run.open(path).logits(images), rtol=1e-4, atol=1e-5)
+    mesh = sharding.make_mesh(sharding.Settings(fsdp=2, tensor=2))
+    for parts in (run.open(path, overrides=given, mesh=mesh) for given in ([], ["model.scan=true"])):
+        np.testing.assert_allclose(parts.logits(images), scanned.logits(images), rtol=1e-4, atol=1e-5)
+        assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parts.variables))
     larger = run.open(path, overrides=["data.image_size=20", "train.loss=sigmoid"])
     positions = larger.variables["params"]["Transformer"]["posembed_input"]["pos_embedding"]
     assert larger.view.shape == (20, 20, 3) and positions.shape == (1, 17, 14)

@@ -91,6 +91,7 @@ class Checkpoints:
                 return self.restore(step, abstract, mesh)
             except Damaged as damage:
                 self._set_aside(step, damage)
+                _wait_for_all(f"checkpoint {step} set aside")  # looking again, nobody sees the step any more
                 self._manager.close()
                 self._manager = self._open()
         return None
@@ -136,15 +137,20 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             os.replace(self.directory / str(step), aside)
-        if jax.process_count() > 1:  # the others must not see the step any more when they look again
-            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+
+    def _set_unscored_aside(self) -> None:
+        """Those whose score cannot be read: Orbax reads all, and falls over it. The first process looks for all."""
+        for folder in self.directory.glob("[0-9]*") if jax.process_index() == 0 else ():
+            try:
+                _read_score(folder)
+            except Damaged as damage:
+                if folder.name.isdigit():  # Orbax removes what it had not finished
+                    self._set_aside(int(folder.name), damage)
+        _wait_for_all("scores of checkpoints read")
 
     def _open(self) -> ocp.CheckpointManager:
-        for folder in [] if self._read_only else self.directory.glob("[0-9]*"):
-            try:
-                _read_score(folder)  # Orbax reads all scores, and falls over one that it cannot read
-            except Damaged as damage:
-                self._set_aside(int(folder.name), damage)
+        if not self._read_only:
+            self._set_unscored_aside()
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
 
@@ -152,7 +158,8 @@ class Checkpoints:
 def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, mesh: Mesh | None = None) -> PyTree:
     """`params` and `batch_stats` of a checkpoint, placed by the rules on a mesh, or on this process's first device.
 
-    `part` is "ema" for their averages, else "". Nothing else is read: no optimizer state. Raises as `restore` does.
+    `part` is "ema" for their averages, else "". Nothing else is read: no optimizer state. With a mesh all of its
+    processes read together, without one each for itself. Raises as `restore` does.
     """
     folder = directory.absolute() / str(step)
     _verify(folder)
@@ -165,7 +172,7 @@ def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, m
         places = sharding.tree_shardings(item, mesh)
     args = jax.tree.map(lambda leaf, place: ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype), item, places)
     try:
-        with ocp.PyTreeCheckpointer() as reader:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**_together(mesh)), **_together(mesh)) as reader:
             found = reader.restore(
                 folder / "state", args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
             )
@@ -173,6 +180,22 @@ def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, m
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
     found = found[part] if part else found
     return from_canonical(found, abstract, mesh)
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _together(mesh: Mesh | None) -> dict[str, Any]:
+    """Orbax's option by which a process waits for no other, unless it reads for a mesh."""
+    if mesh is not None or jax.process_count() == 1:
+        return {}
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    return {"multiprocessing_options": alone}
 
 
 def canonical(state: PyTree) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import checkpoint, command, config, evaluate, log, models, run, step
+from vit_jax import checkpoint, command, config, distributed, evaluate, log, models, run, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, short
@@ -207,9 +207,9 @@ def rows(variants: Sequence[Variant], sweeps: Sequence[str], overrides: Sequence
 
 
 def _replace_metrics(result: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
-    """The result with the test metrics of another evaluation."""
+    """The result with the metrics of another evaluation, of whichever split, as those of its test."""
     kept = {key: value for key, value in result.items() if not key.startswith("test/")}
-    return kept | {key: value for key, value in report.items() if "/" in key}
+    return kept | {f"test/{key.rpartition('/')[2]}": value for key, value in report.items() if "/" in key}
 
 
 def cell(key: str, values: Sequence[int | float]) -> str:
@@ -276,7 +276,16 @@ def main(argv: Sequence[str]) -> int:
     variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out)
     for spec, chosen in itertools.product(flags.specs, evaluations(flags.evaluate).values()):
         config.check_evaluated(config.load(spec, [*overrides, *chosen]), chosen)
-    run.use_every_core([given for variant in variants for given, _ in variant.runs])
+    runs = [given for variant in variants for given, _ in variant.runs]
+    for given in runs:
+        run.prefer_determinism(given)
+    run.use_every_core(runs)
+    with distributed.joined():
+        if jax.process_count() > 1:
+            raise UserError(
+                f"this is one of {jax.process_count()} processes, which would all train the same; start it once, "
+                "or each run with `python -m vit_jax.main`"
+            )
     console = Console(highlight=False)
     check(variants, console, flags.evaluate)
     code, failed = train_all(variants, console)

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -144,6 +145,11 @@ class Agreement:
         local = np.full(self._copies, number, np.int32)
         self._said.append(self._largest(jax.make_array_from_process_local_data(self._place, local)))
         return int(self._said.popleft()) if len(self._said) > self._delay else 0
+
+
+def on_one_machine() -> bool:
+    """Whether all processes run on this machine; all call this equally often."""
+    return len(set(_tell_all(socket.gethostname()))) == 1
 
 
 def said_by_first(text: str) -> str:

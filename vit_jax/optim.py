@@ -57,10 +57,9 @@ class Settings:
 
 def check(settings: Settings) -> None:
     """Raises `UserError` for values outside their range."""
-    positive = {"lr": settings.lr, "epsilon": settings.epsilon, "timescale_steps": settings.timescale_steps}
-    for field, value in positive.items():
-        if value <= 0:
-            raise UserError(f"optim.{field}={value} is not positive")
+    for field in ("lr", "factor", "epsilon", "timescale_steps"):
+        if getattr(settings, field) <= 0:
+            raise UserError(f"optim.{field}={getattr(settings, field)} is not positive")
     for field in (
         "weight_decay",
         "clip_norm",

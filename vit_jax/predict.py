@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vit_jax import command, download, log, run
+from vit_jax import command, config, download, log, run
 from vit_jax.command import UserError
 from vit_jax.data.files import find_images
 from vit_jax.run import Trained
@@ -105,6 +105,7 @@ def main(argv: Sequence[str]) -> int:
             f"{flags.workdir} holds no run: it has no {run.CONFIG} and {run.PREPROCESSING}; give the --workdir of a "
             "training run, or published weights as --weights"
         )
+    config.check_predicted(overrides, of_run=flags.workdir is not None)
     files = find_images(flags.paths)
     trained = run.open(flags.workdir or flags.weights, overrides=overrides)
     top, broken = min(flags.top, len(trained.class_names)), dict[str, str]()

@@ -157,6 +157,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def put(tree: PyTree, place: NamedSharding) -> PyTree:
+    """The arrays of this process, the same in each, laid over the devices of all."""
+
+    def one(array: jax.Array | np.ndarray) -> jax.Array:
+        if place.is_fully_addressable:
+            return jax.device_put(array, place)
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+
+    return jax.tree.map(one, tree)
+
+
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
     """The PartitionSpec of one leaf; an axis that does not divide its dimension is left out."""
     layer_axes = 1 if trees.is_stacked(name) else 0

@@ -78,6 +78,7 @@ def test_what_a_gpu_has_not_run_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     peers = ("throughput", "--models", "vit/B16,vit/S16", "--peer", "torch", *gpu.QUICK)
     plain = ("throughput", "--models", "vit/B16", "--config.model.attention=plain", *gpu.QUICK)
     monkeypatch.setattr(gpu, "STEPS", ((peers, 1.0), (plain, 1.0), (("trace", "--model", "vit/B16"), 1.0)))
+    monkeypatch.setattr(gpu, "default_batch", lambda model, on_gpu: 8)
     measured = [row("ours"), row("torch"), row("ours", model="vit/S16")]
     write(tmp_path, "throughput-1", measured, GPU)
     write(tmp_path, "throughput-2", [row("torch", model="vit/S16")], CPU)
@@ -88,6 +89,11 @@ def test_what_a_gpu_has_not_run_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         tmp_path, "throughput-3", [row("torch", model="vit/S16"), row("ours", overrides=["model.attention=plain"])], GPU
     )
     assert gpu.not_run(tables.read(tmp_path)) == ["python -m benchmarks.trace --model vit/B16"]
+    sizes = ("throughput", "--models", "vit/B16", "--batch-sizes", "8,16", *gpu.QUICK)
+    monkeypatch.setattr(gpu, "STEPS", ((sizes, 1.0),))
+    assert len(gpu.not_run(tables.read(tmp_path))) == 1
+    write(tmp_path, "throughput-4", [row("ours", batch_size=16)], GPU)
+    assert gpu.not_run(tables.read(tmp_path)) == []
 
 
 def test_a_gpu_that_others_used_proves_nothing(tmp_path: Path) -> None:

@@ -40,6 +40,37 @@ def test_a_flag_that_changes_nothing_is_refused(flag, without):
 
 
 @pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["train.epochs=3", "train.steps=100"],
+            r"train\.epochs changes nothing beside train\.steps=100; set train\.steps=0",
+        ),
+        (["train.epochs=3", "train.seconds=100"], r"train\.epochs changes nothing beside train\.seconds=100"),
+        (["perturb.kind=blur", "perturb.severity=3"], r"changes nothing in training, .*compare --evaluate perturb"),
+    ],
+)
+def test_what_another_field_or_command_decides_is_refused(flags, expected):
+    with pytest.raises(UserError, match=expected):
+        check(flags)
+
+
+def test_epochs_instead_of_a_file_s_steps():
+    check(["train.epochs=3", "train.steps=0"], train={"steps": 100})
+    with pytest.raises(UserError, match=r"beside train\.steps=100"):
+        check(["train.epochs=3"], train={"steps": 100})
+
+
+@pytest.mark.parametrize("flag", ["data.image_size=20", "augment.mean=(0.5,)", "optim.lr=1", "evaluate.split=train"])
+def test_predicting_reads_few_fields_of_a_run(flag):
+    with pytest.raises(UserError, match=f"{flag.partition('=')[0]} changes nothing in the predictions of this model"):
+        config.check_predicted([flag], of_run=True)
+    if flag.startswith(("data", "augment")):
+        config.check_predicted([flag], of_run=False)
+    config.check_predicted(["evaluate.use=best", "model.dtype=bfloat16", "data.draft=true"], of_run=True)
+
+
+@pytest.mark.parametrize(
     "flags",
     [
         ["augment.rand_magnitude=5", "augment.policy=randaugment"],

@@ -16,8 +16,8 @@ from vit_jax.augment.geometry import source_of, warp
 from vit_jax.augment.shears import warp_square
 
 # The argument of each, where it has one: posterize keeps so many bits; solarize inverts from a threshold; solarize_add
-# adds a number to what is below 128; factors of the four enhancements, 1 = unchanged; slopes; pixels to the left, and up; degrees
-# counter-clockwise. As in timm the shears leave the upper left corner where it is.
+# adds a number to what is below 128; factors of the four enhancements, 1 = unchanged; slopes; pixels to the left, and
+# up; degrees counter-clockwise. As in timm the shears leave the upper left corner where it is.
 TABLES = ("autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add")
 BLENDS = ("color", "contrast", "brightness", "sharpness")
 WARPS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")

@@ -22,7 +22,7 @@ class Settings:
 
     # Height and width of the model's input in pixels, (size,) for a square; () = as the data.
     resize: tuple[int, ...] = ()
-    # Of `resize` and of random crops (`crop_area`); bilinear and bicubic (a = -0.5) smooth before they shrink, like Pillow.
+    # Of `resize` and of `crop_area`; bilinear and bicubic (a = -0.5) smooth before they shrink, like Pillow.
     interpolation: Interpolation = "bilinear"
     # Smallest and largest fraction of the area that a random crop keeps, above 0 to 1, before it is resized to the
     # model's input; () = off. (0.08, 1.0) is the usual range (Szegedy et al. 2014, arXiv:1409.4842, s. 6).

@@ -47,6 +47,11 @@ EVALUATED = (
     *("data.name", "data.data_dir", "data.train", "data.validation", "data.test", "data.classes"),
     *("data.cache", "data.threads", "data.max_bad_fraction", "optim.ema_decay"),
 )
+PREDICTED = ("evaluate.use", "optim.ema_decay", "train.loss", "data.threads", "data.draft")
+VIEWED = (
+    *("data.image_size", "data.resize", "data.crop_fraction", "data.interpolation", "data.channels"),
+    *("augment.mean", "augment.std"),
+)
 CHOICE = ("data.limit", "data.images_per_class", "data.choice")  # of training images
 
 
@@ -57,6 +62,15 @@ def check_effect(config: Config, overrides: Sequence[str]) -> None:
     strength. What a file sets is left alone, too: its variants build on each other, and turn off what others tuned.
     """
     flags = {override.partition("=")[0] for override in overrides}
+    for key, longer in (("epochs", "steps"), ("epochs", "seconds")):
+        if f"train.{key}" in flags and (length := getattr(config.train, longer)):
+            raise UserError(f"train.{key} changes nothing beside train.{longer}={length:g}; set train.{longer}=0, too")
+    for key in flags:
+        if key.startswith("perturb."):
+            raise UserError(
+                f"{key} changes nothing in training, nor in its test; perturb with `vit_jax.evaluate --config.{key}`, "
+                f"or `vit_jax.compare --evaluate {key}=...`"
+            )
     for key, needed in unread(config):
         if key in flags and not flags & {need.partition("=")[0] for need in needed}:
             raise UserError(
@@ -71,6 +85,18 @@ def check_evaluated(config: Config, overrides: Sequence[str]) -> None:
         read = key in EVALUATED or key.partition(".")[0] in EVALUATED_GROUPS
         if not read and not (key in CHOICE and config.evaluate.split == "train"):
             raise UserError(f"{key} changes nothing in the evaluation of a finished run; train with it or leave it out")
+
+
+def check_predicted(overrides: Sequence[str], *, of_run: bool) -> None:
+    """Raises `UserError` for an override of a field that predicting does not read; of weights it decides the input.
+
+    Of one that is no field, opening the model tells.
+    """
+    for key in (override.partition("=")[0] for override in overrides):
+        group, _, name = key.partition(".")
+        is_field = hasattr(getattr(Config(), group, None), name)
+        if is_field and not (key in PREDICTED or (not of_run and key in VIEWED)):
+            raise UserError(f"{key} changes nothing in the predictions of this model; leave it out")
 
 
 def unread(config: Config) -> Iterator[tuple[str, list[str]]]:

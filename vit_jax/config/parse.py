@@ -20,7 +20,7 @@ from vit_jax.config.values import convert, from_text
 
 # What a resumed run may change: where and how fast it computes, not what.
 MAY_DIFFER = (
-    r"^mesh\.|^log\.|^checkpoint\.|^perturb\.|^data\.(data_dir|cache|threads)$|^model\.(scan|remat|attention)$|"
+    r"^mesh\.|^log\.|^checkpoint\.|^perturb\.|^data\.(data_dir|cache|threads|max_bad_fraction)$|^model\.(scan|remat|attention)$|"
     r"^evaluate\.(every_steps|batch_size|split)$|^train\.deterministic$"
 )
 

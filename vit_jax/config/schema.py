@@ -143,11 +143,15 @@ def validate(config: Config) -> None:
         "evaluate.every_steps": config.evaluate.every_steps,
         "evaluate.batch_size": config.evaluate.batch_size,
         "checkpoint.every_steps": config.checkpoint.every_steps,
-        "checkpoint.keep_best": config.checkpoint.keep_best,
     }
     for name, value in counts.items():
         if value < 0:
             raise UserError(f"{name}={value} is negative; 0 means the default")
+    if config.checkpoint.keep_best < 0:
+        raise UserError(f"checkpoint.keep_best={config.checkpoint.keep_best} is negative; 0 keeps only the last")
+    if config.evaluate.use == "best" and (config.data.validation == "none" or not config.checkpoint.keep_best):
+        lacking = "data.validation='none'" if config.data.validation == "none" else "checkpoint.keep_best=0"
+        raise UserError(f"evaluate.use='best' with {lacking}: no checkpoint is the best; set evaluate.use=last")
     if config.log.every_seconds < 0:
         raise UserError(f"log.every_seconds={config.log.every_seconds} is negative; 0 means off")
     if config.checkpoint.keep_last < 1 or config.log.every_steps < 1:

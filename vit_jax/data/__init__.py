@@ -184,11 +184,9 @@ def open_data(settings: Settings, default_size: tuple[int, int] = (0, 0)) -> Dat
 def _view(settings: Settings, dataset: Dataset, default_size: tuple[int, int]) -> View:
     *stored, stored_channels = dataset.image_shape
     size = settings.image_size or (tuple(stored) if all(stored) else default_size)
-    if not settings.image_size and all(
-        default_size
-    ):  # a camera's photos, all of one size, are no other than mixed ones
-        many = all(side >= MANY_TIMES * wanted for side, wanted in zip(stored, default_size, strict=True))
-        size = default_size if many else size
+    many = all(side >= MANY_TIMES * wanted > 0 for side, wanted in zip(stored, default_size, strict=True))
+    if many and not settings.image_size:  # photos of one camera are no other than mixed ones
+        size = default_size
     if 0 in size:
         raise UserError(
             f"the images of {dataset.name!r} differ in size: set the size to bring them to, e.g. data.image_size=(224,)"

@@ -280,10 +280,12 @@ def _open_run(workdir: Path, use: str, overrides: list[str], mesh: Mesh | None) 
     if not any(override.startswith("model.") for override in overrides):  # a changed model is not what was timed
         given = with_kernel(workdir, given)
     class_names = tuple(json.loads((workdir / LABELS).read_text()))
-    view, filled = read_preprocessing(workdir, given.augment)
+    stored, filled = read_preprocessing(workdir, given.augment)
+    view = dataclasses.replace(stored, draft=given.data.draft)
     model_fields = {**given.model, "num_classes": len(class_names)}
     prepared = dataclasses.replace(given, model=model_fields, augment=filled)
     model = models.create(model_fields)
+    model.check(input_shape(prepared, view.shape))
     abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared, view.shape)))
     at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared, mesh)
     return Trained(prepared, model, variables, class_names, view, at)
@@ -331,11 +333,14 @@ def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None)
         interpolation=prepared.init.interpolation,
     )
     nested = {"batch_stats": {}} | traverse_util.unflatten_dict(arrays, sep="/")
-    variables = jax.tree.map(jnp.asarray, nested)
+    if mesh is None:
+        variables = jax.tree.map(jnp.asarray, nested)
+    else:
+        variables = jax.tree.map(sharding.put, nested, sharding.tree_shardings(nested, mesh))
     if getattr(model, "scan", False):
-        variables = trees.stack_layers(variables)
-    if mesh is not None:
-        variables = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
+        stacked = jax.eval_shape(trees.stack_layers, variables)
+        places = None if mesh is None else sharding.tree_shardings(stacked, mesh)
+        variables = jax.jit(trees.stack_layers, out_shardings=places)(variables)
     return Trained(prepared, model, variables, weights.class_names or unnamed, view, step=0)
 
 

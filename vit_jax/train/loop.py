@@ -56,6 +56,7 @@ class Trainer:
         self.active = jax.process_index() == 0
         self.validation = data.feed(data.split("validation"), built.mesh) if "validation" in data.specs else None
         self.started, self.earlier_seconds = time.monotonic(), book.seconds
+        self.one_machine = distributed.on_one_machine()  # whose counters tell the energy of the whole run
         self.meter, self.earlier_kwh = Meter(built.mesh.devices.flat[0].platform), book.energy_kwh
         self.writer = log.MetricsWriter(workdir, active=False)  # until training begins
         self.progress: log.Progress
@@ -209,6 +210,7 @@ class Trainer:
         scalars["train/images_per_second"] = len(steps) * self.run.config.train.batch_size / seconds
         scalars["train/input_wait_fraction"] = min(1.0, self.waited / seconds)
         self.waited = 0.0
+        self.meter.kwh()  # before its counters wrap around
         self.writer.write(at, scalars)
         self.progress.update(at, scalars)
         memory.give_back_much()
@@ -226,7 +228,7 @@ class Trainer:
         if self.is_evaluation_step(at):
             self.validate(at, state)
             score = self.score(self.book.validation)
-            if not self.book.best or score > self.score(self.book.best):
+            if not self.book.best or score >= self.score(self.book.best):  # of equals the last, as of checkpoints
                 self.book.best = self.book.validation
         self.book.window = _floats(window)
         self.account()
@@ -235,9 +237,10 @@ class Trainer:
         memory.give_back_much()
 
     def score(self, validation: dict[str, float]) -> float:
-        """By which checkpoints are compared: higher is better."""
+        """By which checkpoints are compared: higher is better, and what is not a number the worst."""
         by_loss = self.run.config.evaluate.metric == "loss"
-        return -validation["val/loss"] if by_loss else validation["val/accuracy"]
+        value = -validation["val/loss"] if by_loss else validation["val/accuracy"]
+        return -np.inf if np.isnan(value) else value
 
     def validate(self, at: int, state: PyTree) -> None:
         """Exact metrics on the validation split."""
@@ -314,7 +317,7 @@ class Trainer:
         """Brings time and energy up to date."""
         self.book.seconds = self.earlier_seconds + time.monotonic() - self.started
         used = self.meter.kwh()
-        if used is not None:
+        if used is not None and self.one_machine:
             self.book.energy_kwh = (self.earlier_kwh or 0.0) + used
 
     def finish(self, variables: PyTree) -> dict[str, Any]:

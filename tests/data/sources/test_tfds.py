@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import REAL_DATA as PREPARED
 from vit_jax.command import UserError
 from vit_jax.data import ops
 from vit_jax.data.prepare import PREPARABLE
 from vit_jax.data.sources import MissingDataset, open_dataset
 
-PREPARED = Path(__file__).parents[3].parent / "shared" / "tfds"
-needs_prepared = pytest.mark.skipif(not PREPARED.is_dir(), reason="needs the prepared data sets in ../shared/tfds")
+needs_prepared = pytest.mark.skipif(not PREPARED.is_dir(), reason=f"no prepared data sets in {PREPARED}")
 
 
 @needs_prepared
@@ -71,7 +71,7 @@ def test_several_threads_and_a_pickled_copy_read_the_same():
 def tiny(tmp_path):
     """A prepared data set of two versions and 7 images, without a split of the real data."""
     if not PREPARED.is_dir():
-        pytest.skip("needs the prepared data sets in ../shared/tfds")
+        pytest.skip(f"no prepared data sets in {PREPARED}")
     for version in ("9.0.0", "10.0.0"):
         to = tmp_path / "fashion_mnist" / version
         to.mkdir(parents=True)
