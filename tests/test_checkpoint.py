@@ -158,18 +158,18 @@ def test_the_last_and_the_best_stay(tmp_path, cnn):
     state = fill(cnn)
     scores = (0.1, 0.9, 0.3, 0.8, 0.2, None)
     save(tmp_path / "both", *[state] * 6, scores=scores, keep_last=2, keep_best=2)
-    checkpoints = Checkpoints(tmp_path / "both", read_only=True)
-    assert checkpoints.steps() == [2, 4, 5, 6] and checkpoints.best_step() == 2
+    both = tmp_path / "both"
+    assert checkpoint.saved_steps(both) == [2, 4, 5, 6] and checkpoint.best_step(both) == 2
     save(tmp_path / "last", *[state] * 4, scores=scores[:4], keep_last=1, keep_best=0)
-    assert Checkpoints(tmp_path / "last", read_only=True).steps() == [4]
+    assert checkpoint.saved_steps(tmp_path / "last") == [4]
 
 
 def test_of_equal_scores_the_later_is_best_and_without_scores_none(tmp_path, cnn):
     state = fill(cnn)
     save(tmp_path / "equal", *[state] * 3, scores=(0.5, 0.5, 0.1), keep_last=3)
-    assert Checkpoints(tmp_path / "equal", read_only=True).best_step() == 2
+    assert checkpoint.best_step(tmp_path / "equal") == 2
     save(tmp_path / "none", state)
-    assert Checkpoints(tmp_path / "none", read_only=True).best_step() is None
+    assert checkpoint.best_step(tmp_path / "none") is None
 
 
 def test_a_step_that_is_there_is_left_alone(copied, cnn):
@@ -335,7 +335,7 @@ def test_batch_statistics_are_variables(copied, cnn):
 
 def test_scores_that_cannot_be_read_are_not_the_best(copied):
     (copied / "2" / "metrics" / "metrics").write_text("{")
-    assert Checkpoints(copied, read_only=True).best_step() == 1
+    assert checkpoint.best_step(copied) == 1
 
 
 @leaves_coroutines

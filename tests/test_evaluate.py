@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import config, evaluate, metrics, run, sharding, step
-from vit_jax.checkpoint import Checkpoints
+from vit_jax import checkpoint, config, evaluate, metrics, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
 
@@ -197,7 +196,7 @@ def test_images_of_another_size_are_brought_to_the_size_of_the_run(copied):
 
 def test_a_run_without_a_usable_checkpoint(copied, tmp_path):
     workdir = shutil.copytree(copied, tmp_path / "run")
-    for at in Checkpoints(workdir / run.CHECKPOINTS, read_only=True).steps():
+    for at in checkpoint.saved_steps(workdir / run.CHECKPOINTS):
         tiny.damage(workdir, at)
     with pytest.raises(UserError, match=r"holds no usable checkpoint \(found steps \[.*23\]\)"):
         evaluate.main(["--workdir", str(workdir)])

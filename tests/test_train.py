@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import config, log, memory, metrics, run, train
-from vit_jax.checkpoint import Checkpoints
+from vit_jax import checkpoint, config, log, memory, metrics, run, train
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
 from vit_jax.train import loop
@@ -301,7 +300,7 @@ def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train.Trainer, "validate", promising_at_first)
     assert tiny.start(tmp_path, "cnn", "evaluate.use=best")[0] == 0
-    assert Checkpoints(tmp_path / run.CHECKPOINTS, read_only=True).steps() == [9, 23]
+    assert checkpoint.saved_steps(tmp_path / run.CHECKPOINTS) == [9, 23]
     best, last = run.open(tmp_path), run.open(tmp_path, use="last")
     assert (best.step, last.step) == (9, 23) and tiny.result(tmp_path)["best_step"] == 9
     split = open_data(best.config.data).split("test").load()
@@ -365,7 +364,7 @@ def test_training_that_diverges_stops_in_one_line(tmp_path):
 def test_without_a_validation_split_a_checkpoint_is_written_each_epoch(tmp_path):
     none = ("data.validation=none", "checkpoint.every_steps=0", "checkpoint.keep_last=9", "train.steps=12")
     assert tiny.start(tmp_path, "cnn", *none)[0] == 0
-    assert Checkpoints(tmp_path / run.CHECKPOINTS, read_only=True).steps() == [5, 10, 12]
+    assert checkpoint.saved_steps(tmp_path / run.CHECKPOINTS) == [5, 10, 12]
     assert tiny.result(tmp_path)["best_step"] is None
     assert not any("val/loss" in line for line in tiny.metric_lines(tmp_path))
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ class Damaged(Exception):
 class Checkpoints:
     """The checkpoints of one run, in `directory/<step>`."""
 
-    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 1, read_only: bool = False) -> None:
+    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 1) -> None:
         """`keep_best` of those saved with a score stay, and the `keep_last` newest of all."""
         logging.getLogger("absl").addFilter(_not_routine)
-        self.directory, self._read_only = directory.absolute(), read_only
+        self.directory = directory.absolute()
         policies = checkpoint_managers.preservation_policy
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
@@ -51,11 +51,7 @@ class Checkpoints:
             best_fn=_score,
             best_mode="max",
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=not read_only,
-            read_only=read_only,
-            lightweight_initialize=read_only,
-            create=not read_only,
+            cleanup_tmp_directories=True,
         )
         self._manager = self._open()
 
@@ -63,12 +59,8 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the highest score; None where none has one."""
-        scored = []
-        for step in self.steps():
-            with contextlib.suppress(Damaged):
-                scored.append((_read_score(self.directory / str(step)), step))
-        return max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]
+        """The step with the highest score, of equals the last; None where none has one."""
+        return _best(self.directory, self.steps())
 
     def save(self, state: PyTree, step: int, about: Mapping[str, Any], score: float | None = None) -> None:
         """Starts writing; returns as soon as the arrays are copied. A step that is there already is left alone."""
@@ -149,10 +141,27 @@ class Checkpoints:
         _wait_for_all("scores of checkpoints read")
 
     def _open(self) -> ocp.CheckpointManager:
-        if not self._read_only:
-            self._set_unscored_aside()
+        self._set_unscored_aside()
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The steps of a run's complete checkpoints; nobody else is asked, and nothing is written."""
+    return sorted(int(folder.name) for folder in directory.glob("[0-9]*") if folder.name.isdigit())
+
+
+def best_step(directory: Path) -> int | None:
+    """As `Checkpoints.best_step`, of a run that is only read."""
+    return _best(directory, saved_steps(directory))
+
+
+def _best(directory: Path, steps: Sequence[int]) -> int | None:
+    scored = []
+    for step in steps:
+        with contextlib.suppress(Damaged):
+            scored.append((_read_score(directory / str(step)), step))
+    return max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]
 
 
 def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, mesh: Mesh | None = None) -> PyTree:

@@ -18,8 +18,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from vit_jax import augment, config, models, pretrained, sharding, step, trees
-from vit_jax.checkpoint import Checkpoints, Damaged, restore_variables
+from vit_jax import augment, checkpoint, config, models, pretrained, sharding, step, trees
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import View
@@ -295,14 +294,13 @@ def _read_variables(
     directory: Path, abstract: PyTree, use: str, prepared: Config, mesh: Mesh | None
 ) -> tuple[int, PyTree]:
     """The variables of the best or the newest checkpoint that is not damaged, and its step."""
-    checkpoints = Checkpoints(directory, read_only=True)
-    steps = checkpoints.steps()
-    best = checkpoints.best_step() if use == "best" else None
+    steps = checkpoint.saved_steps(directory)
+    best = checkpoint.best_step(directory) if use == "best" else None
     part = "ema" if prepared.optim.ema_decay else ""
     for at in ([best] if best is not None else []) + steps[::-1]:
         try:
-            return at, restore_variables(directory, at, abstract, part, mesh)
-        except Damaged as damage:
+            return at, checkpoint.restore_variables(directory, at, abstract, part, mesh)
+        except checkpoint.Damaged as damage:
             logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
     raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
 
