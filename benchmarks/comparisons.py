@@ -42,18 +42,18 @@ class Question:
 
 
 NOTE_ON_TEACHERS = (
-    "The gain is eleven standard errors, two fifths of the way to the teacher, which saw the images as the ViT does: "
+    "The gain is five standard errors, nine tenths of the way to the teacher, which saw the images as the ViT does: "
     "`python -m vit_jax.main --config configs/fashion_mnist.py:cnn --workdir runs/teacher-cnn "
     "--config.model.norm=batch --config.data.limit=5400 --config.augment.flip=0.5 --config.augment.crop_padding=2 "
     "--config.augment.mixup=0.8 --config.optim.schedule=cosine --config.optim.lr=2e-3 --config.optim.weight_decay=0.05 "
     "--config.optim.warmup_epochs=1 --config.optim.clip_norm=1 --config.evaluate.use=last "
-    "--config.train.batch_size=64 --config.train.steps=6752 --config.evaluate.every_steps=1688`. Weight 1 at "
-    "temperature 1 gives 88.84 %, too (one seed). In a quarter of the steps it brings 85.10 to 85.74 % (one seed), a "
-    "seventh of the way: time counts. One of 87.97 %, which saw no mirrored or mixed image, brings 84.79 ± 0.35 to "
-    "85.56 ± 0.28 % in these (three seeds); in four times as many the ViT passes that by itself. In a sixteenth, on "
-    "images that are only mirrored, three seeds have 82.92 ± 0.23 % without and 83.16 ± 0.36 % with that teacher. "
-    "A teacher's answers are worth more on images that nobody labelled, and in longer training still (Beyer et al. "
-    "2022, arXiv:2106.05237)."
+    "--config.train.batch_size=64 --config.train.steps=6752 --config.evaluate.every_steps=1688`. Time counts: in half "
+    "the steps it brings 88.23 ± 0.08 to 88.81 ± 0.04 % (three seeds), two fifths of the way, and weight 1 at "
+    "temperature 1 no more (88.84 %, one seed); in an eighth 85.10 to 85.74 % (one seed), a seventh. A teacher of "
+    "87.97 %, which saw no mirrored or mixed image, brings 84.79 ± 0.35 to 85.56 ± 0.28 % in an eighth (three seeds); "
+    "in half of the steps the ViT passes that by itself. In a thirty-second, on images that are only mirrored, three "
+    "seeds have 82.92 ± 0.23 % without and 83.16 ± 0.36 % with that teacher. That a good teacher is a patient one is "
+    "known (Beyer et al. 2022, arXiv:2106.05237)."
 )
 FASHION = ("configs/fashion_mnist.py:tiny", "configs/fashion_mnist.py:cnn")
 QUESTIONS = {
@@ -82,8 +82,8 @@ QUESTIONS = {
             "distill.weight=0.9",
             "distill.temperature=2",
             "train.batch_size=64",
-            "train.steps=27008",
-            "evaluate.every_steps=6752",
+            "train.steps=54016",
+            "evaluate.every_steps=13504",
         ),
         seeds=3,
         note=NOTE_ON_TEACHERS,

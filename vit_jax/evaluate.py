@@ -112,6 +112,7 @@ def main(argv: Sequence[str]) -> int:
     config.check_evaluated(given, overrides)
     run.prefer_determinism(given)
     with distributed.joined():
+        distributed.check_shared(flags.workdir)
         report = evaluate_run(flags.workdir, overrides)
         if jax.process_index() == 0:
             _publish(report, flags.workdir, given.evaluate.split)

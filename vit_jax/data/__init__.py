@@ -42,7 +42,7 @@ class Settings:
     resize: Literal["crop", "stretch"] = "crop"  # crop: shorter side to the size, then the centre
     crop_fraction: float = 1.0  # scaled to size / crop_fraction, then the centre is taken; published: often 0.875
     interpolation: Interpolation = "bilinear"
-    draft: bool = False  # JPEG photos several times too large are reduced as they are decoded: faster, a little other
+    draft: bool = False  # JPEG photos many times too large are reduced while they are decoded: faster, a bit different
     channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
     cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed
     # Where `augment.crop_area` crops. host: the images as stored, while they are decoded for each step; device: what
