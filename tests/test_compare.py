@@ -84,6 +84,7 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
         (["--sweep", "distill.teacher=,/nowhere"], "^tiny-vit teacher=/nowhere: /nowhere is neither a run"),
         (["--sweep", "init.weights=,/nowhere"], "^tiny-vit weights=/nowhere: /nowhere does not exist"),
         (["--sweep", "train.batch_size=40,42"], "^tiny-vit batch_size=42: .* cannot be divided by 4 devices"),
+        (["--evaluate", "model.patch_size=(4,),(3,)"], "patch_size=3 does not divide the image height 8"),
         (["--evaluate", "model.depth=2,3"], "--evaluate depth=3: the trained model has other parameters"),
         (["--evaluate", "data.name=synthetic/8x8x1/7/70"], "name=.*/70: 'synthetic/.*' does not have the classes of"),
         (["--evaluate", "evaluate.split=test,tset"], "split 'tset' of"),

@@ -156,6 +156,7 @@ def _check_parameters(name: str, changed: Mapping[str, Any], prepared: Config, d
 
     def variables(fields: Mapping[str, Any]) -> Any:
         model = models.create({**fields, "num_classes": prepared.model["num_classes"]})
+        model.check(shape)
         return jax.eval_shape(lambda: checkpoint.canonical(step.init_variables(model, 0, shape)))
 
     if variables(changed) != variables(prepared.model):
