@@ -62,9 +62,11 @@ def check_effect(config: Config, overrides: Sequence[str]) -> None:
     strength. What a file sets is left alone, too: its variants build on each other, and turn off what others tuned.
     """
     flags = {override.partition("=")[0] for override in overrides}
-    for key, longer in (("epochs", "steps"), ("epochs", "seconds")):
-        if f"train.{key}" in flags and (length := getattr(config.train, longer)):
-            raise UserError(f"train.{key} changes nothing beside train.{longer}={length:g}; set train.{longer}=0, too")
+    for longer in ("steps", "seconds"):
+        if "train.epochs" in flags and (length := getattr(config.train, longer)):
+            raise UserError(
+                f"train.epochs changes nothing beside train.{longer}={length:g}; leave it out, or set train.{longer}=0"
+            )
     for key in flags:
         if key.startswith("perturb."):
             raise UserError(
