@@ -253,7 +253,8 @@ from vit_jax import checkpoint, command, distributed, run
 mine, teacher, ours = os.environ["JAX_PROCESS_ID"], *map(pathlib.Path, sys.argv[1:])
 
 with distributed.joined():
-    code, _ = tiny.start(ours / "student", "cnn", f"distill.teacher={teacher}", "distill.kind=soft", "train.steps=9")
+    given = [f"distill.teacher={teacher}", "distill.kind=soft", f"init.weights={teacher}", "train.steps=9"]
+    code, _ = tiny.start(ours / "student", "cnn", *given)
     print("trained", code)
     try:
         with distributed.same_mistakes():
@@ -284,10 +285,8 @@ def test_two_processes_learn_from_a_teacher_and_wait_for_no_mistake(tmp_path):
         lines = process.stdout.splitlines()
         said = "" if number else "process 1 of 2: "
         assert lines[-3:] == ["trained 0", f"heard {said}no such file; give another", f"left {steps[:-1]}"]
-    assert (
-        tiny.start(tmp_path / "alone", "cnn", f"distill.teacher={teacher}", "distill.kind=soft", "train.steps=9")[0]
-        == 0
-    )
+    given = [f"distill.teacher={teacher}", "distill.kind=soft", f"init.weights={teacher}", "train.steps=9"]
+    assert tiny.start(tmp_path / "alone", "cnn", *given)[0] == 0
     losses = [tiny.result(tmp_path / name)["test/loss"] for name in ("student", "alone")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 

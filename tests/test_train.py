@@ -16,7 +16,7 @@ import pytest
 from tests import tiny
 from vit_jax import checkpoint, config, log, memory, metrics, run, train
 from vit_jax.command import UserError
-from vit_jax.data import Feed, open_data
+from vit_jax.data import Feed
 from vit_jax.train import loop
 
 CACHES = ("device", "host", "none")
@@ -291,37 +291,6 @@ def test_a_model_that_predicts_one_class_is_warned_of(tmp_path):
     assert "the class of 35.00 % of the images" in warning and text.count("warning") == 1
 
 
-def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
-    validate = train.Trainer.validate
-
-    def promising_at_first(self, at, state):
-        validate(self, at, state)
-        self.book.validation["val/accuracy"] = 1.0 if at == 9 else 0.1
-
-    monkeypatch.setattr(train.Trainer, "validate", promising_at_first)
-    assert tiny.start(tmp_path, "cnn", "evaluate.use=best")[0] == 0
-    assert checkpoint.saved_steps(tmp_path / run.CHECKPOINTS) == [9, 23]
-    best, last = run.open(tmp_path), run.open(tmp_path, use="last")
-    assert (best.step, last.step) == (9, 23) and tiny.result(tmp_path)["best_step"] == 9
-    split = open_data(best.config.data).split("test").load()
-    logits = np.load(tmp_path / "predictions.npz")["logits"]
-    np.testing.assert_allclose(logits, best.logits(split.images), atol=1e-5)
-    assert np.abs(logits - last.logits(split.images)).max() > 0.1
-
-
-def test_of_equal_validations_the_last_is_the_best_everywhere(tmp_path, monkeypatch):
-    validate = train.Trainer.validate
-
-    def equal(self, at, state):
-        validate(self, at, state)
-        self.book.validation |= {"val/accuracy": float("nan") if at == 9 else 0.5, "val/loss": float(at)}
-
-    monkeypatch.setattr(train.Trainer, "validate", equal)
-    assert tiny.start(tmp_path, "cnn", "train.steps=27")[0] == 0
-    found = tiny.result(tmp_path)
-    assert (found["best_step"], found["best_val/loss"], found["best_val/accuracy"]) == (27, 27.0, 0.5)
-
-
 @pytest.mark.parametrize("machines", [1, 2])
 def test_the_energy_counters_are_read_at_each_log_line(tmp_path, monkeypatch, machines):
     """They wrap around; and of several machines they tell a part, which is no answer."""
@@ -339,21 +308,6 @@ def test_the_energy_counters_are_read_at_each_log_line(tmp_path, monkeypatch, ma
     monkeypatch.setattr(loop.distributed, "on_one_machine", lambda: machines == 1)
     assert tiny.start(tmp_path, "cnn", "log.every_steps=1")[0] == 0
     assert len(reads) > 23 and tiny.result(tmp_path)["energy_kwh"] == (0.25 if machines == 1 else None)
-
-
-def test_a_damaged_best_checkpoint_is_no_traceback(tmp_path, monkeypatch):
-    validate = train.Trainer.validate
-
-    def damaged(self, at, state):
-        validate(self, at, state)
-        self.book.validation["val/accuracy"] = 1.0 if at == 9 else 0.1
-        if at == 18:
-            self.checkpoints.finish()
-            tiny.damage(tmp_path, 9)
-
-    monkeypatch.setattr(train.Trainer, "validate", damaged)
-    code, text = tiny.start(tmp_path, "cnn", "evaluate.use=best")
-    assert code == 0 and tiny.result(tmp_path)["test/accuracy"] > 0.5
 
 
 def test_training_that_diverges_stops_in_one_line(tmp_path):

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest score, of equals the last; None where none has one."""
-        return _best(self.directory, self.steps())
+        return best_step(self.directory)
 
     def save(self, state: PyTree, step: int, about: Mapping[str, Any], score: float | None = None) -> None:
         """Starts writing; returns as soon as the arrays are copied. A step that is there already is left alone."""
@@ -153,12 +153,8 @@ def saved_steps(directory: Path) -> list[int]:
 
 def best_step(directory: Path) -> int | None:
     """As `Checkpoints.best_step`, of a run that is only read."""
-    return _best(directory, saved_steps(directory))
-
-
-def _best(directory: Path, steps: Sequence[int]) -> int | None:
     scored = []
-    for step in steps:
+    for step in saved_steps(directory):
         with contextlib.suppress(Damaged):
             scored.append((_read_score(directory / str(step)), step))
     return max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]

@@ -76,7 +76,6 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     parameters as in training (`mesh`). Raises `UserError` for images of other classes.
     """
     given = run.read_config(workdir, list(overrides))
-    run.prefer_determinism(given)
     mesh = sharding.make_mesh(given.mesh)
     trained = run.open(workdir, overrides=list(overrides), mesh=mesh)
     with distributed.same_mistakes():

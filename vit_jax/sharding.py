@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from vit_jax import trees
 from vit_jax.command import UserError
@@ -157,16 +157,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def put(tree: PyTree, place: NamedSharding) -> PyTree:
-    """The arrays of this process, the same in each, laid over the devices of all."""
-
-    def one(array: jax.Array | np.ndarray) -> jax.Array:
-        if place.is_fully_addressable:
-            return jax.device_put(array, place)
-        whole = np.asarray(array)
-        return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
-
-    return jax.tree.map(one, tree)
+def put(array: jax.Array | np.ndarray, place: Sharding) -> jax.Array:
+    """The array on its devices, those of other processes too: of one that each process has, each gives its part."""
+    if isinstance(array, jax.Array) and (place.is_fully_addressable or not array.is_fully_addressable):
+        return jax.device_put(array, place)
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vit_jax import models, pretrained, step, trees
+from vit_jax import models, pretrained, sharding, step, trees
 from vit_jax.config import Config
 from vit_jax.data import Data
 from vit_jax.pretrained import Preprocessing, Report, Weights
@@ -106,13 +106,6 @@ def start_from(state: TrainState, found: Arrays) -> TrainState:
     places = jax.tree.map(lambda leaf: leaf.sharding, fresh)
     filled = trees.map_with_name(lambda name, leaf: found.get(name, leaf), trees.unstack_layers(fresh))
     stacked = trees.stack_layers(filled) if any(map(trees.is_stacked, trees.names(fresh))) else filled
-    variables = jax.tree.map(_placed, stacked, places)
+    variables = jax.tree.map(sharding.put, stacked, places)
     ema = jax.tree.map(lambda leaf: leaf.copy(), variables) if state.ema else {}
     return state.replace(**variables, ema=ema)
-
-
-def _placed(array: np.ndarray | jax.Array, place: jax.sharding.Sharding) -> jax.Array:
-    """The array on its devices, each process giving its part."""
-    if isinstance(array, jax.Array):
-        return jax.device_put(array, place)
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])

@@ -135,7 +135,8 @@ def add_teacher(prepared: Config, data: Data, feed: Feed) -> Callable[..., jax.A
         return None
     with distributed.same_mistakes():
         teacher = run.open_teacher(prepared.distill.teacher, prepared, data.class_names)
-    feed.frozen["teacher"] = sharding.put(teacher.variables, sharding.replicated(feed.mesh))
+    everywhere = sharding.replicated(feed.mesh)
+    feed.frozen["teacher"] = jax.tree.map(lambda array: sharding.put(array, everywhere), teacher.variables)
     return teacher.forward
 
 
