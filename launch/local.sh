@@ -6,7 +6,7 @@
 #
 # Only the first process prints. Ctrl-C and SIGTERM reach all: they save and stop; a second signal ends them at once.
 # When a process fails, the rest are ended. The exit code is that of the first one that failed.
-# The same command, with any N that divides the batch, goes on from the last checkpoint.
+# A training's command, with any N that divides the batch, goes on from the last checkpoint when given again.
 # Environment: PYTHON, the interpreter (default: python); MODULE, what it runs (default: vit_jax.main), such as
 # vit_jax.evaluate.
 set -euo pipefail
@@ -93,7 +93,8 @@ done 2>/dev/null # bash reports each kill
 code=${codes[first]}
 if ((code != 130 && code != 143)); then
   [[ ${codes[0]} == "$code" ]] || tail -n 20 "$logs/$first" >&2
-  ((code == 2)) || echo "process $first of $processes ended with exit code $code, the others were stopped;" \
-    "the same command goes on from the last checkpoint" >&2
+  again=
+  [[ ${MODULE:-vit_jax.main} != vit_jax.main ]] || again="; the same command goes on from the last checkpoint"
+  ((code == 2)) || echo "process $first of $processes ended with exit code $code, the others were stopped$again" >&2
 fi
 exit "$code"

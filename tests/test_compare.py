@@ -13,6 +13,7 @@ from vit_jax import compare
 from vit_jax.command import UserError
 
 SPEC = tiny.spec("cnn")
+BLURRED = ("--config.perturb.kind=blur", "--config.perturb.severity=3")
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,9 @@ def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
         ([SPEC, "--evaluate", "optim.lr=1e-3,1e-2"], "optim.lr changes nothing in the evaluation of a finished run"),
         ([SPEC, "--evaluate", "data.limit=20,40"], "data.limit changes nothing"),
         ([SPEC, "--seeds", "0"], "not positive"),
+        ([SPEC, "--sweep", "distill.weight=0.5,0.9"], r"distill.weight=0\.9 changes nothing without distill.teacher"),
+        ([SPEC, *BLURRED], r"changes nothing in training, .*compare --evaluate perturb\."),
+        ([SPEC, *BLURRED, "--config.optim.nesterov=true", "--evaluate", "mesh.data=4"], "without optim.name=sgd"),
         (["configs/digitz.py"], "did you mean"),
     ],
 )

@@ -278,6 +278,8 @@ def main(argv: Sequence[str]) -> int:
     for spec, chosen in itertools.product(flags.specs, evaluations(flags.evaluate).values()):
         config.check_evaluated(config.load(spec, [*overrides, *chosen]), chosen)
     runs = [given for variant in variants for given, _ in variant.runs]
+    trained = [word for word in overrides if not (flags.evaluate and word.startswith("perturb."))]  # evaluation's
+    config.check_effect(runs, [*trained, *flags.sweep])
     for given in runs:
         run.prefer_determinism(given)
     run.use_every_core(runs)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
     given = config.load(flags.config, overrides)
-    config.check_effect(given, overrides)
+    config.check_effect([given], overrides)
     prefer_determinism(given)
     use_every_core([given])
     with distributed.joined():

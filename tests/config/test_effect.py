@@ -12,7 +12,7 @@ from vit_jax.config.parse import _schema
 
 def check(flags: list[str], **groups: dict[str, Any]) -> None:
     """Of a configuration that sets these fields, under these flags."""
-    config.check_effect(config.from_dict(groups, flags), flags)
+    config.check_effect([config.from_dict(groups, flags)], flags)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,19 @@ def test_what_a_file_sets_is_left_alone():
         check(["augment.rand_layers=3"], augment=recipe | {"policy": "none"})
 
 
+def test_of_several_configurations_one_that_reads_a_flag_is_enough():
+    flags = ["optim.nesterov=true", "train.epochs=3"]
+    adam, sgd, steps = (
+        config.from_dict(groups, flags) for groups in ({}, {"optim": {"name": "sgd"}}, {"train": {"steps": 100}})
+    )
+    config.check_effect([adam, sgd, steps], flags)
+    with pytest.raises(UserError, match=r"optim\.nesterov=True changes nothing without optim\.name=sgd;"):
+        config.check_effect([adam, adam], flags)
+    with pytest.raises(UserError, match=r"train\.epochs changes nothing beside train\.steps=100"):
+        config.check_effect([steps, steps], flags)
+
+
 def test_the_table_names_fields_and_the_defaults_pass_it():
     known = {key for key, _ in _schema("vit")}
     named = {need.partition("=")[0] for row in NEEDS for text in row for need in text.split()}
-    assert named <= known and not list(unread(config.Config()))
+    assert named <= known and not list(unread([config.Config()]))

@@ -206,6 +206,13 @@ def test_the_first_bad_exit_code_and_one_message(tmp_path, python, code, said):
     assert done.stdout == ("0\n" if code == 0 else "")
 
 
+def test_what_is_no_training_has_no_checkpoint_to_go_on_from(tmp_path):
+    environment = imitate(tmp_path, "echo a fault >&2; exit 7") | {"MODULE": "vit_jax.evaluate"}
+    done = subprocess.run([str(SCRIPT), "2", "x"], env=environment, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 7
+    assert done.stderr.endswith(" of 2 ended with exit code 7, the others were stopped\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_reach_all_processes_once(tmp_path, number, code):
     python = f"trap 'echo $JAX_PROCESS_ID >>{tmp_path}/got; exit {code}' TERM INT; touch {tmp_path}/$JAX_PROCESS_ID\n"

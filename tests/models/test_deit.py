@@ -35,6 +35,11 @@ def test_every_model_has_a_golden_count():
     assert models.names("deit/*") == list(PARAMETERS)
 
 
+def test_a_model_of_another_size_has_the_token_too():
+    assert models.create(models.settings("deit", **TINY)) == tiny()
+    assert models.names("deit") == models.names("deit/") == []
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_golden_count(name):
     assert count(name, 224, 1000, scan=True) == PARAMETERS[name]

@@ -55,17 +55,18 @@ VIEWED = (
 CHOICE = ("data.limit", "data.images_per_class", "data.choice")  # of training images
 
 
-def check_effect(config: Config, overrides: Sequence[str]) -> None:
-    """Raises `UserError` for one of the `field=value` overrides of a configuration that changes nothing.
+def check_effect(configs: Sequence[Config], overrides: Sequence[str]) -> None:
+    """Raises `UserError` for one of the `field=value` overrides that changes nothing in any of the configurations.
 
     An override of a field that decides whether the value is read excuses it: a policy turned off by hand may keep its
     strength. What a file sets is left alone, too: its variants build on each other, and turn off what others tuned.
     """
     flags = {override.partition("=")[0] for override in overrides}
-    for longer in ("steps", "seconds"):
-        if "train.epochs" in flags and (length := getattr(config.train, longer)):
+    for longer in ("steps", "seconds") if "train.epochs" in flags else ():
+        if all(lengths := [getattr(config.train, longer) for config in configs]):
             raise UserError(
-                f"train.epochs changes nothing beside train.{longer}={length:g}; leave it out, or set train.{longer}=0"
+                f"train.epochs changes nothing beside train.{longer}={lengths[0]:g}; "
+                f"leave it out, or set train.{longer}=0"
             )
     for key in flags:
         if key.startswith("perturb."):
@@ -73,10 +74,10 @@ def check_effect(config: Config, overrides: Sequence[str]) -> None:
                 f"{key} changes nothing in training, nor in its test; perturb with `vit_jax.evaluate --config.{key}`, "
                 f"or `vit_jax.compare --evaluate {key}=...`"
             )
-    for key, needed in unread(config):
+    for key, value, needed in unread(configs):
         if key in flags and not flags & {need.partition("=")[0] for need in needed}:
             raise UserError(
-                f"{key}={_field(config, key)!r} changes nothing without {' or '.join(needed)}; "
+                f"{key}={value!r} changes nothing without {' or '.join(needed)}; "
                 f"set that too, or leave {key} at {_field(Config(), key)!r}"
             )
 
@@ -101,13 +102,13 @@ def check_predicted(overrides: Sequence[str], *, of_run: bool) -> None:
             raise UserError(f"{key} changes nothing in the predictions of this model; leave it out")
 
 
-def unread(config: Config) -> Iterator[tuple[str, list[str]]]:
-    """The fields that differ from their defaults and that nothing reads, each with what would make it read."""
+def unread(configs: Sequence[Config]) -> Iterator[tuple[str, Any, list[str]]]:
+    """The fields that differ from their defaults and that none reads: field, value, what would make it read."""
     for fields, needs in NEEDS:
         needed = needs.split()
-        for key in () if any(_holds(config, need) for need in needed) else fields.split():
-            if _field(config, key) != _field(Config(), key):
-                yield key, needed
+        for key in () if any(_holds(config, need) for config in configs for need in needed) else fields.split():
+            for value in [value for config in configs if (value := _field(config, key)) != _field(Config(), key)][:1]:
+                yield key, value, needed
 
 
 def _holds(config: Config, need: str) -> bool:

@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {
 
 def names(pattern: str = "*") -> list[str]:
     """The known names that match a shell pattern, as `vit/*`."""
-    known = [f"{family}/{variant}" for family, (_, table) in FAMILIES.items() for variant in table]
+    known = [f"{family}/{variant}" for family, (_, table) in FAMILIES.items() for variant in table if variant]
     return fnmatch.filter(known, pattern)
 
 
@@ -49,7 +49,8 @@ def fields(name: str) -> dict[str, dataclasses.Field[Any]]:
 def settings(name: str, **overrides: Any) -> dict[str, Any]:
     """The `model` group: the name, and every field of the module with the table's, the given or the default value.
 
-    `name` is a table's row, such as `vit/S16`, or a family, such as `vit`, whose required fields are then all given.
+    `name` is a table's row, such as `vit/S16`, or a family, such as `vit`, whose required fields are then all given;
+    a table's row of no name holds what all of the family have.
     """
     _, row = _look_up(name)
     given = {**row, **overrides}

@@ -11,6 +11,6 @@ NAMES = ("Ti16", "S16", "B16")  # table 1; section 3 adds the distillation token
 
 
 def table() -> dict[str, dict[str, Any]]:
-    """The fields of `vit.ViT` for each published size."""
-    sizes = vit.table()
-    return {name: {**sizes[name], "distillation_token": True} for name in NAMES}
+    """The fields of `vit.ViT` for each published size, and those of a model of any size."""
+    sizes = vit.table() | {"": {}}
+    return {name: {**sizes[name], "distillation_token": True} for name in ("", *NAMES)}
