@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from vit_jax import config, models
 
+DEIT3 = {"layer_scale": 1e-4, "stochastic_depth_schedule": "uniform"}  # of a ViT
+
 
 def imagenet(name: str, batch_size: int, epochs: float, **fields: object) -> ConfigDict:
     c = config.default()
@@ -56,7 +58,7 @@ def deit_s16() -> ConfigDict:
 
 def deit3(size: str, lr: float, stochastic_depth: float) -> ConfigDict:
     """DeiT III (Touvron et al. 2022, arXiv:2204.07118), 400 epochs: S/16 80.7 % in JAX (paper: 80.4); not yet run."""
-    c = imagenet(f"vit/{size}", 2048, 400.0, layer_scale=1e-4, stochastic_depth=stochastic_depth)
+    c = imagenet(f"vit/{size}", 2048, 400.0, stochastic_depth=stochastic_depth, **DEIT3)
     c.data.repeats = 3
     c.augment.three_augment = True
     c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.3
@@ -77,7 +79,7 @@ def deit3_b16() -> ConfigDict:
 
 def deit3_b16_224() -> ConfigDict:
     """The second: from the folder of `deit3_b16`, 20 epochs at 224 pixels. 83.6 % in JAX (paper: 83.5); not yet run."""
-    c = imagenet("vit/B16", 512, 20.0, layer_scale=1e-4, stochastic_depth=0.1)
+    c = imagenet("vit/B16", 512, 20.0, stochastic_depth=0.1, **DEIT3)
     c.init.weights = "runs/deit-deit3_b16"
     c.augment.policy = "randaugment"
     c.optim.lr = 1e-5

@@ -42,7 +42,7 @@ def test_the_values_are_those_of_the_runs(compared):
     folders = sorted(path for path in compared.iterdir() if path.is_dir())
     assert len(folders) == 4
     table = json.loads((compared / "comparison.json").read_text())
-    results = [tiny.result(path) for path in folders if "(5_)" in path.name or "_5_" in path.name]
+    results = [tiny.result(path) for path in folders if "widths=_5-" in path.name]
     assert [r["config"]["seed"] for r in results] == [0, 1]
     for key in ("test/accuracy", "best_val/accuracy", "val/accuracy", "test/ece", "seconds"):
         np.testing.assert_allclose(table[0][key], [r[key] for r in results], rtol=1e-6)
@@ -89,6 +89,7 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
         (["--evaluate", "model.depth=2,3"], "--evaluate depth=3: the trained model has other parameters"),
         (["--evaluate", "data.name=synthetic/8x8x1/7/70"], "name=.*/70: 'synthetic/.*' does not have the classes of"),
         (["--evaluate", "evaluate.split=test,tset"], "split 'tset' of"),
+        (["--config.data.channels=1", "--evaluate", "perturb.kind=grey", "--evaluate", "perturb.severity=1"], "one ch"),
     ],
 )
 def test_no_run_is_trained_before_all_are_checked(words, expected, tmp_path, monkeypatch):
@@ -146,8 +147,12 @@ def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([SPEC, SPEC], "compared with itself"),
-        ([SPEC, "--sweep", "optim.lr=1,1"], "compared with itself"),
+        ([SPEC, SPEC], "tiny-cnn is compared with itself; "),
+        ([SPEC, "--sweep", "optim.lr=1,1"], "compared with itself; "),
+        ([SPEC, "--sweep", "optim.lr=1e-3,0.001"], "lr=0.001 is compared with itself under the name tiny-cnn lr=1e-3"),
+        ([SPEC, "--sweep", "optim.lr=1,2", "--sweep", "optim.lr=3"], "optim.lr is given twice"),
+        ([SPEC, "--sweep", "optim.lr=1,2", "--config.optim.lr=3"], "optim.lr is given twice"),
+        ([SPEC, "--evaluate", "perturb.seed=1", "--evaluate", "perturb.seed=2"], "perturb.seed is given twice"),
         ([SPEC, "--sweep", "optim.lr"], "expected FIELD=VALUE"),
         ([SPEC, "--sweep", "optim.learning=1"], "has no field"),
         ([SPEC, tiny.spec("vit"), "--sweep", "model.dense_widths=(5,)"], "^[^:]*:vit: config has no field 'model"),
@@ -176,6 +181,22 @@ def test_a_model_is_compared_on_several_splits(compared, tmp_path):
     found = tiny.result(workdir)
     assert table[2]["test/accuracy"] == [found["test/accuracy"]]
     assert table[1]["test/accuracy"] == [found["val/accuracy"]] and len(table[0]["test/ece"]) == 1
+
+
+def test_names_that_folders_cannot_have_stay_apart(tmp_path):
+    halves = ["data.train=train[:50%],train[50%:]", "data.name=a/b,a_b"]
+    for sweep in halves:
+        folders = [workdir for variant in compare.plan([SPEC], [sweep], 1, [], tmp_path) for _, workdir in variant.runs]
+        assert len(set(folders)) == 2 and {folder.parent for folder in folders} == {tmp_path}
+    [plain] = compare.plan([SPEC], ["optim.lr=0.5"], 1, [], tmp_path)
+    assert plain.runs[0][1] == tmp_path / "tiny-cnn_lr=0.5-seed0"
+
+
+def test_a_file_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "train", None)
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match="--out .*out is a file; give a folder"):
+        compare.main([SPEC, "--out", str(tmp_path / "out")])
 
 
 def test_one_of_several_processes_compares_nothing(tmp_path, monkeypatch):

@@ -62,6 +62,11 @@ def test_a_distillation_token_needs_and_takes_a_teacher(tmp_path, tmp_path_facto
     token = ("model.distillation_token=true", "train.steps=4")
     with pytest.raises(UserError, match=r"set distill\.teacher"):
         tiny.start(tmp_path / "alone", "vit", *token)
+    for weight in (0, 1):
+        with pytest.raises(
+            UserError, match=f"weight={weight} would leave one of the two heads of model 'vit' untrained"
+        ):
+            tiny.start(tmp_path / "alone", "vit", *token, f"distill.teacher={vit}", f"distill.weight={weight}")
     code, _ = tiny.start(tmp_path / "taught", "vit", *token, f"distill.teacher={vit}")
     head = [value for name, value in tiny.arrays(tmp_path / "taught").items() if "['params']['head_dist']" in name]
     assert code == 0 and all(np.abs(value).max() > 0 for value in head)

@@ -63,9 +63,9 @@ def test_the_command_prints_the_result_and_each_class(copied, capsys):
 
 def test_batch_and_devices_do_not_change_the_metrics(finished):
     trained = run.open(finished)
-    expected = evaluate.summarize(predict(trained, 40, 1))
+    expected = evaluate.summarize(predict(trained, 40, 1), "softmax")
     for batch_size, devices in ((7, 1), (64, 1), (64, 4), (4, 4)):
-        found = evaluate.summarize(predict(trained, batch_size, devices))
+        found = evaluate.summarize(predict(trained, batch_size, devices), "softmax")
         assert found["loss"] == pytest.approx(expected["loss"], abs=1e-6)
         assert all(found[k] == expected[k] for k in ("accuracy", "top5", "f1_macro"))
 
@@ -120,7 +120,7 @@ def test_masked_batches_give_what_numpy_finds_without_padding(finished):
     logits = trained.logits(split.images, batch_size=40).astype(np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    found = evaluate.summarize(predict(trained, 12, 4))
+    found = evaluate.summarize(predict(trained, 12, 4), "softmax")
     assert found["loss"] == pytest.approx(-log_p[np.arange(40), split.labels].mean(), abs=1e-6)
     assert found["accuracy"] == np.mean(logits.argmax(axis=1) == split.labels)
 

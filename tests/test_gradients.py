@@ -67,6 +67,21 @@ def test_sam_takes_the_gradient_from_up_the_slope(state, gradient, accumulate):
     np.testing.assert_allclose(metrics["loss"], plain_metrics["loss"], rtol=1e-5)  # of the parameters themselves
 
 
+def test_sam_draws_twice_the_same_and_keeps_what_the_parameters_themselves_saw(state):
+    """With gradients that tell what they were asked for: the parameters, the step and the statistics."""
+
+    def gradients(state, batch, frozen):
+        asked = state.params["w"] * (1 + state.step)
+        return {"w": asked}, {"seen": state.params["w"]}, {"loss": asked.sum()}
+
+    w, zero = jnp.array([3.0, 4.0]), jnp.int32(0)
+    before = TrainState(jnp.int32(1), {"w": w}, {"seen": 0 * w}, (), {}, {"skipped": zero, "in_a_row": zero})
+    grads, batch_stats, metrics = step._sharpness_aware(gradients, 0.5)(before, {}, {})
+    np.testing.assert_allclose(grads["w"], 2 * (w + 0.5 * w / 5), rtol=1e-6)  # at the same step, up the slope
+    np.testing.assert_array_equal(batch_stats["seen"], w)
+    assert metrics["loss"] == 14
+
+
 def test_the_noise_of_the_gradient_by_hand(state, gradient):
     parts = [gradient(state.params, slice(j, None, 3)) for j in range(3)]
     whole = gradient(state.params)

@@ -40,6 +40,22 @@ def test_metrics_by_hand():
     assert summary["ece"] == pytest.approx(0, abs=1e-15)  # half of them right at confidence one half
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "multi_hot"])
+def test_where_each_class_is_judged_by_itself_so_are_loss_and_confidence(loss):
+    summary, softmax = (metrics.summarize(LOGITS, LABELS, loss=kind) for kind in (loss, "softmax"))
+    p, hot = 1 / (1 + np.exp(-LOGITS.astype(np.float64))), np.eye(K)[LABELS]
+    of_classes = -(hot * np.log(p) + (1 - hot) * np.log(1 - p)).sum(axis=1)
+    expected = of_classes.mean() / (K if loss == "multi_hot" else 1)
+    assert summary["loss"] == pytest.approx(expected, rel=1e-12)
+    ece = metrics.expected_calibration_error(p.max(axis=1), PREDICTIONS == LABELS)
+    assert summary["ece"] == pytest.approx(ece, rel=1e-9) and abs(ece - softmax["ece"]) > 0.01
+    assert {k: summary[k] for k in ("accuracy", "top5", "f1_macro")} == {
+        k: softmax[k] for k in ("accuracy", "top5", "f1_macro")
+    }
+    large = metrics.summarize(np.array([[900.0, -900.0]]), np.array([0]), loss=loss)
+    assert (large["loss"], large["ece"]) == (0, 0)
+
+
 def test_calibration_error_by_hand():
     confidence = np.array([0.61, 0.65, 0.95, 0.99, 1.0])  # bins (0.6, 0.667], (0.933, 1]
     correct = np.array([True, False, True, True, False])

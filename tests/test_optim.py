@@ -41,6 +41,18 @@ def test_exactly_the_kernels_decay(parameters, stacked):
     assert all(jax.tree.leaves(trees.mask(parameters, ".*")))
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_what_decays_is_found_by_the_path_of_a_looped_model(name):
+    settings = dataclasses.replace(SETTINGS, name=name, decay=r"^Transformer/encoderblock_\d+/.*bias$")
+    params, gradients = random_tree(MODEL, 0), [random_tree(MODEL, 1)]
+    looped, _ = train(settings, params, gradients)
+    stacked, _ = train(settings, trees.stack_layers(params), list(map(trees.stack_layers, gradients)))
+    plain, _ = train(dataclasses.replace(settings, decay="(?!)"), params, gradients)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), trees.unstack_layers(stacked), looped)
+    for path, moved in named(jax.tree.map(lambda a, b: bool((a != b).any()), looped, plain)):
+        assert moved == ("encoderblock" in path and path.endswith("bias")), path
+
+
 # Formulas in float64. Each: gradient, parameter, weight decay (0: masked), memory, step from 1 -> direction.
 B1, B2, EPSILON, MOMENTUM, RMS_DECAY = 0.8, 0.95, 1e-3, 0.7, 0.6
 
@@ -301,7 +313,8 @@ def test_fine_tunings_defaults_leave_the_state_as_it_was():
 @pytest.mark.parametrize("stacked", [False, True], ids=["looped", "scanned"])
 def test_check_params_accepts_what_fits(parameters, stacked):
     parameters = jax.eval_shape(trees.stack_layers, parameters) if stacked else parameters
-    for fields in ({}, {"freeze": "^(?!head/)"}, {"freeze": r"encoderblock_\d+/"}, FINE_TUNING):
+    decays = {"decay": r"encoderblock_\d+/", "weight_decay": 0.1}
+    for fields in ({}, {"freeze": "^(?!head/)"}, {"freeze": r"encoderblock_\d+/"}, FINE_TUNING, decays):
         assert optim.check_params(Settings(**fields), parameters) is None
 
 
@@ -313,6 +326,11 @@ def test_check_params_accepts_what_fits(parameters, stacked):
             r"freeze='\^stem' is found in no parameter's path; these begin with MAPHead_0, Transformer, cls, "
             "embedding, head, pre_logits; a whole one is MAPHead_0/LayerNorm_0/bias",
         ),
+        (
+            {"decay": "kernal$", "weight_decay": 0.1},
+            r"decay='kernal\$' is found in no parameter's path; these begin with MAPHead_0, T",
+        ),
+        ({"decay": "encoderblock_1/", "name": "lamb"}, "decay='encoderblock_1/' tells the encoder's layers apart"),
         ({"freeze": ".*"}, "leaves no parameter to train; their paths begin with MAPHead_0, Tr"),
         (
             {"freeze": "encoderblock_0"},

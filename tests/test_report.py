@@ -147,6 +147,8 @@ def test_pairs_in_conflict_are_of_two_classes():
     labels = np.array([0, 0, 1, 2, 1, 0, 2])
     shape, other = texture.conflicting(labels, seed=3)
     assert len(shape) > 2 and (labels[shape] != labels[other]).all()
+    for seed in range(5):  # of two images every other order pairs each with itself
+        assert set(map(tuple, zip(*texture.conflicting(np.array([0, 1]), seed), strict=True))) == {(0, 1), (1, 0)}
     with pytest.raises(UserError, match="all images are of one class"):
         texture.conflicting(np.zeros(4, int), seed=0)
 
@@ -169,13 +171,23 @@ def test_models_are_compared_by_shape_and_texture(tmp_path, finished, capsys):
     assert pair["unchanged"] is None  # no mistakes to agree on
     assert size(tmp_path / "out" / "texture.png")[0] > 100
     assert "shape bias" in " ".join(capsys.readouterr().out.split())
+    validation = ["--config.evaluate.split=validation", "--out", str(tmp_path / "validation")]
+    assert texture.main([str(finished), *validation]) == 0
+    assert json.loads((tmp_path / "validation" / "texture.json").read_text())["images"] == 20
 
 
 def test_texture_explains_mistakes(tmp_path, finished):
     with pytest.raises(UserError, match="a run is given twice"):
         texture.main([str(finished), str(finished), "--out", str(tmp_path)])
-    with pytest.raises(UserError, match="--images -1 is negative"):
-        texture.main([str(finished), "--images", "-1", "--out", str(tmp_path)])
+    for flags, expected in {
+        ("--images", "-1"): "--images -1 is negative",
+        ("--seed", "-1"): "--seed -1 is negative",
+        ("--config.optim.lr=7",): "optim.lr changes nothing in this report",
+        ("--config.perturb.kind=noise", "--config.perturb.severity=5"): "perturb.kind changes nothing",
+        ("--config.evaluate.split=tset",): "split 'tset' of",
+    }.items():
+        with pytest.raises(UserError, match=expected):
+            texture.main([str(finished), *flags, "--out", str(tmp_path)])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --out"):
         texture.main([str(finished), "--images", "9", "--out", str(tmp_path / "file")])

@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import checkpoint, command, config, distributed, evaluate, log, models, run, step
+from vit_jax import augment, checkpoint, command, config, distributed, evaluate, log, models, run, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, short
@@ -73,14 +74,37 @@ def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Seq
             for i in range(seeds)
         ]
         variants.append(Variant(name, tuple(runs)))
-    names = [variant.name for variant in variants]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{twice[0]} is compared with itself; give each configuration once, and each value")
+    _check_distinct(variants)
     return variants
 
 
+def _check_distinct(variants: Sequence[Variant]) -> None:
+    """Raises `UserError` for two rows of one name, or that train the same under two."""
+    seen: dict[str, str] = {}
+    for variant in variants:
+        given, _ = variant.runs[0]
+        for key in (variant.name, config.to_json(given)):
+            if key in seen:
+                other = "" if seen[key] == variant.name else f" under the name {seen[key]}"
+                raise UserError(
+                    f"{variant.name} is compared with itself{other}; give each configuration once, and each value; of "
+                    "two files of one name, rename one"
+                )
+            seen[key] = variant.name
+
+
+def _check_once(assignments: Sequence[str]) -> None:
+    """Raises `UserError` for a field that is given values twice: one of them would not count."""
+    fields = [text.partition("=")[0] for text in assignments]
+    if twice := sorted({field for field in fields if fields.count(field) > 1}):
+        raise UserError(f"{twice[0]} is given twice; give all of its values in one place")
+
+
 def _folder(name: str, seed: int) -> str:
-    return re.sub(r"[^\w.=-]+", "_", f"{name}-seed{seed}").strip("_")
+    """The name as a folder's; a checksum tells names apart in which other characters differ."""
+    plain = re.sub(r"[^\w.=-]+", "_", name).strip("_")
+    checksum = "" if plain == name.replace(" ", "_") else f"-{zlib.crc32(name.encode()):08x}"
+    return f"{plain}{checksum}-seed{seed}"
 
 
 def evaluations(sweeps: Sequence[str]) -> dict[str, list[str]]:
@@ -111,7 +135,7 @@ def check(variants: Sequence[Variant], console: Console, sweeps: Sequence[str] =
             if todo:
                 _check_run(*todo[0], planned, console, sweeps)  # the others differ in the seed
         except UserError as mistake:
-            raise UserError(f"{variant.name}: {mistake}") from mistake
+            raise UserError(f"{variant.name}: {str(mistake).replace('--workdir', '--out')}") from mistake
         planned |= {workdir.resolve() for _, workdir in todo}
 
 
@@ -136,6 +160,7 @@ def _check_run(given: Config, workdir: Path, planned: set[Path], console: Consol
         run.open_teacher(teacher, prepared, data.class_names)
     for name, chosen in evaluations(sweeps).items():
         changed = config.from_dict(config.to_dict(given), chosen)
+        augment.check_perturbed(changed.perturb, data.view.channels)
         if (changed.data, changed.evaluate.split) != (given.data, given.evaluate.split):
             _check_images(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:
@@ -274,6 +299,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--seeds {flags.seeds} is not positive")
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
+    if flags.out.exists() and not flags.out.is_dir():
+        raise UserError(f"--out {flags.out} is a file; give a folder")
+    _check_once([*flags.sweep, *overrides])
+    _check_once(flags.evaluate)
     variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out)
     for spec, chosen in itertools.product(flags.specs, evaluations(flags.evaluate).values()):
         config.check_evaluated(config.load(spec, [*overrides, *chosen]), chosen)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import command, config, distributed, log, metrics, run, sharding, step
+from vit_jax import augment, command, config, distributed, log, metrics, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
 from vit_jax.trees import PyTree
@@ -51,9 +51,9 @@ def predict(eval_step: Callable[..., Any], variables: PyTree, feed: Feed, batch_
     return Predictions(index, columns["label"][index], columns["logits"][index])
 
 
-def summarize(predictions: Predictions) -> dict[str, float]:
-    """Loss, top-1, top-5, macro F1 and ECE."""
-    return metrics.summarize(predictions.logits, predictions.label)
+def summarize(predictions: Predictions, loss: metrics.Loss) -> dict[str, float]:
+    """Loss (`train.loss`), top-1, top-5, macro F1 and ECE."""
+    return metrics.summarize(predictions.logits, predictions.label, loss=loss)
 
 
 def confusion(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
@@ -85,13 +85,14 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
                 f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
                 f"{_few(trained.class_names)}; evaluate it on images of its own classes"
             )
+        augment.check_perturbed(given.perturb, trained.view.channels)
         feed = data.feed(data.split(given.evaluate.split), mesh)
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
     eval_step = step.make_eval_step(trained.model, trained.config.augment, given.perturb)
     compiled = run.compile_eval_step(eval_step, trained.variables, mesh)
     predictions = predict(compiled, trained.variables, feed, batch_size)
-    found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions).items()}
+    found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions, given.train.loss).items()}
     return {
         "step": trained.step,
         "images": len(predictions.label),

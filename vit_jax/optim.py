@@ -39,7 +39,7 @@ class Settings:
     factor: float = 0.1  # step: at each boundary; exponential: per epoch
     timescale_steps: int = 10_000  # rsqrt: lr falls as sqrt(timescale / (timescale + step))
     weight_decay: float = 0.0
-    decay: str = r"kernel$"  # regular expression of the parameters that decay; ".*" decays all
+    decay: str = r"kernel$"  # regular expression of the parameters that decay; ".*" decays all; lamb's trust ratio too
     b1: float = 0.9  # adamw, lion, lamb
     b2: float = 0.999  # adamw, lion (which wants 0.99), lamb
     epsilon: float = 1e-8
@@ -49,7 +49,7 @@ class Settings:
     clip_norm: float = 0.0  # global gradient norm; 0: off
     freeze: str = ""  # regular expression of the parameters that do not train; r"^(?!head/)": all but the last layer
     layer_decay: float = 1.0  # learning rate of each layer over that of the next: 0.65 to 0.9 for fine-tuning; 1: off
-    head_warmup_steps: int = 0  # in which the head trains alone
+    head_warmup_steps: int = 0  # in which the head trains alone; with train.seconds, too
     sam_rho: float = 0.0  # gradients from so far up the slope (SAM, Foret et al. 2021, arXiv:2010.01412); 0: off
     ema_decay: float = 0.0  # exponential moving average of the parameters, which evaluation then uses; 0: off
     ema_warmup: bool = False  # the decay begins low: (1 + t) / (10 + t) after t updates, until it is ema_decay
@@ -96,13 +96,17 @@ def check_params(settings: Settings, params: PyTree) -> None:
     paths = trees.names(jax.eval_shape(trees.unstack_layers, params))
     modules = list(dict.fromkeys(path.split("/")[0] for path in paths))
     shown = ", ".join(modules[:8]) + (", ..." if len(modules) > 8 else "") + f"; a whole one is {paths[0]}"
-    frozen, given = _frozen_share(settings, params), f"optim.freeze={settings.freeze!r}"
-    if settings.freeze and not any(frozen):
-        raise UserError(f"{given} is found in no parameter's path; these begin with {shown}")
-    if all(share == 1 for share in frozen):
+    for field in _patterns(settings):
+        shares, given = _shares(getattr(settings, field), params), f"optim.{field}={getattr(settings, field)!r}"
+        if not any(shares):
+            raise UserError(f"{given} is found in no parameter's path; these begin with {shown}")
+        if any(0 < share < 1 for share in shares):
+            raise UserError(
+                f"{given} tells the encoder's layers apart, which a scanned model cannot; set model.scan=False"
+            )
+    frozen, given = _shares(settings.freeze or "(?!)", params), f"optim.freeze={settings.freeze!r}"
+    if all(frozen):
         raise UserError(f"{given} leaves no parameter to train; their paths begin with {shown}")
-    if any(0 < share < 1 for share in frozen):
-        raise UserError(f"{given} tells the encoder's layers apart, which a scanned model cannot; set model.scan=False")
     if settings.layer_decay < 1 and not any(np.max(layer) for layer in jax.tree.leaves(trees.layers(params))):
         raise UserError(f"optim.layer_decay={settings.layer_decay}: the model has no layers to tell apart; set it to 1")
     head = jax.tree.leaves(trees.mask(params, HEAD))
@@ -113,23 +117,23 @@ def check_params(settings: Settings, params: PyTree) -> None:
         )
 
 
-def _frozen_share(settings: Settings, params: PyTree) -> list[float]:
-    """Of each leaf, the share of its layers that is frozen: 0 or 1, or between them for a stacked one."""
+def _patterns(settings: Settings) -> list[str]:
+    """The fields that choose parameters by their paths, where they are read."""
+    decays = settings.weight_decay > 0 or settings.name == "lamb"
+    return [field for field, is_read in (("freeze", settings.freeze), ("decay", decays)) if is_read]
+
+
+def _shares(pattern: str, params: PyTree) -> list[float]:
+    """Of each leaf, the share of its layers whose paths hold the pattern: 0 or 1, or between them for a stacked one."""
     return [
-        float(np.mean([_is_frozen(settings, own) for own in trees.canonical_names(name, leaf)]))
+        float(np.mean([re.search(pattern, own) is not None for own in trees.canonical_names(name, leaf)]))
         for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)
     ]
 
 
-def _is_frozen(settings: Settings, name: str) -> bool:
-    return bool(settings.freeze) and re.search(settings.freeze, name) is not None
-
-
 def trained(settings: Settings, params: PyTree) -> PyTree:
     """A tree of booleans: which parameters `freeze` leaves to train."""
-    return trees.map_with_name(
-        lambda name, leaf: not _is_frozen(settings, trees.canonical_names(name, leaf)[0]), params
-    )
+    return jax.tree.map(operator.not_, trees.mask(params, settings.freeze or "(?!)"))
 
 
 def warmup_steps(settings: Settings, steps_per_epoch: int) -> int:
@@ -146,8 +150,13 @@ def shortened_warmup(warmup: int, total_steps: jax.Array | int) -> jax.Array:
 
 
 def check_warmup(settings: Settings, total_steps: int, steps_per_epoch: int) -> None:
-    """Raises `UserError` if the warm-up takes all of the run's steps."""
+    """Raises `UserError` if a warm-up, that of the rate or that of the head, takes all of the run's steps."""
     warmup = warmup_steps(settings, steps_per_epoch)
+    if settings.head_warmup_steps >= total_steps:
+        raise UserError(
+            f"optim.head_warmup_steps={settings.head_warmup_steps} leaves nothing of the run's {total_steps} steps, in "
+            "which only the head would train; shorten it, or ask for that by optim.freeze='^(?!head/)'"
+        )
     if warmup >= total_steps and warmup > 0:
         raise UserError(
             f"the warm-up of {warmup} steps leaves nothing of the run's {total_steps}; "

@@ -138,6 +138,7 @@ def make_train_step(
     total_steps: int,
     trained: Callable[[PyTree], PyTree] = everything,
     accumulate: int = 1,
+    independent: bool = True,
     sam_rho: float = 0.0,
     ema_decay: float = 0.0,
     ema_warmup: bool = False,
@@ -146,10 +147,11 @@ def make_train_step(
 
     `tx` gives the direction, `rate` how far. `total_steps` 0: `frozen["total_steps"]` tells it at each step.
     `trained`, of the parameters, is a tree of booleans: which of them have a gradient at all.
-    With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged. An update
-    that is not finite is skipped and counted; the step number advances all the same.
+    With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged; where its
+    images are `independent`, none repeated, their noise is measured, too. An update that is not finite is skipped and
+    counted; the step number advances all the same.
     """
-    gradients = _accumulated(_make_gradients(model, view, objective, seed, trained), accumulate)
+    gradients = _accumulated(_make_gradients(model, view, objective, seed, trained), accumulate, independent)
     if sam_rho:
         gradients = _sharpness_aware(gradients, sam_rho)
 
@@ -224,14 +226,15 @@ def _make_gradients(
     return gradients
 
 
-def _accumulated(gradients: Gradients, m: int) -> Gradients:
+def _accumulated(gradients: Gradients, m: int, independent: bool) -> Gradients:
     """The same for the whole batch in m parts, one after another: the mean of their gradients and metrics.
 
     Part j takes the rows j, j + m, ...: each device then keeps the rows that it has.
 
-    From the gradients of two batch sizes come unbiased estimates of the squared norm of the true gradient, and of the
-    trace of the covariance of one image's (McCandlish et al. 2018, arXiv:1812.06162, appendix A.1): `grad_signal` and
-    `grad_variance`. Averages of many steps, divided, are the gradient noise scale, in images.
+    From the gradients of two batch sizes, where the images are independent, come unbiased estimates of the squared
+    norm of the true gradient, and of the trace of the covariance of one image's (McCandlish et al. 2018,
+    arXiv:1812.06162, appendix A.1): `grad_signal` and `grad_variance`. Averages of many steps, divided, are the
+    gradient noise scale, in images.
     """
     if m == 1:
         return gradients
@@ -252,8 +255,9 @@ def _accumulated(gradients: Gradients, m: int) -> Gradients:
         (total, batch_stats), metrics = jax.lax.scan(body, start, (parts, jnp.arange(m)))
         grads, metrics = jax.tree.map(lambda x: x / m, total), jax.tree.map(jnp.mean, metrics)
         of_part, of_whole = metrics.pop("of_part"), optax.tree.norm(grads, squared=True)
-        metrics["grad_signal"] = (m * of_whole - of_part) / (m - 1)
-        metrics["grad_variance"] = (of_part - of_whole) * len(batch["row"]) / (m - 1)
+        if independent:
+            metrics["grad_signal"] = (m * of_whole - of_part) / (m - 1)
+            metrics["grad_variance"] = (of_part - of_whole) * len(batch["row"]) / (m - 1)
         return grads, batch_stats, metrics
 
     return accumulated
@@ -263,7 +267,8 @@ def _sharpness_aware(gradients: Gradients, rho: float) -> Gradients:
     """The gradients at the worst point of a ball of radius `rho` around the parameters, to first order.
 
     Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412, alg. 1), over the whole batch, with the same
-    randomness twice. Metrics and batch statistics are those of the parameters themselves.
+    randomness twice. Metrics and batch statistics are those of the parameters themselves; `grad_norm` is of what
+    the update takes, the gradients from up the slope.
     """
 
     def sharpness_aware(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[PyTree, PyTree, Metrics]:

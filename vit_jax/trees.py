@@ -38,9 +38,9 @@ def names(tree: PyTree) -> list[str]:
 
 
 def mask(tree: PyTree, pattern: str) -> PyTree:
-    """A tree of booleans: whether `pattern` is found in a leaf's path."""
+    """A tree of booleans: whether `pattern` is found in a leaf's path; of a stacked leaf, its first layer's path."""
     regex = re.compile(pattern)
-    return map_with_name(lambda name, _: regex.search(name) is not None, tree)
+    return map_with_name(lambda name, _: regex.search(_in_layer(name, 0)) is not None, tree)
 
 
 def count(tree: PyTree) -> int:
@@ -62,8 +62,12 @@ def canonical_names(name: str, leaf: Any) -> list[str]:
     """The leaf's paths where layers are not stacked: its own, or of a stacked leaf one for each layer."""
     if not is_stacked(name):
         return [name]
-    before, after = f"/{name}".split(f"/{SCANNED}/", 1)
-    return [f"{before}/{SCANNED}_{i}/{after}".removeprefix("/") for i in range(leaf.shape[0])]
+    return [_in_layer(name, i) for i in range(leaf.shape[0])]
+
+
+def _in_layer(name: str, i: int) -> str:
+    """The path of a stacked leaf in layer i of a model whose layers are not stacked; other paths as they are."""
+    return f"/{name}".replace(f"/{SCANNED}/", f"/{SCANNED}_{i}/", 1).removeprefix("/")
 
 
 def layers(tree: PyTree) -> PyTree:

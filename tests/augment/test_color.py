@@ -1,6 +1,7 @@
 """Jitter, 3-Augment, grey and blur against Pillow, SciPy and colorsys, and the laws of their draws."""
 
 import colorsys
+import itertools
 from functools import partial
 
 import jax
@@ -13,6 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from tests import quick
 from tests.augment.pictures import keys, pictures
 from vit_jax.augment import Settings, color
+from vit_jax.augment.operations import index_of
 
 IMAGE = pictures(1, 13, 11)[0]
 GREY = np.asarray(Image.fromarray(np.asarray(IMAGE)).convert("L"))[:, :, None]
@@ -54,13 +56,19 @@ def test_jitter_of_one_kind_spreads_its_factor(field, enhance):
     assert found.min() < 0.66 and found.max() > 1.34 and abs(found.mean() - 1) < 0.1
 
 
-def test_jitter_comes_in_every_order():
-    """Factors of 1 +- 0 would be off, so of next to nothing: brightness, then contrast, differs from the reverse."""
-    settings = Settings(brightness=1e-9, contrast=0.9, saturation=0.9, hue=0.2)
-    orders = quick.jit(jax.vmap(lambda key: jax.random.permutation(jax.random.split(key, 5)[0], 4)))(keys(500))
-    assert len(np.unique(orders, axis=0)) == 24
-    images = quick.jit(jax.vmap(lambda key: color.jitter(settings, key, IMAGE)))(keys(40))
-    assert len(np.unique(np.asarray(images).reshape(40, -1), axis=0)) == 40
+def test_jitter_comes_in_every_order(monkeypatch):
+    """Each of the four operations appends its digit to the image, to the base of four: 256 numbers, 24 orders."""
+
+    def append(image, operation, argument, among):
+        digit = jnp.argmax(jnp.array([index_of(name) for name in among]) == operation)
+        return 4 * image + digit.astype(jnp.uint8)
+
+    monkeypatch.setattr(color, "enhance", append)
+    monkeypatch.setattr(color, "shift_hue", lambda image, shift: 4 * image + 3)
+    settings, blank = Settings(brightness=0.4, contrast=0.9, saturation=0.9, hue=0.2), jnp.zeros((1, 1, 3), jnp.uint8)
+    found = np.asarray(quick.jit(jax.vmap(lambda key: color.jitter(settings, key, blank)))(keys(500)))[:, 0, 0, 0]
+    orders = {sum(digit * 4**i for i, digit in enumerate(order)) for order in itertools.permutations(range(4))}
+    assert set(found.tolist()) == orders and len(orders) == 24
 
 
 def test_a_jitter_of_nothing_changes_at_most_the_rounding():

@@ -173,6 +173,10 @@ def test_a_crop_that_never_fits_is_the_middle():
     np.testing.assert_array_equal(corners, np.broadcast_to([[[5, 30], [5, 50]], [[15, 30], [15, 50]]], corners.shape))
 
 
+def test_a_crop_is_never_thinner_than_a_pixel():
+    assert np.isfinite(cropped(5, 20, 28, crop_area=(1.0, 1.0), crop_aspect=(100.0, 200.0))).all()
+
+
 def test_a_crop_of_everything_changes_no_bit():
     image = pictures(1, 16, 16)[0].astype(jnp.float32) / 255
     settings = Settings(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests import quick
 from tests.augment.pictures import pictures
-from vit_jax.augment import Perturbation, check_perturbation, jpeg, perturb
+from vit_jax.augment import Perturbation, check_perturbation, check_perturbed, jpeg, perturb
 from vit_jax.augment.perturb import CIFAR, IMAGENET, shuffled
 from vit_jax.command import UserError
 
@@ -126,15 +126,42 @@ def test_cosine_coefficients_are_rounded_to_the_tables_multiples():
 def test_a_shuffle_moves_whole_patches():
     image = pictures(1, 13, 11)[0]
     found = np.asarray(quick.jit(shuffled, static_argnums=2)(jax.random.key(1), image, 3))
-    np.testing.assert_array_equal(found[12:], image[12:])  # what 3 x 3 patches of 4 x 3 pixels leave over
-    np.testing.assert_array_equal(found[:, 9:], image[:, 9:])
+    np.testing.assert_array_equal(found[12:], image[12:])  # what 3 x 5 patches of 4 x 2 pixels leave over
+    np.testing.assert_array_equal(found[:, 10:], image[:, 10:])
 
     def patches(x: np.ndarray) -> set[bytes]:
-        return {x[4 * i : 4 * i + 4, 3 * j : 3 * j + 3].tobytes() for i in range(3) for j in range(3)}
+        return {x[4 * i : 4 * i + 4, 2 * j : 2 * j + 2].tobytes() for i in range(3) for j in range(5)}
 
     assert patches(found) == patches(np.asarray(image)) and (found != np.asarray(image)).any()
     small = image[:2, :2]
     assert quick.jit(shuffled, static_argnums=2)(jax.random.key(1), small, 14).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (28, {"cifar": [2, 4, 7, 9, 26], "imagenet": [2, 4, 7, 9, 14]}),
+        (32, {"cifar": CIFAR["patch_shuffle"]}),
+        (224, {"imagenet": IMAGENET["patch_shuffle"]}),
+        (96, {"imagenet": [2, 4, 7, 8, 15]}),
+    ],
+)
+def test_a_stronger_shuffle_has_more_patches_which_cover_nearly_all(size, expected):
+    image = jnp.asarray(np.arange(3 * size**2).reshape(size, size, 3) % 251, jnp.uint8)
+    for scale, counts in expected.items():
+        table = {"cifar": CIFAR, "imagenet": IMAGENET}[scale]["patch_shuffle"]
+        for wanted, patches in zip(table, counts, strict=True):
+            found = np.asarray(quick.jit(shuffled, static_argnums=2)(jax.random.key(1), image, int(wanted)))
+            covered = int(patches) * (size // int(patches))
+            np.testing.assert_array_equal(found[covered:], image[covered:])
+            assert covered >= 0.9 * size and (found[covered - 1, :covered] != image[covered - 1, :covered]).any()
+
+
+def test_colour_goes_from_images_that_have_it():
+    check_perturbed(Perturbation(kind="grey", severity=3), 3)
+    check_perturbed(Perturbation(kind="blur", severity=3), 1)
+    with pytest.raises(UserError, match="kind='grey' changes nothing in images of one channel"):
+        check_perturbed(Perturbation(kind="grey", severity=3), 1)
 
 
 def test_occlusion_blackens_its_share_of_patches():

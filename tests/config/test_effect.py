@@ -31,6 +31,7 @@ def check(flags: list[str], **groups: dict[str, Any]) -> None:
         ("optim.nesterov=true", "optim.name=sgd;"),
         ("optim.factor=0.5", "optim.schedule=step or optim.schedule=exponential"),
         ("distill.kind=soft", "distill.teacher;"),
+        ("optim.decay=.*", "optim.weight_decay or optim.name=lamb;"),
     ],
 )
 def test_a_flag_that_changes_nothing_is_refused(flag, without):
@@ -97,6 +98,16 @@ def test_each_of_two_needs_is_needed():
 def test_what_is_turned_off_by_hand_leaves_its_fields_alone():
     check(["augment.policy=none", "augment.rand_magnitude=5"])
     check(["distill.kind=soft", "distill.weight=0.9", "distill.teacher="])
+    with pytest.raises(UserError, match=r"rand_magnitude=5\.0 changes nothing without augment\.policy=randaugment"):
+        check(["augment.policy=trivialaugment", "augment.rand_magnitude=5"])  # on, and reads another
+    with pytest.raises(UserError, match=r"optim\.nesterov=True changes nothing without optim\.momentum;"):
+        check(["optim.nesterov=true"], optim={"name": "sgd", "momentum": 0.0})
+
+
+def test_some_fields_are_read_unless_another_is_off():
+    check(["evaluate.metric=loss"])
+    with pytest.raises(UserError, match=r"metric='loss' changes nothing without data\.validation!=none; set that too"):
+        check(["evaluate.metric=loss"], data={"validation": "none"})
 
 
 def test_what_a_file_sets_is_left_alone():
@@ -122,5 +133,5 @@ def test_of_several_configurations_one_that_reads_a_flag_is_enough():
 
 def test_the_table_names_fields_and_the_defaults_pass_it():
     known = {key for key, _ in _schema("vit")}
-    named = {need.partition("=")[0] for row in NEEDS for text in row for need in text.split()}
+    named = {need.partition("=")[0].rstrip("!") for row in NEEDS for text in row for need in text.split()}
     assert named <= known and not list(unread([config.Config()]))

@@ -81,6 +81,7 @@ def test_where_nothing_fits_the_middle_is_taken():
     wide = RandomCrop((3, 5), 3, (1.0, 1.0), (3 / 4, 4 / 3)).part((12, 100))
     assert wide == (0, 42, 12, 16)
     assert RandomCrop((3, 5), 3, (1.0, 1.0), (3 / 4, 4 / 3)).part((100, 12)) == (42, 0, 16, 12)
+    assert RandomCrop((3, 5), 3, (1.0, 1.0), (100.0, 200.0)).part((20, 28)) == (9, 0, 1, 28)  # never none
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

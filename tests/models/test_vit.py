@@ -257,9 +257,11 @@ def test_each_rate_reaches_its_place(monkeypatch):
     assert seen == [(0.4, (5, 7, 8)), *block, *block, (0.5, (5, 8)), (0.5, (5, 7))]
 
 
-def test_stochastic_depth_grows_linearly_from_0_and_drops_images_independently_in_each_layer():
+@pytest.mark.parametrize("schedule", ["linear", "uniform"])
+def test_stochastic_depth_drops_images_independently_in_each_layer(schedule):
     n = 997
-    model = ViT(patch_size=(1,), width=2, depth=3, mlp_width=3, heads=1, stochastic_depth=0.6, pooling="gap")
+    fields = {"stochastic_depth": 0.6, "stochastic_depth_schedule": schedule}
+    model = ViT(patch_size=(1,), width=2, depth=3, mlp_width=3, heads=1, pooling="gap", **fields)
     images = jnp.asarray(np.random.default_rng(9).normal(size=(n, 1, 1, 1)), jnp.float32)
     params = random_params(model, images, train=False)
     for i in range(3):  # the attention branch adds nothing, so that only the MLP's shows
@@ -273,12 +275,15 @@ def test_stochastic_depth_grows_linearly_from_0_and_drops_images_independently_i
         return jnp.stack([sown[f"encoderblock_{i}"]["tokens"][0] for i in range(3)])
 
     evaluated, trained = np.asarray(tokens(params, images, False)), np.asarray(tokens(params, images, True))
-    np.testing.assert_array_equal(trained[0], evaluated[0])  # layer 0 never drops
-    added = trained[1] - trained[0]
     dropped = (trained[1:] == trained[:-1]).all(axis=(2, 3))
-    assert abs(dropped[0].mean() - 0.3) < 0.07 and abs(dropped[1].mean() - 0.6) < 0.08  # 5 standard deviations
-    assert abs((dropped[0] & dropped[1]).mean() - 0.18) < 0.06
-    expected = (evaluated[1] - evaluated[0]) / 0.7
+    first, second = (0.3, 0.6) if schedule == "linear" else (0.6, 0.6)
+    assert abs(dropped[0].mean() - first) < 0.08 and abs(dropped[1].mean() - second) < 0.08  # 5 standard deviations
+    assert abs((dropped[0] & dropped[1]).mean() - first * second) < 0.08
+    if schedule == "uniform":
+        assert (trained[0] != evaluated[0]).any(axis=(1, 2)).all()  # layer 0 drops, too, and scales what it keeps
+        return
+    np.testing.assert_array_equal(trained[0], evaluated[0])  # layer 0 never drops
+    added, expected = trained[1] - trained[0], (evaluated[1] - evaluated[0]) / 0.7
     np.testing.assert_allclose(added[~dropped[0]], expected[~dropped[0]], rtol=1e-3, atol=1e-5)
 
 

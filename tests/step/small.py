@@ -77,8 +77,8 @@ SGD = optim.create(optim.Settings(name="sgd"))
 OBJECTIVE = step.Objective(K, label_smoothing=0.1)
 
 
-def compiled(model, tx=TX, objective=OBJECTIVE, **options):
-    return quick.jit(step.make_train_step(model, tx, rate, VIEW, objective, seed=SEED, total_steps=5, **options))
+def compiled(model, tx=TX, objective=OBJECTIVE, view=VIEW, **options):
+    return quick.jit(step.make_train_step(model, tx, rate, view, objective, seed=SEED, total_steps=5, **options))
 
 
 def start(params, tx=TX, batch_stats=()) -> TrainState:

@@ -1,5 +1,7 @@
 """What the training step computes: its draws, losses, averages and metrics; a bad update is skipped."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +140,32 @@ def test_the_objective_is_the_mean_of_the_loss_that_it_names(loss):
     logits, targets = jnp.linspace(-3, 3, N * K).reshape(N, K), losses.one_hot(jnp.asarray(LABELS[:N]), K)
     of_images = getattr(losses, f"{loss}_cross_entropy")(logits, targets)
     np.testing.assert_allclose(step.Objective(K, loss=loss)(logits, targets, None), of_images.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_objective_takes_its_temperature_and_weight_by_hand(kind):
+    logits, taught, teachers = jnp.asarray(np.random.default_rng(1).normal(size=(3, N, K)), jnp.float32)
+    targets = losses.one_hot(jnp.asarray(LABELS[:N]), K)
+    objective = step.Objective(
+        K, teacher=lambda variables, images: teachers, distillation=kind, distillation_weight=0.3, temperature=3.0
+    )
+    hot = losses.soft_distillation(taught, teachers, 3.0)
+    of_teacher = hot if kind == "soft" else losses.hard_distillation(taught, teachers)
+    expected = 0.7 * losses.softmax_cross_entropy(logits, targets).mean() + 0.3 * of_teacher.mean()
+    np.testing.assert_allclose(objective(logits, targets, (taught, teachers)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["nothing", "mixup", "dropout"])
+def test_each_part_of_a_batch_draws_for_itself(state, what):
+    """Of two parts of the same images: their gradients differ by what each draws, else not at all."""
+    view = dataclasses.replace(VIEW, crop_padding=0, flip=0.0, mixup=0.8 if what == "mixup" else 0.0)
+    model = create(NOISY if what == "dropout" else CALM)
+    twice = {k: jnp.repeat(x[: N // 2], 2, axis=0) for k, x in batch(0).items()}  # part j: rows j, j + 2, ...
+    _, metrics = compiled(model, SGD, view=view, accumulate=2)(start(state.params, SGD), twice, {})
+    noise = float(metrics["grad_variance"]) / float(metrics["grad_signal"])
+    assert abs(noise) < 1e-4 if what == "nothing" else noise > 0.1
+    repeated = compiled(model, SGD, view=view, accumulate=2, independent=False)
+    assert "grad_signal" not in jax.eval_shape(repeated, start(state.params, SGD), twice, {})[1]
 
 
 def assert_skipped(after: TrainState, before: TrainState, metrics: dict) -> None:

@@ -10,7 +10,7 @@ from vit_jax.augment.cue_conflict import cue_conflict
 from vit_jax.augment.erasing import cutout, random_box, random_erase
 from vit_jax.augment.geometry import affine_matrix, flip, pad_and_crop, random_affine, warp
 from vit_jax.augment.mix import mix
-from vit_jax.augment.perturb import Perturbation, check_perturbation, perturb
+from vit_jax.augment.perturb import Perturbation, check_perturbation, check_perturbed, perturb
 from vit_jax.augment.settings import ErasingFill, Fill, Interpolation, Policy, Settings, check, check_channels
 from vit_jax.augment.sheet import contact_sheet, displayed
 from vit_jax.augment.views import eval_view, load, normalize, train_view
@@ -26,6 +26,7 @@ __all__ = [
     "check",
     "check_channels",
     "check_perturbation",
+    "check_perturbed",
     "contact_sheet",
     "cue_conflict",
     "cutout",

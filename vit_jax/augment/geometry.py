@@ -34,7 +34,7 @@ def random_resized_crop(key: Key[Array, ""], image: Float[Array, "h w c"], setti
     narrow, wide = settings.crop_aspect
     size, found = random_size(area_key, aspect_key, (height, width), settings.crop_area, (1 / wide, 1 / narrow))
     start = jax.random.randint(place_key, (2,), 0, jnp.array([height, width]) - size + 1)
-    middle = jnp.array([min(height, round(width / narrow)), min(width, round(height * wide))])
+    middle = jnp.array([min(height, max(1, round(width / narrow))), min(width, max(1, round(height * wide)))])
     size = jnp.where(found, size, middle)
     start = jnp.where(found, start, (jnp.array([height, width]) - middle) // 2)
     to = (settings.resize * 2)[:2] or (height, width)

@@ -23,8 +23,8 @@ def mix(
         return images, targets
     own = _own(settings, rng, *images.shape[1:3])
     mixed = own[None, :, :, None] * images + (1 - own)[None, :, :, None] * images[::-1]
-    share = own.mean()
-    return mixed, share * targets + (1 - share) * targets[::-1]
+    other = (1 - own).mean()  # exactly 0 where nothing is mixed: a class without a share is no target
+    return mixed, (1 - other) * targets + other * targets[::-1]
 
 
 def _own(settings: Settings, rng: Key[Array, ""], height: int, width: int) -> Float[Array, "h w"]:

@@ -5,7 +5,7 @@ file's recipe, and changes what its paper or table states. `load` turns it, and 
 into a validated `Config`. No field is None.
 """
 
-from vit_jax.config.effect import check_effect, check_evaluated, check_predicted
+from vit_jax.config.effect import check_effect, check_evaluated, check_predicted, check_textured
 from vit_jax.config.parse import choose, default, differences, from_dict, load, run_file, to_dict, to_json
 from vit_jax.config.schema import Config, validate
 
@@ -14,6 +14,7 @@ __all__ = [
     "check_effect",
     "check_evaluated",
     "check_predicted",
+    "check_textured",
     "choose",
     "default",
     "differences",

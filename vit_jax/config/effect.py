@@ -6,7 +6,7 @@ from typing import Any
 from vit_jax.command import UserError
 from vit_jax.config.schema import Config
 
-# Fields, and what at least one of must be so for them to be read: a field that is on, or that has the value.
+# Fields, and what at least one of must be so for them to be read: a field is on, or has the value, or another one.
 NEEDS = (
     ("init.head init.interpolation", "init.weights"),
     ("data.choice", "data.limit data.images_per_class"),
@@ -30,14 +30,16 @@ NEEDS = (
     ("optim.step_epochs", "optim.schedule=step"),
     ("optim.factor", "optim.schedule=step optim.schedule=exponential"),
     ("optim.timescale_steps", "optim.schedule=rsqrt"),
-    ("optim.decay", "optim.weight_decay"),
+    ("optim.decay", "optim.weight_decay optim.name=lamb"),
     ("optim.b1 optim.b2", "optim.name=adamw optim.name=lion optim.name=lamb"),
     ("optim.epsilon", "optim.name=adamw optim.name=lamb optim.name=rmsprop"),
     ("optim.momentum", "optim.name=sgd optim.name=rmsprop"),
     ("optim.nesterov", "optim.name=sgd"),
+    ("optim.nesterov", "optim.momentum"),
     ("optim.rms_decay", "optim.name=rmsprop"),
     ("distill.kind distill.weight distill.temperature", "distill.teacher"),
     ("distill.temperature", "distill.kind=soft"),
+    ("evaluate.metric checkpoint.keep_best", "data.validation!=none"),
 )
 
 # What evaluating a finished run reads: of it are the sizes, the normalisation and the interpolation of its images.
@@ -46,6 +48,10 @@ EVALUATED = (
     *("evaluate.split", "evaluate.batch_size", "evaluate.use", "train.batch_size", "train.deterministic"),
     *("data.name", "data.data_dir", "data.train", "data.validation", "data.test", "data.classes"),
     *("data.cache", "data.threads", "data.max_bad_fraction", "optim.ema_decay"),
+)
+TEXTURED = (
+    *("evaluate.split", "evaluate.use", "optim.ema_decay", "data.name", "data.data_dir"),
+    *("data.train", "data.validation", "data.test", "data.classes", "data.threads", "data.max_bad_fraction"),
 )
 PREDICTED = ("evaluate.use", "optim.ema_decay", "train.loss", "data.threads", "data.draft")
 VIEWED = (
@@ -58,8 +64,8 @@ CHOICE = ("data.limit", "data.images_per_class", "data.choice")  # of training i
 def check_effect(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     """Raises `UserError` for one of the `field=value` overrides that changes nothing in any of the configurations.
 
-    An override of a field that decides whether the value is read excuses it: a policy turned off by hand may keep its
-    strength. What a file sets is left alone, too: its variants build on each other, and turn off what others tuned.
+    An override that turns off what would read the value excuses it: a policy turned off by hand may keep its strength.
+    What a file sets is left alone, too: its variants build on each other, and turn off what others tuned.
     """
     flags = {override.partition("=")[0] for override in overrides}
     for longer in ("steps", "seconds") if "train.epochs" in flags else ():
@@ -75,7 +81,7 @@ def check_effect(configs: Sequence[Config], overrides: Sequence[str]) -> None:
                 f"or `vit_jax.compare --evaluate {key}=...`"
             )
     for key, value, needed in unread(configs):
-        if key in flags and not flags & {need.partition("=")[0] for need in needed}:
+        if key in flags and not any(_is_off(config, need) for config in configs for need in flags & _keys(needed)):
             raise UserError(
                 f"{key}={value!r} changes nothing without {' or '.join(needed)}; "
                 f"set that too, or leave {key} at {_field(Config(), key)!r}"
@@ -88,6 +94,13 @@ def check_evaluated(config: Config, overrides: Sequence[str]) -> None:
         read = key in EVALUATED or key.partition(".")[0] in EVALUATED_GROUPS
         if not read and not (key in CHOICE and config.evaluate.split == "train"):
             raise UserError(f"{key} changes nothing in the evaluation of a finished run; train with it or leave it out")
+
+
+def check_textured(overrides: Sequence[str]) -> None:
+    """Raises `UserError` for an override of a field that `vit_jax.report.texture` does not read."""
+    for key in (override.partition("=")[0] for override in overrides):
+        if not (key in TEXTURED or key.partition(".")[0] == "model"):
+            raise UserError(f"{key} changes nothing in this report; leave it out")
 
 
 def check_predicted(overrides: Sequence[str], *, of_run: bool) -> None:
@@ -111,10 +124,18 @@ def unread(configs: Sequence[Config]) -> Iterator[tuple[str, Any, list[str]]]:
                 yield key, value, needed
 
 
+def _keys(needed: Sequence[str]) -> set[str]:
+    return {need.partition("=")[0].rstrip("!") for need in needed}
+
+
+def _is_off(config: Config, key: str) -> bool:
+    return _field(config, key) in ("none", "", 0, 0.0, False, ())
+
+
 def _holds(config: Config, need: str) -> bool:
     key, _, wanted = need.partition("=")
-    value = _field(config, key)
-    return value == wanted if wanted else bool(value)
+    value = _field(config, key.rstrip("!"))
+    return (value == wanted) != key.endswith("!") if wanted else bool(value)
 
 
 def _field(config: Config, key: str) -> Any:

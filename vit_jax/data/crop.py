@@ -60,5 +60,8 @@ class RandomCrop:
 
     def _middle(self, shape: tuple[int, int]) -> ops.Box:
         narrow, wide = self.aspect
-        height, width = min(shape[0], round(shape[1] / narrow)), min(shape[1], round(shape[0] * wide))
+        height, width = (
+            min(shape[0], max(1, round(shape[1] / narrow))),
+            min(shape[1], max(1, round(shape[0] * wide))),
+        )
         return (shape[0] - height) // 2, (shape[1] - width) // 2, height, width

@@ -23,6 +23,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Positions = Literal["learned", "learned_2d", "sincos2d", "relative", "relative_bias", "none"]
 Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none"]
 Remat = Literal["none", "dots", "full", "auto"]
+DepthSchedule = Literal["linear", "uniform"]
 
 
 def recompute(layer: Callable[..., Any], remat: str, *, scan: bool = False) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from vit_jax.models.fused import Kernel
 from vit_jax.models.layers import (
     Activation,
     AddPositions,
+    DepthSchedule,
     Dtype,
     LayerScale,
     MAPHead,
@@ -176,6 +177,7 @@ class Encoder(nn.Module):
     block: dict[str, Any]
     norm: bool = True  # of the tokens that it returns
     read: int = 0  # how many tokens, the first ones, are read afterwards; 0: all
+    stochastic_depth_schedule: DepthSchedule = "linear"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l2 d"]:
@@ -191,7 +193,8 @@ class Encoder(nn.Module):
 
         layer = recompute(layer, self.remat, scan=self.scan)
         rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(self.depth))
-        drop_rates = jnp.linspace(0.0, self.block["stochastic_depth"], self.depth)
+        rate = self.block["stochastic_depth"]
+        drop_rates = jnp.linspace(0.0 if self.stochastic_depth_schedule == "linear" else rate, rate, self.depth)
         if self.scan:
             axes: dict[Any, int] = {"params": 0, "intermediates": 0, "perturbations": 0}
             stack = nn.scan(layer, variable_axes=axes, split_rngs={"params": True}, length=self.depth)
@@ -254,7 +257,8 @@ class ViT(nn.Module):
     projection_dropout: float = 0.0  # after each attention's output projection
     attention_dropout: float = 0.0  # on attention probabilities
     embedding_dropout: float = 0.0  # on patch embeddings plus positions
-    stochastic_depth: float = 0.0  # of the last block; grows linearly from 0 at the first
+    stochastic_depth: float = 0.0  # of the last block
+    stochastic_depth_schedule: DepthSchedule = "linear"  # from 0 at the first block; or uniform: in all the same
     pre_logits: int = 0  # width of a tanh layer before the head; 0: none
     head_widths: tuple[int, ...] = ()  # hidden layers of the head
     head_dropout: float = 0.0  # before each layer of the head
@@ -341,6 +345,7 @@ class ViT(nn.Module):
             block,
             not self.norm_after_pooling,
             1 + self.distillation_token if self.pooling == "token" else 0,
+            self.stochastic_depth_schedule,
             name="Transformer",
         )
 

@@ -28,7 +28,7 @@ FREE = frozenset(
     (
         *("name", "num_classes", "dtype", "scan", "remat", "attention", "norm_momentum"),
         *("dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "head_dropout"),
-        *("gaussian_dropout", "stochastic_depth"),
+        *("gaussian_dropout", "stochastic_depth", "stochastic_depth_schedule"),
         *("zero_head", "head_bias", "zero_init_last_norm"),  # only initial values
         *("class_token", "distillation_token", "pre_logits", "head_widths"),  # rules below
     )

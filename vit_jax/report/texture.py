@@ -21,7 +21,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from rich.console import Console
 
-from vit_jax import augment, command, log, metrics, run
+from vit_jax import augment, command, config, log, metrics, run
 from vit_jax.command import UserError
 from vit_jax.data import open_data
 from vit_jax.run import Trained
@@ -31,21 +31,24 @@ SHOWN = 8  # images on the sheet
 
 def conflicting(labels: Int[np.ndarray, " n"], seed: int) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
     """Pairs of images of two classes: the one that gives its shape, and the one that gives its texture."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    different = np.flatnonzero(labels != labels[order])
-    if not len(different):
+    if len(np.unique(labels)) < 2:
         raise UserError("all images are of one class; a conflict needs two")
-    return different, order[different]
+    rng = np.random.default_rng(seed)
+    while True:  # of two images every other order pairs each with itself
+        order = rng.permutation(len(labels))
+        different = np.flatnonzero(labels != labels[order])
+        if len(different):
+            return different, order[different]
 
 
 def compare(models: dict[str, Trained], images: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
-    """What each model makes of unchanged and of conflicting images of the first one's test split; and a sheet."""
+    """What each model makes of unchanged and of conflicting images of the first one's `evaluate.split`; and a sheet."""
     first = next(iter(models.values()))
     data = open_data(first.config.data, first.view.size)
     for name, trained in models.items():
         if trained.class_names != data.class_names:
             raise UserError(f"{name} learned other classes than {next(iter(models))}; compare models of one data set")
-    split = data.split("test")
+    split = data.split(first.config.evaluate.split)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[: images or len(split)])
     pictures, labels = split.read(chosen)
     shape, texture = conflicting(labels, seed)
@@ -53,7 +56,7 @@ def compare(models: dict[str, Trained], images: int, seed: int) -> tuple[dict[st
     mixed = np.asarray(augment.cue_conflict(jax.random.key(seed), *pair))
     kinds = {"unchanged": (pictures, labels), "conflict": (mixed, labels[shape])}
     predicted = {
-        name: {kind: trained.predict(shown).probabilities.argmax(axis=1) for kind, (shown, _) in kinds.items()}
+        name: {kind: metrics.predict(trained.predict(shown).probabilities) for kind, (shown, _) in kinds.items()}
         for name, trained in models.items()
     }
     correct = {name: {kind: found[kind] == kinds[kind][1] for kind in kinds} for name, found in predicted.items()}
@@ -71,8 +74,8 @@ def compare(models: dict[str, Trained], images: int, seed: int) -> tuple[dict[st
         | {kind: _defined(metrics.error_consistency(correct[a][kind], correct[b][kind])) for kind in kinds}
         for a, b in itertools.combinations(models, 2)
     ]
-    found = {"images": len(labels), "conflicts": len(shape), "models": rows, "error_consistency": consistency}
-    return found, _sheet(pictures, mixed, shape, texture)
+    report = {"images": len(labels), "conflicts": len(shape), "models": rows, "error_consistency": consistency}
+    return report, _sheet(pictures, mixed, shape, texture)
 
 
 def _defined(value: float) -> float | None:
@@ -118,12 +121,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs on one data set")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of texture.json and texture.png")
-    parser.add_argument("--images", type=int, default=0, help="of the test split, chosen at random (default: all)")
+    parser.add_argument("--images", type=int, default=0, help="of the split, chosen at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the pairs (default: 0)")
     parser.add_data_dir()
     flags, overrides = parser.parse(argv)
     if flags.images < 0:
         raise UserError(f"--images {flags.images} is negative; 0 means all")
+    if flags.seed < 0:
+        raise UserError(f"--seed {flags.seed} is negative")
+    config.check_textured(overrides)
     names = [Path(address).name for address in flags.runs]
     if len(set(names)) < len(names):
         names = flags.runs

@@ -47,6 +47,11 @@ def check_data(given: Config, data: Data) -> None:
             f"model {given.model['name']!r} has a head that learns from a teacher, and this run has none; "
             "set distill.teacher, or choose its twin without that head, e.g. vit/S16 for deit/S16"
         )
+    if given.model.get("distillation_token") and not 0 < given.distill.weight < 1:
+        raise UserError(
+            f"distill.weight={given.distill.weight:g} would leave one of the two heads of model "
+            f"{given.model['name']!r} untrained, and evaluation averages both; choose a weight between 0 and 1"
+        )
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
     if not given.train.seconds:
         optim.check_warmup(given.optim, num_steps(given, per_epoch), per_epoch)
@@ -209,6 +214,7 @@ def _train_step(
         total_steps=total_steps,
         trained=partial(optim.trained, prepared.optim),
         accumulate=prepared.train.accumulate,
+        independent=prepared.data.repeats == 1,
         sam_rho=prepared.optim.sam_rho,
         ema_decay=prepared.optim.ema_decay,
         ema_warmup=prepared.optim.ema_warmup,

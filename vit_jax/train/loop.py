@@ -206,7 +206,7 @@ class Trainer:
         scalars |= {f"train/{k}": steps[-1][k] for k in ("lr", "param_norm", "skipped_updates")}
         if "grad_signal" in steps[0]:
             signal, variance = (float(np.mean([step[k] for step in steps])) for k in ("grad_signal", "grad_variance"))
-            scalars["train/gradient_noise_scale"] = variance / signal if signal > 0 else np.inf
+            scalars["train/gradient_noise_scale"] = np.inf if signal <= 0 else variance / signal  # NaN stays
         scalars["train/images_per_second"] = len(steps) * self.run.config.train.batch_size / seconds
         scalars["train/input_wait_fraction"] = min(1.0, self.waited / seconds)
         self.waited = 0.0
@@ -246,7 +246,7 @@ class Trainer:
         """Exact metrics on the validation split."""
         assert self.validation is not None
         found = self.predict(evaluation_variables(state), self.validation)
-        scalars = {f"val/{k}": v for k, v in evaluate.summarize(found).items()}
+        scalars = {f"val/{k}": v for k, v in self.summary(found).items()}
         self.book.validation = scalars
         self.writer.write(at, scalars)
         self.progress.evaluation(at, scalars)
@@ -258,10 +258,13 @@ class Trainer:
         wanted = settings.evaluate.batch_size or settings.train.batch_size
         return evaluate.predict(self.run.eval_step, variables, feed, -(-wanted // shards) * shards)
 
+    def summary(self, found: evaluate.Predictions) -> dict[str, float]:
+        return evaluate.summarize(found, self.run.config.train.loss)
+
     def evaluate_before(self, state: PyTree) -> None:
         """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
         found = self.predict(evaluation_variables(state), self.data.feed(self.data.split("test"), self.run.mesh))
-        self.book.before = {f"before/{k}": v for k, v in evaluate.summarize(found).items()}
+        self.book.before = {f"before/{k}": v for k, v in self.summary(found).items()}
         if self.active:
             accuracy, f1 = (self.book.before[f"before/{k}"] for k in ("accuracy", "f1_macro"))
             self.console.print(f"Before training: test accuracy {accuracy:.2%}, macro F1 {f1:.2%}")
@@ -328,7 +331,7 @@ class Trainer:
         book, steps = self.book, self.length.steps
         images = steps * self.run.config.train.batch_size
         result = {
-            **{f"test/{k}": v for k, v in evaluate.summarize(found).items()},
+            **{f"test/{k}": v for k, v in self.summary(found).items()},
             **book.validation,
             **{f"best_{k}": v for k, v in book.best.items()},
             **book.before,
