@@ -10,6 +10,7 @@ A run is added only with the very command that it came from: its configuration i
 import json
 import re
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ PAGE = Path(__file__).parent / "accuracy.md"
 FOLDER = machine.RESULTS / "accuracy"
 HEADER = ("model", "published", "here", "training", "device", "time", "command: `python -m vit_jax.main --config ...`")
 KEPT = ("steps", "seconds", "images_per_second", "energy_kwh", "device", "parameters", "flops_per_image", "warnings")
+LONGEST = 100  # characters of a file's name; what is behind them becomes a checksum
 INTRODUCTION = """# Accuracy
 
 Test accuracy (top-1, percent) of the models of five published reports and of their papers, and what they reach here.
@@ -141,7 +143,10 @@ def add(workdir: Path, spec: str, overrides: list[str]) -> Path:
     kept = {key: found[key] for key in KEPT}
     FOLDER.mkdir(parents=True, exist_ok=True)
     name = "-".join([Path(spec.partition(":")[0]).stem, spec.partition(":")[2], *overrides])
-    path = FOLDER / f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', name)}-{device(found['device'])}.json"
+    name = re.sub(r"[^A-Za-z0-9._=-]+", "_", name)
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{zlib.crc32(name.encode()):08x}"
+    path = FOLDER / f"{name}-{device(found['device'])}.json"
     path.write_text(json.dumps({**about, **kept, **metrics, "config": config.to_dict(given)}, indent=1) + "\n")
     return path
 

@@ -74,6 +74,14 @@ def test_a_run_joins_the_page_with_its_command(kept, finished):
     assert str(finished) not in path.read_text()
 
 
+def test_a_long_command_has_a_file_name_that_systems_take(kept, finished, monkeypatch):
+    monkeypatch.setattr(accuracy, "LONGEST", 10)
+    for more in ([], ["--config.seed=0"]):
+        assert accuracy.main([str(finished), SPEC, "--config.train.steps=3", *more]) == 0
+    names = sorted(path.name for path in (kept / "kept").iterdir())
+    assert len(names) == 2 and all(len(name) == 10 + len("-01234567-cpu.json") for name in names)
+
+
 def test_a_run_of_another_command_is_refused(kept, finished):
     with pytest.raises(UserError, match=r"was not trained by this command: train\.steps \(3 there, 23 here\)"):
         accuracy.main([str(finished), SPEC])
