@@ -161,8 +161,9 @@ def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
         ([SPEC, "--evaluate", "data.limit=20,40"], "data.limit changes nothing"),
         ([SPEC, "--seeds", "0"], "not positive"),
         ([SPEC, "--sweep", "distill.weight=0.5,0.9"], r"distill.weight=0\.9 changes nothing without distill.teacher"),
-        ([SPEC, *BLURRED], r"changes nothing in training, .*compare --evaluate perturb\."),
-        ([SPEC, *BLURRED, "--config.optim.nesterov=true", "--evaluate", "mesh.data=4"], "without optim.name=sgd"),
+        ([SPEC, "--sweep", "perturb.seed=1,2"], r"changes nothing in training, .*compare --evaluate perturb\."),
+        ([SPEC, *BLURRED, "--config.optim.nesterov=true"], "without optim.name=sgd"),
+        ([SPEC, *BLURRED, "--evaluate", "perturb.severity=1,5"], "perturb.severity is given twice"),
         (["configs/digitz.py"], "did you mean"),
     ],
 )
@@ -190,6 +191,20 @@ def test_names_that_folders_cannot_have_stay_apart(tmp_path):
         assert len(set(folders)) == 2 and {folder.parent for folder in folders} == {tmp_path}
     [plain] = compare.plan([SPEC], ["optim.lr=0.5"], 1, [], tmp_path)
     assert plain.runs[0][1] == tmp_path / "tiny-cnn_lr=0.5-seed0"
+
+
+def test_a_flag_that_perturbs_is_for_the_evaluation(compared, tmp_path):
+    words = [SPEC, "--config.train.steps=12", "--config.model.dense_widths=(5,)", "--out", str(tmp_path)]
+    assert compare.main([*words, "--evaluate", "perturb.kind=blur", "--config.perturb.severity=3"]) == 0
+    [row] = json.loads((tmp_path / "comparison.json").read_text())
+    assert row["run"] == "tiny-cnn kind=blur severity=3"
+    [workdir] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert row["test/accuracy"] != [tiny.result(workdir)["test/accuracy"]]
+    (workdir / "images.json").write_text('{"train": 1, "validation": 20, "test": 40}')
+    with pytest.raises(
+        UserError, match=r"images of .* have changed since the run .* began: 1 images to train, now 180"
+    ):
+        compare.main([*words, "--seeds", "2"])
 
 
 def test_a_file_is_no_folder(tmp_path, monkeypatch):

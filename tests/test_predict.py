@@ -124,7 +124,7 @@ def test_published_weights(photos, tmp_path, capfd):
         predict.main([*weights, str(photos)])
 
 
-@pytest.mark.parametrize(("name", "lines"), [("x.csv", 12), ("x.jsonl", 11), ("x.JSON", 11)])
+@pytest.mark.parametrize(("name", "lines"), [("x.csv", 12), ("x.jsonl", 11), ("x.JSONL", 11)])
 def test_results_go_into_a_file(workdir, photos, tmp_path, capfd, name, lines):
     assert predict.main(["--workdir", str(workdir), str(photos), "--out", str(tmp_path / name)]) == 0
     written = (tmp_path / name).read_text(encoding="utf-8").splitlines()
@@ -151,7 +151,7 @@ def test_broken_files_are_told_and_the_others_go_on(workdir, broken, capfd):
 def test_only_broken_files(workdir, broken, capfd):
     assert predict.main(["--workdir", str(workdir), str(broken / "b.png"), str(broken / "c.jpg")]) == 1
     printed = capfd.readouterr()
-    assert printed.out == "" and "2 of 2 files could not be read" in printed.err
+    assert printed.out == "" and "2 of 2 files could not be read" in printed.err and "images; " not in printed.err
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,8 @@ def test_only_broken_files(workdir, broken, capfd):
         (["EMPTY", "--workdir=RUN"], "no image"),
         (["PHOTOS", "--workdir=RUN", "--top=0"], "--top 0 is not positive"),
         (["PHOTOS", "--workdir=RUN", "--batch_size=0"], "--batch_size 0 is not positive"),
-        (["PHOTOS", "--workdir=RUN", "--out=x.txt"], "--out x.txt does not end in .json, .jsonl, .csv"),
+        (["PHOTOS", "--workdir=RUN", "--out=x.txt"], "--out x.txt does not end in .jsonl, .csv"),
+        (["PHOTOS", "--workdir=RUN", "--out=RUN/config.json"], "config.json does not end in .jsonl, .csv; rename it"),
         (["PHOTOS", "--workdir=RUN", "--out=no/such/x.csv"], "cannot write --out no/such/x.csv: No such file"),
         (["PHOTOS", "--workdir=RUN", "--json", "--csv"], "--csv: not allowed with argument --json"),
         (["PHOTOS", "--workdir=RUN", "--config.data.thread=3"], "did you mean data.threads"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import tiny
 from vit_jax import checkpoint, config, log, memory, metrics, run, train
@@ -191,6 +192,39 @@ def test_a_file_for_a_workdir(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--workdir .*file is a file; give a folder"):
         tiny.start(tmp_path / "file", "cnn")
+
+
+def test_workdirs_that_would_lose_checkpoints_or_images(tmp_path):
+    with pytest.raises(UserError, match=r"lr\[1\]: checkpoints cannot be kept under a name with \[, \], \* or \?"):
+        tiny.start(tmp_path / "lr[1]", "cnn")
+    for place in (".", "run"):
+        with pytest.raises(UserError, match=r"lies in .*, whose folders are classes of images; give one elsewhere"):
+            tiny.start(tmp_path / place, "cnn", f"data.name={tmp_path}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
+    """A folder that has grown is divided anew."""
+    photos, workdir = tmp_path / "photos", tmp_path / "run"
+
+    def add(*numbers: int) -> None:
+        for number in numbers:
+            folder = photos / "abc"[number % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((5, 7, 3), number, np.uint8)).save(folder / f"{number}.png")
+
+    add(*range(90))
+    flags = (f"data.name={photos}", "train.batch_size=8")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(11, signal.SIGTERM, patch)
+        assert tiny.start(workdir, "cnn", *flags)[0] == 143
+    add(*range(90, 120))
+    expected = "65 images to train, now 86, 7 images to validation, now 10, 18 images to test, now 24; images that were"
+    with pytest.raises(UserError, match=expected):
+        tiny.start(workdir, "cnn", *flags)
+    for number in range(90, 120):
+        (photos / "abc"[number % 3] / f"{number}.png").unlink()
+    assert tiny.start(workdir, "cnn", *flags)[0] == 0
 
 
 def test_the_workdir_holds_what_the_contract_says(finished):

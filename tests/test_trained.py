@@ -63,6 +63,8 @@ def test_the_best_classes_come_first(cnn):
     found = Predictions(np.array([[0.1, 0.7, 0.2], [0.4, 0.2, 0.4]], np.float32), ("å", "b", "c"))
     assert found.labels == ["b", "å"]
     assert [[name for name, _ in best] for best in found.top(2)] == [["b", "c"], ["å", "c"]]
+    with pytest.raises(UserError, match=r"top\(-1\) asks for no class"):
+        found.top(-1)
     assert found.top(9)[0] == [
         ("b", float(np.float32(0.7))),
         ("c", float(np.float32(0.2))),

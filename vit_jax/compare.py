@@ -25,13 +25,14 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
 from vit_jax import augment, checkpoint, command, config, distributed, evaluate, log, models, run, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, short
 from vit_jax.data import Data, Settings, open_data
-from vit_jax.train import RESULT, check_workdir, open_images, published_weights, train
+from vit_jax.train import RESULT, check_images, check_workdir, open_images, published_weights, train
 
 CLEAN = "perturb.kind=none"
 NAME = "comparison"
@@ -133,16 +134,20 @@ def check(variants: Sequence[Variant], console: Console, sweeps: Sequence[str] =
             for given, workdir in todo:
                 check_workdir(given, workdir)
             if todo:
-                _check_run(*todo[0], planned, console, sweeps)  # the others differ in the seed
+                data = _check_run(*todo[0], planned, console, sweeps)  # the others differ in the seed
+                for _, workdir in variant.runs if data else ():
+                    check_images(workdir, data)
         except UserError as mistake:
             raise UserError(f"{variant.name}: {str(mistake).replace('--workdir', '--out')}") from mistake
         planned |= {workdir.resolve() for _, workdir in todo}
 
 
-def _check_run(given: Config, workdir: Path, planned: set[Path], console: Console, sweeps: Sequence[str]) -> None:
+def _check_run(
+    given: Config, workdir: Path, planned: set[Path], console: Console, sweeps: Sequence[str]
+) -> Data | None:
     """What training does before its first step, but for the images' statistics; `planned` runs have no result yet."""
     if Path(given.init.weights).resolve() in planned:
-        return  # they may decide the size of the images
+        return None  # they may decide the size of the images
     weights = published_weights(given, workdir)
     settings, data = open_images(given, workdir, weights, console)
     run.check_data(settings, data)
@@ -165,6 +170,7 @@ def _check_run(given: Config, workdir: Path, planned: set[Path], console: Consol
             _check_images(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:
             _check_parameters(name, changed.model, prepared, data)
+    return data
 
 
 def _check_images(name: str, changed: Settings, split: str, data: Data) -> None:
@@ -195,11 +201,11 @@ def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[
     for number, (name, given, workdir) in enumerate(todo, 1):
         if is_finished(given, workdir):
             continue
-        console.rule(f"{number} of {len(todo)}: {name}, seed {given.seed}")
+        console.rule(Text(f"{number} of {len(todo)}: {name}, seed {given.seed}"))
         try:
             code = train(given, workdir, console)
         except UserError as mistake:
-            console.print(f"error: {mistake}", style="red", soft_wrap=True)
+            console.print(f"error: {mistake}", style="red", soft_wrap=True, markup=False)
             failed[workdir] = str(mistake)
             continue
         if code != command.DONE:
@@ -299,6 +305,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--seeds {flags.seeds} is not positive")
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
+    flags.evaluate += [word for word in overrides if word.startswith("perturb.")]  # training does not read them
+    overrides = [word for word in overrides if not word.startswith("perturb.")]
     if flags.out.exists() and not flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a file; give a folder")
     _check_once([*flags.sweep, *overrides])
@@ -307,8 +315,7 @@ def main(argv: Sequence[str]) -> int:
     for spec, chosen in itertools.product(flags.specs, evaluations(flags.evaluate).values()):
         config.check_evaluated(config.load(spec, [*overrides, *chosen]), chosen)
     runs = [given for variant in variants for given, _ in variant.runs]
-    trained = [word for word in overrides if not (flags.evaluate and word.startswith("perturb."))]  # evaluation's
-    config.check_effect(runs, [*trained, *flags.sweep])
+    config.check_effect(runs, [*overrides, *flags.sweep])
     for given in runs:
         run.prefer_determinism(given)
     run.use_every_core(runs)
@@ -326,9 +333,9 @@ def main(argv: Sequence[str]) -> int:
     table = rows(variants, flags.evaluate, overrides)
     if table:
         write(table, flags.out, console)
-        console.print(f"also in {flags.out / NAME}.md, .csv and .json", soft_wrap=True)
+        console.print(f"also in {flags.out / NAME}.md, .csv and .json", soft_wrap=True, markup=False)
     for workdir, mistake in failed.items():
-        console.print(f"failed: {workdir}: {mistake}", style="red", soft_wrap=True)
+        console.print(f"failed: {workdir}: {mistake}", style="red", soft_wrap=True, markup=False)
     return command.FAULT if failed else command.DONE
 
 

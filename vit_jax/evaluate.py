@@ -8,6 +8,8 @@ is dropped, and the metrics are computed once from all logits.
 
 import dataclasses
 import json
+import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from vit_jax.trees import PyTree
 # Batches that are computed ahead. XLA's CPU client starts 32 on each device, and holds a thread for the next: with two
 # devices and two threads, one device then waited for the other for ever.
 IN_FLIGHT = 4
+# What changes where and how fast an evaluation computes, not what; the split's name stands by itself.
+SAME = r"mesh\.|train\.|evaluate\.(split|batch_size)|data\.(data_dir|cache|threads)|model\.(scan|attention)"
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,14 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
                 f"{_few(trained.class_names)}; evaluate it on images of its own classes"
             )
         augment.check_perturbed(given.perturb, trained.view.channels)
+        changed = not any(text.startswith("data.") for text in overrides) and run.changed_images(workdir, data)
+        if changed:
+            logging.getLogger(__name__).warning(
+                "the images of %r have changed since the run in %s began (%s): some that are evaluated may have trained",
+                data.dataset.name,
+                workdir,
+                changed,
+            )
         feed = data.feed(data.split(given.evaluate.split), mesh)
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
@@ -96,6 +108,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     return {
         "step": trained.step,
         "images": len(predictions.label),
+        "with": [text for text in overrides if not re.match(SAME, text)],
         **found,
         **confusion(predictions, trained.class_names),
     }
@@ -120,15 +133,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _publish(report: dict[str, Any], workdir: Path, split: str) -> None:
-    """Writes the report into the run's folder, and prints what it holds."""
-    path = workdir / f"evaluation-{_file_name(split)}.json"
+    """Writes the report into the run's folder, in a file of its own for each evaluation, and prints what it holds."""
+    path = workdir / f"evaluation-{'-'.join(_file_name(text) for text in (split, *report['with']))}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     console = Console(highlight=False)
     found = {key: value for key, value in report.items() if key.startswith(f"{split}/")}
     log.result_table(console, {**found, "images": report["images"], "workdir": str(workdir)})
     log.class_table(console, report["per_class_accuracy"])
+    changed = f", with {' '.join(report['with'])}" if report["with"] else ""
     console.print(
-        f"step {report['step']}, {report['images']:,} images; all of it, with the confusion matrix, in {path}"
+        f"step {report['step']}, {report['images']:,} images{changed}; all of it, with the confusion matrix, in {path}",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -136,8 +152,8 @@ def _few(class_names: Sequence[str]) -> str:
     return f"{len(class_names)} classes ({', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''})"
 
 
-def _file_name(split: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in split)
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in ".=" else "_" for c in text)
 
 
 if __name__ == "__main__":

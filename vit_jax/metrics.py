@@ -33,7 +33,7 @@ def summarize(
     class_names: Sequence[str] = (),
     loss: Loss = "softmax",
 ) -> dict[str, float]:
-    """`loss` (cross-entropy), `accuracy`, `top5` (top-k if there are fewer classes), `f1_macro` and `ece`.
+    """`loss` (cross-entropy), `accuracy`, `top5` (where there are more classes), `f1_macro` and `ece`.
 
     What a class's probability is, and hence loss and confidence, the model's `loss` says: `softmax`; `sigmoid` and
     `multi_hot` take each class by itself, and their loss is the classes' sum or mean (see `losses`).
@@ -47,7 +47,7 @@ def summarize(
     metrics = {
         "loss": math.fsum(examples.loss) / len(labels),
         "accuracy": float(np.mean(examples.rank == 0)),
-        "top5": float(np.mean(examples.rank < min(5, k))),
+        **({"top5": float(np.mean(examples.rank < 5))} if k > 5 else {}),
         "f1_macro": f1_macro(examples.prediction, labels, k),
         "ece": expected_calibration_error(examples.confidence, examples.rank == 0),
     }

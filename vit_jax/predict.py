@@ -28,7 +28,7 @@ from vit_jax.data.files import find_images
 from vit_jax.run import Trained
 
 Result = tuple[str, list[tuple[str, float]]]  # file, and its best classes with their probabilities, best first
-SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv"}  # of --out
+SUFFIXES = {".jsonl": "json", ".csv": "csv"}  # of --out
 WIDE = 10_000  # columns of a table that no terminal limits
 
 
@@ -91,7 +91,8 @@ def predict(
             show(done + len(broken), len(files))
     end = time.monotonic()
     pace = f", then {(done - first) / (end - ready):,.0f} images/s" if done > first else ""
-    print(f"{done:,} images; the first {first:,} took {log.human_seconds(ready - start)}{pace}", file=sys.stderr)
+    if done:
+        print(f"{done:,} images; the first {first:,} took {log.human_seconds(ready - start)}{pace}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -135,7 +136,7 @@ def _parser() -> command.Parser:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="JSON lines: one object for each image")
     form.add_argument("--csv", action="store_true", help="a header, and a row for each image")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="instead of stdout: a file .json, .jsonl or .csv")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="instead of stdout: a file .jsonl or .csv")
     return parser
 
 

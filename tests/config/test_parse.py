@@ -76,9 +76,12 @@ def test_an_override_that_is_wrong(override, expected):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("c.train.epoch = 3", r"given\.py:6: .*[Dd]id you mean .*epochs"),
+        ("c.train.epoch = 3", r"given\.py:6: config has no field 'epoch'; did you mean 'epochs'\?$"),
+        ("c.model.depht = 3", r"given\.py:6: config has no field 'depht'; did you mean 'depth'\?$"),
+        ("c.train.xyz = 3", r"given\.py:6: config has no field 'xyz'; known beside it: batch_size, epochs, .*tic$"),
         ("c.trian.epochs = 3", r"given\.py:6: .*[Dd]id you mean .*train"),
-        ("c.train.batch_size = 'many'", r"given\.py:6: "),
+        ("c.train.batch_size = 'many'", r"given\.py:6: batch_size = many, expected of type int$"),
+        ("c.data.image_size = 224", r"given\.py:6: image_size = 224, expected a tuple; write image_size = \(224,\)$"),
         ("c.data = 5", r"given\.py:6: TypeError: .*'data'"),
         ("c.data = {'nmae': 'digits'}", r"no field 'data\.nmae'; did you mean data\.name"),
         ("c.data = {'image_size': (5, '7')}", r"data\.image_size='7' is a str, expected an int"),
@@ -115,6 +118,12 @@ def test_a_relative_path_names_the_line_too(write, monkeypatch):
     monkeypatch.chdir(path.parent)
     with pytest.raises(UserError, match=r"^given\.py:6: ZeroDivisionError: "):
         config.load("given.py")
+
+
+def test_a_run_s_folder_has_a_configuration(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a run's folder; give .*/config\.json$"):
+        config.load(str(tmp_path))
 
 
 def test_no_such_file(write, tmp_path):

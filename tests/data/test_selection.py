@@ -216,3 +216,9 @@ def test_a_damaged_record_is_not_passed_over_for_its_label(prepared, tmp_path):
     file.write_bytes(bytes(raw))
     with pytest.raises(UserError, match="cifar10 train: records 0 to 52 cannot all be read for their labels .*again"):
         read_labels(open_dataset("cifar10", damaged).source("train"))
+
+
+def test_names_are_found_in_either_unicode_spelling():
+    composed, parted = "S\u00fc\u00dfes", "Su\u0308\u00dfes"
+    dataset = Dataset("x", (composed, "b"), (5, 7, 3), {"train": 33}, lambda split: Images(33))
+    assert choose_classes(dataset, ("b", parted)).class_names == ("b", composed)

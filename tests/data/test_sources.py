@@ -189,7 +189,7 @@ def flat_folder(root: Path) -> Path:
     )
 
 
-def test_a_folder_without_splits_is_divided_by_name_alone(tmp_path):
+def test_a_folder_without_splits_is_divided_by_name_alone(tmp_path, caplog):
     data = [open_dataset(str(flat_folder(tmp_path / place)), NOWHERE) for place in ("one", "two")]
     for split in ("train", "test"):
         one, two = (
@@ -201,6 +201,7 @@ def test_a_folder_without_splits_is_divided_by_name_alone(tmp_path):
     assert not set(names(train)) & set(names(test))
     assert collections.Counter(labels(test)) == {0: 7, 1: 3, 2: 1}  # a fifth, at least one, none of a single image
     assert collections.Counter(labels(train)) == {0: 30, 1: 10, 2: 1, 3: 1}
+    assert caplog.messages == 2 * ["class 'd' has a single image: none of it is in the test split"]
     lowest = sorted((f"a/{i}.png" for i in range(37)), key=lambda name: hashlib.sha1(name.encode()).digest())[:7]
     assert [os.path.relpath(name, tmp_path / "one") for name in names(test) if "/a/" in name] == lowest
 

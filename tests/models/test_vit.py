@@ -294,7 +294,7 @@ def test_stochastic_depth_drops_images_independently_in_each_layer(schedule):
         ({"patch_size": (7, 4)}, "patch_size=4 does not divide the image width 15; try 3 or 5, or set augment.resize"),
         ({"patch_size": (1, 1, 1)}, "is not one or two positive numbers"),
         ({"patch_size": (0,)}, "is not one or two positive numbers"),
-        ({"heads": 3}, "heads=3 does not divide model.width=8; choose a divisor or set head_width"),
+        ({"heads": 3}, "heads=3 does not divide model.width=8; choose a divisor, or set model.head_width"),
         ({"heads": 3, "head_width": 5, "pooling": "map"}, "'map' needs heads=3 to divide width=8"),
         ({"class_token": False}, "pooling='token' needs model.class_token=True; or choose pooling='gap'"),
         ({"width": 7, "heads": 1, "positions": "learned_2d"}, "'learned_2d' needs a width divisible by 2, not 7"),

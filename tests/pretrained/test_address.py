@@ -145,7 +145,18 @@ def test_no_such_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(given).endswith(f"train that first; of the Hub, write hf://{given}")
     for given in ("runs/best.npz", "/nowhere", "a/b/c", "weights"):
         assert f"{given} does not exist; give a file (.npz, .safetensors), a folder, https" in refused(given)
+    assert refused("weights").endswith("or a name: " + ", ".join(augreg.PUBLISHED))
+    assert refused("vit_b61") == "vit_b61 does not exist; did you mean vit_b16?"
     assert "address of the weights is empty" in refused("")
+
+
+def test_a_name_is_the_address_that_it_stands_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fetched: list[str] = []
+    monkeypatch.setattr(address, "fetch", lambda given, place: fetched.append(given) or tmp_path)
+    assert locate("vit_b16") == tmp_path and fetched == [augreg.PUBLISHED["vit_b16"][1]]
+    (tmp_path / "vit_b16").mkdir()
+    assert locate("vit_b16") == Path("vit_b16")  # what is here goes first
 
 
 def test_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

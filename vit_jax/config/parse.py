@@ -47,6 +47,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     Raises `UserError` for a missing file, an unknown field, a wrong type or a value out of range.
     """
     path, _, arg = spec.partition(":")
+    if (Path(path) / "config.json").is_file():
+        raise UserError(f"config file {path!r} is a run's folder; give {os.path.join(path, 'config.json')}")
     if not Path(path).is_file():
         folder, name = os.path.split(path)
         near = difflib.get_close_matches(name, [known.name for known in Path(folder).glob("*.py")], 1)
@@ -129,10 +131,27 @@ def run_file(path: Path, arg: str) -> Tree:
         if isinstance(error, SyntaxError) and error.filename == file:
             lines.append(error.lineno)
         place = f"{path}:{lines[-1]}" if lines else str(path)
-        raise UserError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{place}: {_mistake(error)}") from error
     if not isinstance(tree, Mapping | ConfigDict):
         raise UserError(f"get_config returned {type(tree).__name__}, not a ConfigDict; start from config.default()")
     return tree
+
+
+def _mistake(error: Exception) -> str:
+    """What is wrong in a config file; of a field that is unknown or of another type what to write instead."""
+    text = " ".join(str(error).split())
+    if unknown := re.match(r"""\W*Key "(\w+)" does not exist .* Other fields present: (.*)""", text):
+        name, fields = unknown[1], re.findall(r"'(\w+)\\?': ", unknown[2])
+        close = difflib.get_close_matches(name, fields, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known beside it: {', '.join(fields)}"
+        return f"config has no field {name!r}; {hint}"
+    if other := re.match(
+        r"Could not override field '(\w+)' .*?\. (.*) is of original type .*to type <class '(\w+)'>", text
+    ):
+        name, value, wanted = other.groups()
+        example = f"a tuple; write {name} = ({value},)" if wanted == "tuple" else f"of type {wanted}"
+        return f"{name} = {value}, expected {example}"
+    return f"{type(error).__name__}: {text}"
 
 
 def _model_name(tree: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Part of a data set: some of its classes, or some of its training images."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ def choose_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     set does not have, or has given twice, and for a split without an image of these classes.
     """
     known = dataset.class_names
+    classes = [unicodedata.normalize("NFC", name) for name in classes]  # as folders' names are
     _check(classes, dataset)
     new_label = np.full(len(known), -1)
     new_label[[known.index(name) for name in classes]] = np.arange(len(classes))

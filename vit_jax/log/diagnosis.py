@@ -42,7 +42,7 @@ def diagnose(
         warnings.append(
             f"the training loss {_short(loss)} is still about {formula} = {_short(guessed)}, what guessing gives."
             " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"
-            " the images, or the images are not normalised."
+            " the images, the images are not normalised, or it has had too few steps yet."
         )
     if predicted_class_share > 0.9 and true_class_share < 0.8 * predicted_class_share:
         warnings.append(

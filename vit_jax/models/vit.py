@@ -276,7 +276,8 @@ class ViT(nn.Module):
         check_patches(self.patch_size, image_shape)
         if not self.head_width and self.width % self.heads:
             raise UserError(
-                f"model.heads={self.heads} does not divide model.width={self.width}; choose a divisor or set head_width"
+                f"model.heads={self.heads} does not divide model.width={self.width}; choose a divisor, or set "
+                "model.head_width"
             )
         if self.pooling == "map" and self.width % self.heads:
             raise UserError(f"model.pooling='map' needs heads={self.heads} to divide width={self.width}")

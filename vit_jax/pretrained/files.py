@@ -118,7 +118,9 @@ def _in_folder(folder: Path) -> Path:
     pickles = [name for name in names for pattern in PICKLES if fnmatch.fnmatch(name, pattern)]
     if pickles:
         raise UserError(f"{folder} holds no .safetensors or .npz: {pickles[0]} {PICKLED}")
-    raise UserError(f"{folder} holds no weights: expected a .safetensors or .npz file in it")
+    raise UserError(
+        f"{folder} holds no weights: expected a .safetensors or .npz file in it; of a run give its whole folder"
+    )
 
 
 def _instead(start: bytes) -> str:

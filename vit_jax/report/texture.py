@@ -101,6 +101,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
         for name, row in found["models"].items()
     ]
     log.fitted_table(console, header, models, important=("shape bias", "accuracy"))
+    console.print(f"\nof {found['images']:,} images, and {found['conflicts']:,} with a conflict", style="dim")
     if not found["error_consistency"]:
         return
     console.print()

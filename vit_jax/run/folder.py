@@ -14,7 +14,8 @@ from vit_jax.data import Data, View
 from vit_jax.log import writers
 
 CONFIG, LABELS, PREPROCESSING, CHECKPOINTS = "config.json", "labels.json", "preprocessing.json", "checkpoints"
-ATTENTION = "attention.json"
+ATTENTION, IMAGES = "attention.json", "images.json"
+PURPOSES = ("train", "validation", "test")
 
 
 def default_workdir(spec: str) -> Path:
@@ -46,11 +47,24 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
         "mean": prepared.augment.mean,
         "std": prepared.augment.std,
     }
+    (workdir / IMAGES).write_text(json.dumps({purpose: data.size(purpose) for purpose in PURPOSES}) + "\n")
     (workdir / LABELS).write_text(json.dumps(data.class_names, indent=1, ensure_ascii=False) + "\n")
     (workdir / PREPROCESSING).write_text(json.dumps(preprocessing, indent=1) + "\n")
     temporary = workdir / f"{CONFIG}.tmp"
     temporary.write_text(config.to_json(given))
     os.replace(temporary, workdir / CONFIG)  # last, and whole or not at all: with it the run exists
+
+
+def changed_images(workdir: Path, data: Data) -> str:
+    """How the numbers of images differ from those that the run in `workdir` began with; "" where they do not.
+
+    A folder of images that grows is divided anew: images that were tested would train, and the reverse.
+    """
+    if not has_begun(workdir) or not (workdir / IMAGES).is_file():
+        return ""
+    before = json.loads((workdir / IMAGES).read_text())
+    now = {purpose: data.size(purpose) for purpose in PURPOSES}
+    return ", ".join(f"{before[p]:,} images to {p}, now {now[p]:,}" for p in PURPOSES if before[p] != now[p])
 
 
 def with_kernel(workdir: Path, given: Config) -> Config:

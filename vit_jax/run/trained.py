@@ -58,6 +58,8 @@ class Predictions:
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """For each image the `k` most probable classes, all where there are fewer, with probabilities; best first."""
+        if k < 1:
+            raise UserError(f"top({k}) asks for no class; give a positive number")
         order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
         return [
             [(self.class_names[i], float(row[i])) for i in best]
@@ -297,11 +299,17 @@ def _read_variables(
     steps = checkpoint.saved_steps(directory)
     best = checkpoint.best_step(directory) if use == "best" else None
     part = "ema" if prepared.optim.ema_decay else ""
+    damaged = False
     for at in ([best] if best is not None else []) + steps[::-1]:
         try:
-            return at, checkpoint.restore_variables(directory, at, abstract, part, mesh)
+            variables = checkpoint.restore_variables(directory, at, abstract, part, mesh)
         except checkpoint.Damaged as damage:
             logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
+            damaged = True
+            continue
+        if damaged:
+            logging.getLogger(__name__).warning("the model is that of checkpoint %s", at)
+        return at, variables
     raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
 
 

@@ -32,11 +32,13 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
     distributed.check_shared(workdir)
     if finished:
         log.result_table(console, finished)
-        console.print(f"\nThis run is finished. To train again, give another --workdir than {workdir}.", soft_wrap=True)
+        done = f"\nThis run is finished. To train again, give another --workdir than {workdir}."
+        console.print(done, soft_wrap=True, markup=False)
         return command.DONE
     with distributed.same_mistakes():
         weights = published_weights(given, workdir)
         settings, data = open_images(given, workdir, weights, console)
+        check_images(workdir, data)
         run.check_data(settings, data)
         arrays = fit_weights(weights, settings, data, console)
 
@@ -81,7 +83,23 @@ def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
             return json.loads((workdir / RESULT).read_text())
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a folder")
+    place, images = workdir.resolve(), Path(given.data.name).expanduser()
+    if set("[]*?") & set(str(place)):
+        raise UserError(f"--workdir {workdir}: checkpoints cannot be kept under a name with [, ], * or ?; give another")
+    if images.is_dir() and place.is_relative_to(images.resolve()):
+        raise UserError(
+            f"--workdir {workdir} lies in {images}, whose folders are classes of images; give one elsewhere"
+        )
     return None
+
+
+def check_images(workdir: Path, data: Data) -> None:
+    """Raises `UserError` if the run in `workdir` began with other images."""
+    if changed := run.changed_images(workdir, data):
+        raise UserError(
+            f"the images of {data.dataset.name!r} have changed since the run in {workdir} began: {changed}; images "
+            "that were tested would train. Bring the former ones back, or give another --workdir"
+        )
 
 
 def published_weights(given: Config, workdir: Path) -> Weights | None:
@@ -114,7 +132,9 @@ def open_or_prepare(given: Config, console: Console, size: tuple[int, int]) -> D
         if given.data.name not in prepare.PREPARABLE:
             raise
     data_dir = command.data_dir(given.data.data_dir)
-    console.print(f"The data set {given.data.name} is not in {data_dir}: preparing it, once.", soft_wrap=True)
+    console.print(
+        f"The data set {given.data.name} is not in {data_dir}: preparing it, once.", soft_wrap=True, markup=False
+    )
     prepare.prepare(given.data.name, data_dir)
     return open_data(given.data, size)
 

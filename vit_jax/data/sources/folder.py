@@ -1,6 +1,7 @@
 """A folder of images as a data set: train/CLASS/*.jpg with test/ or val/, or CLASS/*.jpg split automatically."""
 
 import hashlib
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -120,6 +121,8 @@ def _divided(root: Path) -> dict[str, Files]:
     train, test = Files(), Files()
     for label, paths in files.items():
         count = max(1, (len(paths) + 2) // 5) if len(paths) > 1 else 0
+        if not count:
+            logging.getLogger(__name__).warning("class %r has a single image: none of it is in the test split", label)
         by_hash = sorted(paths, key=_hash)
         train[label], test[label] = by_hash[count:], by_hash[:count]
     return {"train": train, "test": test}
