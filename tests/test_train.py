@@ -194,6 +194,10 @@ def test_a_file_for_a_workdir(tmp_path):
         tiny.start(tmp_path / "file", "cnn")
 
 
+def test_a_limit_beyond_all_images_is_told(tmp_path):
+    assert "data.limit=181: all 180 training images are used" in tiny.start(tmp_path, "cnn", "data.limit=181")[1]
+
+
 def test_workdirs_that_would_lose_checkpoints_or_images(tmp_path):
     with pytest.raises(UserError, match=r"lr\[1\]: checkpoints cannot be kept under a name with \[, \], \* or \?"):
         tiny.start(tmp_path / "lr[1]", "cnn")

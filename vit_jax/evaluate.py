@@ -93,7 +93,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         changed = not any(text.startswith("data.") for text in overrides) and run.changed_images(workdir, data)
         if changed:
             logging.getLogger(__name__).warning(
-                "the images of %r have changed since the run in %s began (%s): some that are evaluated may have trained",
+                "the images of %r have changed since the run in %s began (%s): some of the split may have trained",
                 data.dataset.name,
                 workdir,
                 changed,

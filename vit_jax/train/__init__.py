@@ -39,6 +39,8 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
         weights = published_weights(given, workdir)
         settings, data = open_images(given, workdir, weights, console)
         check_images(workdir, data)
+        if given.data.limit > data.size("train"):
+            console.print(f"data.limit={given.data.limit}: all {data.size('train'):,} training images are used")
         run.check_data(settings, data)
         arrays = fit_weights(weights, settings, data, console)
 
