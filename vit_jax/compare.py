@@ -133,9 +133,9 @@ def check(variants: Sequence[Variant], console: Console, sweeps: Sequence[str] =
         try:
             for given, workdir in todo:
                 check_workdir(given, workdir)
-            if todo:
-                data = _check_run(*todo[0], planned, console, sweeps)  # the others differ in the seed
-                for _, workdir in variant.runs if data else ():
+            data = _check_run(*todo[0], planned, console, sweeps) if todo else None  # the others differ in the seed
+            if data is not None:
+                for _, workdir in variant.runs:
                     check_images(workdir, data)
         except UserError as mistake:
             raise UserError(f"{variant.name}: {str(mistake).replace('--workdir', '--out')}") from mistake
