@@ -7,8 +7,8 @@
 Every run is checked against its data, weights and teacher before the first one is trained. What is finished is not
 trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every configuration with each
 of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained models with each of the
-values, and trains nothing; `perturb.kind=none` has no severity, and comes once. D holds a folder for each run, and
-`comparison.md`, `.csv`, `.json`.
+values, and trains nothing, as does `--config.perturb.*`; `perturb.kind=none` has no severity, and comes once. D holds
+a folder for each run, and `comparison.md`, `.csv`, `.json`.
 """
 
 import csv

@@ -164,12 +164,13 @@ def test_synthetic_defaults_and_mistakes():
             open_dataset(name, NOWHERE)
 
 
-def test_a_folder_with_splits(tmp_path):
+def test_a_folder_with_splits(tmp_path, caplog):
     images(tmp_path, "train/b/1.png", "train/a/sub/2.PNG", "train/a/3.jpeg", "test/a/4.bmp", "test/b/5.png")
-    images(tmp_path, "val/a/6.png", "val/b/7.png", ".hidden/x.png", "train/.cache/x.png", "train/a/.x.png")
+    images(tmp_path, "val/a/6.png", "val/b/7.png", ".hidden/x.png", "train/.cache/x.png", "train/a/.x.png", "val/8.png")
     (tmp_path / "train/a/notes.txt").write_text("no image")
     (tmp_path / "extra").mkdir()
     data = open_dataset(str(tmp_path), NOWHERE)
+    assert caplog.messages == [f"{tmp_path}/val holds 1 images beside its classes: passed over"]
     assert (data.class_names, data.image_shape) == (("a", "b"), (5, 7, 3))
     assert dict(data.splits) == {"train": 3, "validation": 2, "test": 2}
     train = data.source("train")

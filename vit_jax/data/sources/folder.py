@@ -100,13 +100,15 @@ def _classes(root: Path, folder: Path) -> Files:
     if len(files) < len(folders):
         same = next(name for name in files if sum(_normal(path.name) == name for path in folders) > 1)
         raise UserError(f"{folder} holds two folders named {same!r}, in two Unicode spellings; join them")
+    loose = sum(1 for path in folder.iterdir() if is_image(path.name))
     if len(files) < 2:
         found = f"one class folder only, {folders[0].name}/," if files else "no class folder"
-        loose = sum(1 for path in folder.iterdir() if is_image(path.name))
         raise UserError(
             f"{folder} holds {found} and {loose:,} images beside it; expected a folder per class: "
             f"{folder}/CLASS/IMAGE.jpg, two classes or more"
         )
+    if loose:
+        logging.getLogger(__name__).warning("%s holds %d images beside its classes: passed over", folder, loose)
     if empty := [path for path in folders if not files[_normal(path.name)]]:
         raise UserError(
             f"{folder} holds class folders without an image: {_listed(empty)}; remove them, or add images "
