@@ -170,7 +170,7 @@ def test_a_folder_with_splits(tmp_path, caplog):
     (tmp_path / "train/a/notes.txt").write_text("no image")
     (tmp_path / "extra").mkdir()
     data = open_dataset(str(tmp_path), NOWHERE)
-    assert caplog.messages == [f"{tmp_path}/val holds 1 images beside its classes: passed over"]
+    assert caplog.messages == [f"{tmp_path}/val: images beside its classes, passed over: 1"]
     assert (data.class_names, data.image_shape) == (("a", "b"), (5, 7, 3))
     assert dict(data.splits) == {"train": 3, "validation": 2, "test": 2}
     train = data.source("train")

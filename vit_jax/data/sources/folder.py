@@ -108,7 +108,7 @@ def _classes(root: Path, folder: Path) -> Files:
             f"{folder}/CLASS/IMAGE.jpg, two classes or more"
         )
     if loose:
-        logging.getLogger(__name__).warning("%s holds %d images beside its classes: passed over", folder, loose)
+        logging.getLogger(__name__).warning("%s: images beside its classes, passed over: %d", folder, loose)
     if empty := [path for path in folders if not files[_normal(path.name)]]:
         raise UserError(
             f"{folder} holds class folders without an image: {_listed(empty)}; remove them, or add images "
