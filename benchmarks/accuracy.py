@@ -10,7 +10,6 @@ A run is added only with the very command that it came from: its configuration i
 import json
 import re
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,13 @@ from benchmarks import comparisons, machine
 from benchmarks.tables import markdown
 from vit_jax import command, config, log, run
 from vit_jax.command import UserError
+from vit_jax.config.sweep import file_name
 from vit_jax.train import RESULT
 
 PAGE = Path(__file__).parent / "accuracy.md"
 FOLDER = machine.RESULTS / "accuracy"
 HEADER = ("model", "published", "here", "training", "device", "time", "command: `python -m vit_jax.main --config ...`")
 KEPT = ("steps", "seconds", "images_per_second", "energy_kwh", "device", "parameters", "flops_per_image", "warnings")
-LONGEST = 100  # characters of a file's name; what is behind them becomes a checksum
 INTRODUCTION = """# Accuracy
 
 Test accuracy (top-1, percent) of the models of five published reports and of their papers, and what they reach here.
@@ -143,10 +142,7 @@ def add(workdir: Path, spec: str, overrides: list[str]) -> Path:
     kept = {key: found[key] for key in KEPT}
     FOLDER.mkdir(parents=True, exist_ok=True)
     name = "-".join([Path(spec.partition(":")[0]).stem, spec.partition(":")[2], *overrides])
-    name = re.sub(r"[^A-Za-z0-9._=-]+", "_", name)
-    if len(name) > LONGEST:
-        name = f"{name[:LONGEST]}-{zlib.crc32(name.encode()):08x}"
-    path = FOLDER / f"{name}-{device(found['device'])}.json"
+    path = FOLDER / f"{file_name(name)}-{device(found['device'])}.json"
     path.write_text(json.dumps({**about, **kept, **metrics, "config": config.to_dict(given)}, indent=1) + "\n")
     return path
 

@@ -55,7 +55,7 @@ def checks(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             "its published size" if row["assumed"] else "at hand",
             f"{1000 * row['step_seconds']:,.0f} ms",
             f"{1000 * row['measured']['step_seconds']:,.0f} ms",
-            log.human_bytes(row["memory"]["total"]),
+            log.human_bytes(row["memory"]["total"] * row["devices"]),  # what is measured is of all devices together
             log.human_bytes(row["measured"]["peak_bytes"]),
             _date(row),
         ]

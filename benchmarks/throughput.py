@@ -27,6 +27,7 @@ from benchmarks.workloads import DEFAULT_MODELS, REPOSITORY, Case, check_model, 
 from vit_jax import command
 from vit_jax.command import UserError
 
+SAME_MODEL = ("model.attention", "model.scan", "model.remat")  # change how it computes, not what
 PEERS = {"torch": ("torch", "torch.compile"), "flax": ("flax",)}
 MODES, DTYPES, MEMORY = ("train", "inference"), ("float32", "bfloat16", "float16"), ("own", "kept", "freed")
 Times = dict[str, float]  # `seconds` by the clock, `cpu_seconds` of all cores together
@@ -250,6 +251,12 @@ def parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
             raise UserError(f"--{field.replace('_', '-')} {getattr(flags, field)} is not positive")
     if flags.steps < 0 or flags.turn <= 0:
         raise UserError(f"--steps {flags.steps} is negative, or --turn {flags.turn} not positive")
+    for field in (override.partition("=")[0] for override in overrides):
+        if field in ("train.batch_size", "model.dtype") or (flags.peer and field not in SAME_MODEL):
+            raise UserError(
+                f"--config.{field} would change ours alone, not what it is held beside; --models, --batch-sizes, "
+                "--dtypes and --image-size are for all"
+            )
     for peer in flags.peer:
         list_of(peer, "--peer", tuple(PEERS))
     list_of(flags.memory, "--memory", MEMORY)

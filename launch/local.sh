@@ -4,7 +4,8 @@
 #   launch/local.sh [--dry-run] N ARGUMENTS...      ARGUMENTS are those of `python -m vit_jax.main`, or of $MODULE
 #   launch/local.sh 4 --config configs/cifar100.py
 #
-# Only the first process prints. Ctrl-C and SIGTERM reach all: they save and stop; a second signal ends them at once.
+# Only the first process prints. Ctrl-C, SIGTERM and a lost terminal reach all: they save and stop; a second signal ends
+# them at once.
 # When a process fails, the rest are ended. The exit code is that of the first one that failed.
 # A training's command, with any N that divides the batch, goes on from the last checkpoint when given again.
 # Environment: PYTHON, the interpreter (default: python); MODULE, what it runs (default: vit_jax.main), such as
@@ -53,6 +54,7 @@ forward() {
 trap 'rm -r "$logs"' EXIT
 trap 'forward INT' INT
 trap 'forward TERM' TERM
+trap 'forward TERM' HUP # the terminal is gone
 
 set -m # each process in its own group: the terminal's Ctrl-C comes once, from here
 for ((i = 0; i < processes; i++)); do

@@ -1,6 +1,8 @@
 """Checkpoints: exact whatever the mesh and `scan`, the last and the best kept, no damage unnoticed."""
 
+import errno
 import gc
+import hashlib
 import logging
 import re
 import shutil
@@ -348,3 +350,30 @@ def test_variables_of_a_damaged_checkpoint(copied, cnn, collected):
     truncate(largest(copied / "2" / "state" / "d"))
     with pytest.raises(Damaged):
         restore_variables(copied, 2, abstract, "")
+
+
+def test_what_fails_beside_a_whole_checkpoint_is_told_and_takes_nothing_away(copied, cnn, monkeypatch):
+    """As memory that another process still holds: the checkpoint is what was written."""
+
+    def fail(*_, **__):
+        raise MemoryError("out of memory")
+
+    checkpoints = Checkpoints(copied)
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(MemoryError):
+        checkpoints.restore_newest(cnn.abstract_state, cnn.mesh)
+    assert checkpoint.saved_steps(copied) == [1, 2]
+
+
+def test_a_file_that_cannot_be_read_is_damage(copied, cnn, monkeypatch, caplog):
+    unreadable, digest = largest(copied / "2" / "state"), hashlib.file_digest
+
+    def read(file, kind):
+        if file.name == str(unreadable):
+            raise OSError(errno.EIO, "Input/output error", file.name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(checkpoint.hashlib, "file_digest", read)
+    state, _ = Checkpoints(copied).restore_newest(cnn.abstract_state, cnn.mesh)
+    assert_equal(state, fill(cnn, 1))
+    assert "cannot be read: Input/output error" in caplog.text

@@ -195,16 +195,16 @@ def test_names_that_folders_cannot_have_stay_apart(tmp_path):
 
 def test_a_flag_that_perturbs_is_for_the_evaluation(compared, tmp_path):
     words = [SPEC, "--config.train.steps=12", "--config.model.dense_widths=(5,)", "--out", str(tmp_path)]
-    assert compare.main([*words, "--evaluate", "perturb.kind=blur", "--config.perturb.severity=3"]) == 0
+    evaluated = ["--evaluate", "perturb.kind=blur", "--config.perturb.severity=3"]
+    assert compare.main([*words, *evaluated, "--sweep", "optim.lr=3e-2"]) == 0
     [row] = json.loads((tmp_path / "comparison.json").read_text())
-    assert row["run"] == "tiny-cnn kind=blur severity=3"
+    assert row["run"] == "tiny-cnn lr=3e-2 kind=blur severity=3"
     [workdir] = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert row["test/accuracy"] != [tiny.result(workdir)["test/accuracy"]]
     (workdir / "images.json").write_text('{"train": 1, "validation": 20, "test": 40}')
-    with pytest.raises(
-        UserError, match=r"images of .* have changed since the run .* began: 1 images to train, now 180"
-    ):
-        compare.main([*words, "--seeds", "2"])
+    for more in (["--seeds", "2", "--sweep", "optim.lr=3e-2"], ["--sweep", "optim.lr=3e-2,1e-2"]):
+        with pytest.raises(UserError, match=r"are not those that the run .* began with: 1 images to train, now 180"):
+            compare.main([*words, *more])
 
 
 def test_a_file_is_no_folder(tmp_path, monkeypatch):

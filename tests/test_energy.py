@@ -11,8 +11,9 @@ from vit_jax import energy
 def package(tmp_path, monkeypatch):
     """A machine with one CPU package, whose counter wraps around at 10 J."""
     folder = tmp_path / "intel-rapl:0"
-    for name in (folder, tmp_path / "intel-rapl:0:0"):  # the second is a part of the first
+    for name in (folder, tmp_path / "intel-rapl:0:0", tmp_path / "intel-rapl:1"):  # a part of the first; the platform
         name.mkdir()
+        (name / "name").write_text("psys\n" if name.name.endswith("rapl:1") else "package-0\n")
         (name / "energy_uj").write_text("9000000\n")
         (name / "max_energy_range_uj").write_text("10000000\n")
     monkeypatch.setattr(energy, "RAPL", tmp_path)

@@ -63,9 +63,9 @@ def test_the_command_prints_the_result_and_each_class(copied, capsys):
 
 def test_batch_and_devices_do_not_change_the_metrics(finished):
     trained = run.open(finished)
-    expected = evaluate.summarize(predict(trained, 40, 1), "softmax")
+    expected = evaluate.summarize(predict(trained, 40, 1))
     for batch_size, devices in ((7, 1), (64, 1), (64, 4), (4, 4)):
-        found = evaluate.summarize(predict(trained, batch_size, devices), "softmax")
+        found = evaluate.summarize(predict(trained, batch_size, devices))
         assert found["loss"] == pytest.approx(expected["loss"], abs=1e-6)
         assert all(found[k] == expected[k] for k in ("accuracy", "f1_macro"))
 
@@ -93,11 +93,11 @@ def test_every_image_is_predicted_once_in_order(finished):
 
 def test_few_batches_are_in_flight(monkeypatch):
     begun, finished = [], []
-    monkeypatch.setattr(jax, "block_until_ready", lambda part: finished.append(part["number"]))
+    monkeypatch.setattr(jax, "device_get", lambda part: finished.append(int(part[1][0, 0])) or part)
 
     class Numbers(Feed):
         def __init__(self):
-            self.frozen = {}
+            self.frozen, self.split = {}, range(40)
 
         def evaluation(self, batch_size):
             for number in range(40):
@@ -108,10 +108,24 @@ def test_few_batches_are_in_flight(monkeypatch):
     def eval_step(variables, number, frozen):
         begun.append(number)
         one = np.ones(1)
-        return {"logits": number * one[None], "label": one, "weight": one, "number": number}
+        return {"logits": number * one[None], "label": np.zeros(1, int), "weight": one}
 
     found = evaluate.predict(eval_step, {}, Numbers(), 1)
-    assert found.logits[:, 0].tolist() == begun == list(range(40))
+    assert found.logits[:, 0].tolist() == begun == finished == list(range(40)) == found.index.tolist()
+
+
+def test_where_logits_would_be_too_many_what_they_say_is_kept(finished, monkeypatch, tmp_path):
+    trained = run.open(finished)
+    whole = predict(trained, 7, 1)
+    monkeypatch.setattr(evaluate, "LOGITS_BYTES", 40 * 3 * 4 - 1)
+    monkeypatch.setattr(evaluate, "MATRIX_CLASSES", 2)
+    found = predict(trained, 7, 1)
+    assert found.logits is None and evaluate.summarize(found) == evaluate.summarize(whole)
+    assert evaluate.confusion(found, trained.class_names)["matrix"] is None
+    found.save(tmp_path / "x.npz")
+    saved = np.load(tmp_path / "x.npz")
+    assert set(saved) == {"index", "label", "prediction", "confidence"}
+    np.testing.assert_array_equal(saved["prediction"], metrics.predict(whole.logits))
 
 
 def test_masked_batches_give_what_numpy_finds_without_padding(finished):
@@ -120,7 +134,7 @@ def test_masked_batches_give_what_numpy_finds_without_padding(finished):
     logits = trained.logits(split.images, batch_size=40).astype(np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    found = evaluate.summarize(predict(trained, 12, 4), "softmax")
+    found = evaluate.summarize(predict(trained, 12, 4))
     assert found["loss"] == pytest.approx(-log_p[np.arange(40), split.labels].mean(), abs=1e-6)
     assert found["accuracy"] == np.mean(logits.argmax(axis=1) == split.labels)
 
@@ -157,7 +171,9 @@ def test_a_broken_image_is_left_out_of_the_metrics(finished, monkeypatch):
 
 def test_confusion_names_the_classes_and_leaves_out_what_does_not_occur():
     logits = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 1]]
-    found = evaluate.confusion(evaluate.Predictions(np.arange(5), np.array([0, 0, 0, 1, 1]), logits), ["a", "b", "c"])
+    labels = np.array([0, 0, 0, 1, 1])
+    examples = metrics.per_example(logits, labels)
+    found = evaluate.confusion(evaluate.Predictions(np.arange(5), labels, examples, 3, logits), ["a", "b", "c"])
     assert found["matrix"] == [[2, 1, 0], [0, 2, 0], [0, 0, 0]]
     assert found["per_class_accuracy"] == {"a": pytest.approx(2 / 3), "b": 1.0, "c": None}
     assert metrics.summarize(logits, np.array([0, 0, 0, 1, 1]))["accuracy"] == 0.8
@@ -185,12 +201,12 @@ def test_what_is_wrong_is_said(copied, flags, expected):
 def test_a_choice_of_training_images_counts_where_these_are_evaluated(copied):
     for chosen in (["data.limit=3"], ["data.limit=3", "data.choice=1"]):
         flags = ["--config.evaluate.split=train", *(f"--config.{text}" for text in chosen)]
-        assert command(copied, *flags, split="-".join(["train", *chosen]))["images"] == 3
+        assert command(copied, *flags, split="-".join(["train", *sorted(chosen)]))["images"] == 3
 
 
 def test_images_of_another_size_are_brought_to_the_size_of_the_run(copied):
     found = command(
-        copied, "--config.data.name=synthetic/10x14x3/3/200", split="test-data.name=synthetic_10x14x3_3_200"
+        copied, "--config.data.name=synthetic/10x14x3/3/200", split="test-data.name=synthetic_10x14x3_3_200-b9657113"
     )
     assert found["images"] == 40
 
@@ -201,7 +217,9 @@ def test_another_evaluation_of_the_split_has_a_file_of_its_own(copied, capsys):
     found = command(copied, *noisy, split="test-perturb.kind=noise-perturb.severity=5")
     assert (clean["with"], found["with"]) == ([], ["perturb.kind=noise", "perturb.severity=5"])
     assert "40 images, with perturb.kind=noise perturb.severity=5;" in capsys.readouterr().out
-    assert command(copied)["test/loss"] == clean["test/loss"] < found["test/loss"]
+    assert (
+        json.loads((copied / "evaluation-test.json").read_text()) == clean and clean["test/loss"] < found["test/loss"]
+    )
 
 
 def test_images_that_came_later_are_told(copied, caplog, tmp_path):
@@ -209,8 +227,12 @@ def test_images_that_came_later_are_told(copied, caplog, tmp_path):
     now = json.loads((workdir / "images.json").read_text())
     assert now == {"train": 180, "validation": 20, "test": 40}
     (workdir / "images.json").write_text(json.dumps(now | {"train": 100}))
+    command(workdir, "--data_dir", str(tmp_path))
+    assert "are not those that the run in" in caplog.text and "began with: 100 images to train, now 180" in caplog.text
+    (workdir / "images.json").unlink()  # an earlier version's run
+    caplog.clear()
     command(workdir)
-    assert "have changed since the run in" in caplog.text and "(100 images to train, now 180)" in caplog.text
+    assert not caplog.messages
 
 
 def test_the_model_that_took_a_damaged_ones_place_is_told(tmp_path_factory, tmp_path, caplog):

@@ -77,12 +77,13 @@ def test_ties_go_to_the_lowest_class():
     np.testing.assert_array_equal(metrics.predict(np.zeros((2, K))), [0, 0])
 
 
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "multi_hot"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_count_as_wrong(bad):
+def test_logits_that_are_not_finite_count_as_wrong(bad, loss):
     logits = 9 * np.eye(3, dtype=np.float32)
     logits[1, 0] = bad
     with warnings.catch_warnings(action="error"):
-        summary = metrics.summarize(logits, np.arange(3), ["a", "b", "c"])
+        summary = metrics.summarize(logits, np.arange(3), ["a", "b", "c"], loss)
     np.testing.assert_array_equal(metrics.predict(logits), [0, -1, 2])
     assert math.isnan(summary["loss"]) and math.isnan(summary["ece"])
     assert summary["accuracy"] == summary["f1_macro"] == pytest.approx(2 / 3)

@@ -313,8 +313,9 @@ def test_fine_tunings_defaults_leave_the_state_as_it_was():
 @pytest.mark.parametrize("stacked", [False, True], ids=["looped", "scanned"])
 def test_check_params_accepts_what_fits(parameters, stacked):
     parameters = jax.eval_shape(trees.stack_layers, parameters) if stacked else parameters
+    off = {"decay": "(?!)", "name": "lamb"}
     decays = {"decay": r"encoderblock_\d+/", "weight_decay": 0.1}
-    for fields in ({}, {"freeze": "^(?!head/)"}, {"freeze": r"encoderblock_\d+/"}, FINE_TUNING, decays):
+    for fields in ({}, {"freeze": "^(?!head/)"}, {"freeze": r"encoderblock_\d+/"}, FINE_TUNING, decays, off):
         assert optim.check_params(Settings(**fields), parameters) is None
 
 

@@ -7,7 +7,9 @@ import pytest
 from tests import tiny
 from vit_jax import config
 from vit_jax.command import UserError
+from vit_jax.distributed import Agreement
 from vit_jax.train import loop
+from vit_jax.train.length import UNKNOWN, Length
 
 
 class Clock:
@@ -69,3 +71,25 @@ def test_time_and_steps_exclude_each_other():
         config.load(tiny.spec("cnn"), ["train.seconds=5"])
     with pytest.raises(UserError, match=r"train\.seconds=-1\.0: one of them must be positive, and none negative"):
         config.load(tiny.spec("cnn"), ["train.steps=0", "train.seconds=-1"])
+
+
+class Hearing(Agreement):
+    """Of processes that say these numbers."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = iter(numbers)
+
+    def __call__(self, number: int) -> int:
+        return next(self._numbers)
+
+
+def test_a_run_that_goes_on_knows_its_length_before_the_others_are_heard():
+    """Two updates pass until several processes have agreed: the schedule must not stand at its beginning meanwhile."""
+    length, found = Length(1000, 100.0, Hearing(0, 0, 999, 998)), []
+    for at in (901, 902, 903, 904):
+        length.update(at, at / 10)
+        found.append(length.steps)
+    assert found == [1000, 1000, 999, 998]
+    fresh = Length(0, 100.0, Hearing(0))
+    fresh.update(1, 0.1)
+    assert fresh.steps == UNKNOWN

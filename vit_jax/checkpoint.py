@@ -102,6 +102,8 @@ class Checkpoints:
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever a damaged file leads to
+            if (self.directory / str(step) / CHECKSUMS).exists():  # which this is not: all bytes are what was written
+                raise
             raise Damaged(_first_line(error)) from error
         if restored["about"]["format"] > FORMAT:
             raise UserError(
@@ -182,6 +184,8 @@ def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, m
                 folder / "state", args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
             )
     except Exception as error:
+        if (folder / CHECKSUMS).exists():
+            raise
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
     found = found[part] if part else found
     return from_canonical(found, abstract, mesh)
@@ -302,7 +306,10 @@ def _verify(folder: Path) -> None:
         written = json.loads(path.read_text())
     except ValueError as error:
         raise Damaged(f"{CHECKSUMS} is not JSON") from error
-    found = _checksums(folder)
+    try:
+        found = _checksums(folder)
+    except OSError as error:
+        raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     for name in sorted(written.keys() | found.keys()):
         if written.get(name) != found.get(name):
             raise Damaged(f"{name} {'is missing' if name not in found else 'has changed since it was written'}")

@@ -1,8 +1,10 @@
 """What every command shares: the user's errors, exit codes, and the flags --config, --workdir and --data_dir."""
 
 import argparse
+import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command and exits with its code; a `UserError` becomes one line on stderr and exit code 2."""
     logging.basicConfig(format="%(message)s", force=True)
     memory.keep_freed()
+    _allow_many_files()
     platforms.skip_missing_accelerator()
     compilation.keep_compiled()
     try:
@@ -38,6 +41,14 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = DONE
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _allow_many_files() -> None:
+    """As many open files as the system allows: a prepared data set has one for each of its shards, often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > soft:
+        with contextlib.suppress(ValueError, OSError):  # macOS allows fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2**16) if hard > 0 else 2**16, hard))
 
 
 class Parser(argparse.ArgumentParser):

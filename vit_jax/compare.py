@@ -15,8 +15,7 @@ import csv
 import dataclasses
 import itertools
 import json
-import re
-import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from rich.text import Text
 from vit_jax import augment, checkpoint, command, config, distributed, evaluate, log, models, run, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.config.sweep import combinations, short
+from vit_jax.config.sweep import combinations, file_name, plain_name, short
 from vit_jax.data import Data, Settings, open_data
 from vit_jax.train import RESULT, check_images, check_workdir, open_images, published_weights, train
 
@@ -64,15 +63,20 @@ class Variant:
 def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Sequence[str], out: Path) -> list[Variant]:
     """Every run of the comparison, each configuration validated; `check` looks at what it needs."""
     variants = []
-    for spec, chosen in itertools.product(specs, combinations(sweeps)):
-        name = " ".join([run.default_workdir(spec).name, *map(short, chosen)])
+    rows = [
+        (spec, chosen, " ".join([run.default_workdir(spec).name, *map(short, chosen)]))
+        for spec, chosen in itertools.product(specs, combinations(sweeps))
+    ]
+    alike = Counter(plain_name(name) for *_, name in rows)
+    for spec, chosen, name in rows:
+        folder = plain_name(name) if alike[plain_name(name)] == 1 else file_name(name)
         try:
             given = config.load(spec, [*overrides, *chosen])
         except UserError as mistake:  # of several configurations one may lack the field
             raise UserError(f"{spec}: {mistake}") from mistake
         runs = [
-            (config.load(spec, [*overrides, *chosen, f"seed={given.seed + i}"]), out / _folder(name, given.seed + i))
-            for i in range(seeds)
+            (config.load(spec, [*overrides, *chosen, f"seed={seed}"]), out / f"{folder}-seed{seed}")
+            for seed in range(given.seed, given.seed + seeds)
         ]
         variants.append(Variant(name, tuple(runs)))
     _check_distinct(variants)
@@ -101,13 +105,6 @@ def _check_once(assignments: Sequence[str]) -> None:
         raise UserError(f"{twice[0]} is given twice; give all of its values in one place")
 
 
-def _folder(name: str, seed: int) -> str:
-    """The name as a folder's; a checksum tells names apart in which other characters differ."""
-    plain = re.sub(r"[^\w.=-]+", "_", name).strip("_")
-    checksum = "" if plain == name.replace(" ", "_") else f"-{zlib.crc32(name.encode()):08x}"
-    return f"{plain}{checksum}-seed{seed}"
-
-
 def evaluations(sweeps: Sequence[str]) -> dict[str, list[str]]:
     """The overrides of each evaluation by its name; without sweeps one, of no name, without any.
 
@@ -128,18 +125,20 @@ def check(variants: Sequence[Variant], console: Console, sweeps: Sequence[str] =
     checked without it where that is not yet there.
     """
     planned: set[Path] = set()
+    opened: list[Data] = []
     for variant in variants:
         todo = [(given, workdir) for given, workdir in variant.runs if not is_finished(given, workdir)]
         try:
             for given, workdir in todo:
                 check_workdir(given, workdir)
             data = _check_run(*todo[0], planned, console, sweeps) if todo else None  # the others differ in the seed
-            if data is not None:
-                for _, workdir in variant.runs:
-                    check_images(workdir, data)
+            opened += [data] if data is not None else []
         except UserError as mistake:
             raise UserError(f"{variant.name}: {str(mistake).replace('--workdir', '--out')}") from mistake
         planned |= {workdir.resolve() for _, workdir in todo}
+    for (given, workdir), data in itertools.product((one for v in variants for one in v.runs), opened):
+        if given.data == data.settings:  # what is finished, too, had these images
+            check_images(workdir, data)
 
 
 def _check_run(
@@ -167,13 +166,13 @@ def _check_run(
         changed = config.from_dict(config.to_dict(given), chosen)
         augment.check_perturbed(changed.perturb, data.view.channels)
         if (changed.data, changed.evaluate.split) != (given.data, given.evaluate.split):
-            _check_images(name, changed.data, changed.evaluate.split, data)
+            _check_split(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:
             _check_parameters(name, changed.model, prepared, data)
     return data
 
 
-def _check_images(name: str, changed: Settings, split: str, data: Data) -> None:
+def _check_split(name: str, changed: Settings, split: str, data: Data) -> None:
     """Raises `UserError` for a split that is not there, or of other classes than the trained model's."""
     asked = open_data(changed, data.view.size)
     asked.split(split)

@@ -45,6 +45,8 @@ def _rapl() -> dict[str, tuple[float, float]]:
     for folder in RAPL.glob("intel-rapl:[0-9]*") if RAPL.is_dir() else ():
         if folder.name.count(":") == 1:  # packages, not their parts
             try:
+                if not (folder / "name").read_text().startswith("package"):
+                    continue  # psys, which counts the packages once more
                 microjoules = [int((folder / f).read_text()) for f in ("energy_uj", "max_energy_range_uj")]
             except (OSError, ValueError):
                 continue

@@ -9,7 +9,7 @@ is dropped, and the metrics are computed once from all logits.
 import dataclasses
 import json
 import logging
-import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,52 +21,82 @@ from rich.console import Console
 
 from vit_jax import augment, command, config, distributed, log, metrics, run, sharding, step
 from vit_jax.command import UserError
+from vit_jax.config import Config
+from vit_jax.config.sweep import file_name
 from vit_jax.data import Feed, open_data
 from vit_jax.trees import PyTree
 
+LOGITS_BYTES = 2**31  # more are not kept: of ImageNet-21k's test images 250 GB
+MATRIX_CLASSES = 2000  # more have no confusion matrix: of 21,843 classes 4 GB
 # Batches that are computed ahead. XLA's CPU client starts 32 on each device, and holds a thread for the next: with two
 # devices and two threads, one device then waited for the other for ever.
 IN_FLIGHT = 4
-# What changes where and how fast an evaluation computes, not what; the split's name stands by itself.
-SAME = r"mesh\.|train\.|evaluate\.(split|batch_size)|data\.(data_dir|cache|threads)|model\.(scan|attention)"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The logits of a split: `index` counts its images, those that are broken left out."""
+    """What a model makes of a split: `index` counts its images, those that are broken left out."""
 
     index: np.ndarray  # [n]
     label: np.ndarray  # [n]
-    logits: np.ndarray  # [n k] float32
+    examples: metrics.Examples
+    num_classes: int
+    logits: np.ndarray | None  # [n k] float32; None: too many to keep
 
     def save(self, path: Path) -> None:
-        np.savez_compressed(path, index=self.index, label=self.label, logits=self.logits)
+        """Writes the logits, or where they are not kept each image's class and its probability."""
+        if self.logits is not None:
+            np.savez_compressed(path, index=self.index, label=self.label, logits=self.logits)
+        else:
+            prediction, confidence = self.examples.prediction, self.examples.confidence
+            np.savez_compressed(path, index=self.index, label=self.label, prediction=prediction, confidence=confidence)
 
 
-def predict(eval_step: Callable[..., Any], variables: PyTree, feed: Feed, batch_size: int) -> Predictions:
-    """The logits of every image of the feed, in the split's order."""
-    found: list[dict[str, jax.Array]] = []
+def predict(
+    eval_step: Callable[..., Any], variables: PyTree, feed: Feed, batch_size: int, loss: metrics.Loss = "softmax"
+) -> Predictions:
+    """What the model makes of every image of the feed, in the split's order; `loss` is what it was trained with."""
+    parts: list[Predictions] = []
+    waiting: deque[dict[str, jax.Array]] = deque()
+
+    def fetch() -> None:
+        """Moves the oldest batch to the host: on a device its logits would fill the memory."""
+        label, logits, weight = map(np.asarray, jax.device_get([waiting[0][k] for k in ("label", "logits", "weight")]))
+        waiting.popleft()
+        index, k = np.flatnonzero(weight > 0), logits.shape[1]
+        start, label, logits = batch_size * len(parts), label[index], logits[index]
+        metrics.check_labels(label, k)
+        kept = logits if len(feed.split) * k * logits.itemsize <= LOGITS_BYTES else None
+        parts.append(Predictions(start + index, label, metrics.per_example(logits, label, loss), k, kept))
+
     for batch in feed.evaluation(batch_size):
-        found.append(eval_step(variables, batch, feed.frozen))
-        if len(found) > IN_FLIGHT:
-            jax.block_until_ready(found[-1 - IN_FLIGHT])
-    columns = {k: np.concatenate([np.asarray(part[k]) for part in found]) for k in ("logits", "label", "weight")}
-    index = np.flatnonzero(columns["weight"] > 0)
-    return Predictions(index, columns["label"][index], columns["logits"][index])
+        waiting.append(eval_step(variables, batch, feed.frozen))
+        if len(waiting) > IN_FLIGHT:
+            fetch()
+    while waiting:
+        fetch()
+    examples = metrics.Examples(*map(np.concatenate, zip(*(part.examples for part in parts), strict=True)))
+    index, label = (np.concatenate([getattr(part, field) for part in parts]) for field in ("index", "label"))
+    logits = [part.logits for part in parts if part.logits is not None]
+    return Predictions(index, label, examples, parts[0].num_classes, np.concatenate(logits) if logits else None)
 
 
-def summarize(predictions: Predictions, loss: metrics.Loss) -> dict[str, float]:
-    """Loss (`train.loss`), top-1, top-5, macro F1 and ECE."""
-    return metrics.summarize(predictions.logits, predictions.label, loss=loss)
+def summarize(predictions: Predictions) -> dict[str, float]:
+    """Loss, top-1, top-5, macro F1 and ECE."""
+    return metrics.of_examples(predictions.examples, predictions.label, predictions.num_classes)
 
 
 def confusion(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
-    """The confusion matrix (rows true, columns predicted) and the accuracy of each class, ready for JSON."""
-    predicted, k = metrics.predict(predictions.logits), len(class_names)
+    """The confusion matrix (rows true, columns predicted) and the accuracy of each class, ready for JSON.
+
+    None instead of the matrix of more than `MATRIX_CLASSES`.
+    """
+    predicted, k = predictions.examples.prediction, len(class_names)
     per_class = metrics.per_class_accuracy(predicted, predictions.label, k)
+    small = k <= MATRIX_CLASSES
     return {
         "classes": list(class_names),
-        "matrix": metrics.confusion(predicted, predictions.label, k).tolist(),
+        "matrix": metrics.confusion(predicted, predictions.label, k).tolist() if small else None,
         "per_class_accuracy": {
             name: None if np.isnan(share) else float(share) for name, share in zip(class_names, per_class, strict=True)
         },
@@ -90,28 +120,32 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
                 f"{_few(trained.class_names)}; evaluate it on images of its own classes"
             )
         augment.check_perturbed(given.perturb, trained.view.channels)
-        changed = not any(text.startswith("data.") for text in overrides) and run.changed_images(workdir, data)
-        if changed:
+        changed = _changed(workdir, given, overrides)
+        if not any(text.startswith("data.") for text in changed) and (numbers := run.changed_images(workdir, data)):
             logging.getLogger(__name__).warning(
-                "the images of %r have changed since the run in %s began (%s): some of the split may have trained",
-                data.dataset.name,
-                workdir,
-                changed,
+                "the images of %r are not those that the run in %s began with: %s", data.dataset.name, workdir, numbers
             )
         feed = data.feed(data.split(given.evaluate.split), mesh)
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
     eval_step = step.make_eval_step(trained.model, trained.config.augment, given.perturb)
     compiled = run.compile_eval_step(eval_step, trained.variables, mesh)
-    predictions = predict(compiled, trained.variables, feed, batch_size)
-    found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions, given.train.loss).items()}
+    predictions = predict(compiled, trained.variables, feed, batch_size, given.train.loss)
+    found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions).items()}
     return {
         "step": trained.step,
         "images": len(predictions.label),
-        "with": [text for text in overrides if not re.match(SAME, text)],
+        "with": changed,
         **found,
         **confusion(predictions, trained.class_names),
     }
+
+
+def _changed(workdir: Path, given: Config, overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that change what is evaluated; the split's name stands by itself."""
+    fields = config.differences(run.read_config(workdir), given)
+    read = [key for key in fields if not key.startswith("train.")]
+    return sorted(text for text in overrides if text.partition("=")[0] in read or text.startswith("perturb."))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -134,7 +168,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _publish(report: dict[str, Any], workdir: Path, split: str) -> None:
     """Writes the report into the run's folder, in a file of its own for each evaluation, and prints what it holds."""
-    path = workdir / f"evaluation-{'-'.join(_file_name(text) for text in (split, *report['with']))}.json"
+    name = "-".join([_file_name(split), *([file_name("-".join(report["with"]))] if report["with"] else [])])
+    path = workdir / f"evaluation-{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     console = Console(highlight=False)
     found = {key: value for key, value in report.items() if key.startswith(f"{split}/")}
@@ -153,7 +188,7 @@ def _few(class_names: Sequence[str]) -> str:
 
 
 def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in ".=" else "_" for c in text)
+    return "".join(c if c.isalnum() else "_" for c in text)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,18 @@ def summarize(
     Equal logits rank by class index, as `predict` does: constant logits are right for class 0 only.
     Raises `UserError` for an empty split, labels outside 0..k-1, or a wrong number of rows or names.
     """
+    if len(logits) != len(labels):
+        raise UserError(f"{len(logits)} rows of logits for labels of shape {labels.shape}; give one label per row")
     k = logits.shape[1]
-    _check(logits, labels, class_names)
-    examples = per_example(logits, labels, loss)
+    _check(labels, k, class_names)
+    return of_examples(per_example(logits, labels, loss), labels, k, class_names)
+
+
+def of_examples(
+    examples: Examples, labels: Integer[np.ndarray, " n"], k: int, class_names: Sequence[str] = ()
+) -> dict[str, float]:
+    """The same, of what the logits of k classes left of each example."""
+    _check(labels, k, class_names)
     metrics = {
         "loss": math.fsum(examples.loss) / len(labels),
         "accuracy": float(np.mean(examples.rank == 0)),
@@ -56,19 +65,21 @@ def summarize(
     return metrics | {f"accuracy/{name}": float(share) for name, share in occurring}
 
 
-def _check(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    n, k = logits.shape
-    if n == 0:
+def _check(labels: np.ndarray, k: int, class_names: Sequence[str]) -> None:
+    if not len(labels):
         raise UserError("the split has no examples, so it has no metrics; choose another split or a larger share")
-    if labels.shape != (n,):
-        raise UserError(f"{n} rows of logits for labels of shape {labels.shape}; give one label per row")
+    check_labels(labels, k)
+    if class_names and len(class_names) != k:
+        raise UserError(f"{len(class_names)} class names for {k} classes; give one per class, or none")
+
+
+def check_labels(labels: Integer[np.ndarray, " n"], k: int) -> None:
+    """Raises `UserError` for labels that logits of k classes do not have."""
     if labels.min() < 0 or labels.max() >= k:
         raise UserError(
             f"labels run from {labels.min()} to {labels.max()}, but the logits have {k} classes; "
             "drop padded examples, or evaluate on the data set the model was trained for"
         )
-    if class_names and len(class_names) != k:
-        raise UserError(f"{len(class_names)} class names for {k} classes; give one per class, or none")
 
 
 def predict(logits: Float[np.ndarray, "n k"]) -> Int64[np.ndarray, " n"]:
@@ -102,7 +113,8 @@ def _loss_and_confidence(x: np.ndarray, of_label: np.ndarray, loss: Loss) -> tup
         log_total = np.log(np.exp(x - largest[:, None]).sum(axis=1))
         return log_total - (of_label - largest), np.exp(-log_total)
     classes = x.shape[1] if loss == "multi_hot" else 1
-    return (np.logaddexp(0, x).sum(axis=1) - of_label) / classes, np.exp(-np.logaddexp(0, -largest))
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return (np.logaddexp(0, x).sum(axis=1) - of_label) / classes, np.exp(-np.logaddexp(0, -largest))
 
 
 def expected_calibration_error(
@@ -132,7 +144,7 @@ def per_class_accuracy(
     predictions: Integer[np.ndarray, " n"], labels: Integer[np.ndarray, " n"], k: int
 ) -> Float64[np.ndarray, " {k}"]:
     """The share of each class's examples that are predicted right (its recall); NaN for a class without examples."""
-    right = np.diagonal(confusion(predictions, labels, k))
+    right = np.bincount(labels[predictions == labels], minlength=k)
     total = np.bincount(labels, minlength=k)
     return np.divide(right, total, out=np.full(k, np.nan), where=total > 0)
 
@@ -142,9 +154,10 @@ def f1_macro(predictions: Integer[np.ndarray, " n"], labels: Integer[np.ndarray,
 
     scikit-learn's `f1_score(average='macro', zero_division=0)`, without its warning for many classes of few examples.
     """
-    counts = confusion(predictions, labels, k)
-    occurrences = np.bincount(labels, minlength=k) + counts.sum(axis=0)
-    f1 = 2 * np.diagonal(counts)[occurrences > 0] / occurrences[occurrences > 0]
+    predicted = np.bincount(predictions[predictions != NO_CLASS], minlength=k)
+    occurrences = np.bincount(labels, minlength=k) + predicted
+    right = np.bincount(labels[predictions == labels], minlength=k)
+    f1 = 2 * right[occurrences > 0] / occurrences[occurrences > 0]
     return math.fsum(f1) / len(f1)
 
 

@@ -39,7 +39,8 @@ class Settings:
     factor: float = 0.1  # step: at each boundary; exponential: per epoch
     timescale_steps: int = 10_000  # rsqrt: lr falls as sqrt(timescale / (timescale + step))
     weight_decay: float = 0.0
-    decay: str = r"kernel$"  # regular expression of the parameters that decay; ".*" decays all; lamb's trust ratio too
+    # Regular expression of the parameters that decay, and that lamb's trust ratio scales; ".*": all, "(?!)": none.
+    decay: str = r"kernel$"
     b1: float = 0.9  # adamw, lion, lamb
     b2: float = 0.999  # adamw, lion (which wants 0.99), lamb
     epsilon: float = 1e-8
@@ -49,7 +50,7 @@ class Settings:
     clip_norm: float = 0.0  # global gradient norm; 0: off
     freeze: str = ""  # regular expression of the parameters that do not train; r"^(?!head/)": all but the last layer
     layer_decay: float = 1.0  # learning rate of each layer over that of the next: 0.65 to 0.9 for fine-tuning; 1: off
-    head_warmup_steps: int = 0  # in which the head trains alone; with train.seconds, too
+    head_warmup_steps: int = 0  # in which the head trains alone; train.seconds does not shorten them
     sam_rho: float = 0.0  # gradients from so far up the slope (SAM, Foret et al. 2021, arXiv:2010.01412); 0: off
     ema_decay: float = 0.0  # exponential moving average of the parameters, which evaluation then uses; 0: off
     ema_warmup: bool = False  # the decay begins low: (1 + t) / (10 + t) after t updates, until it is ema_decay
@@ -98,7 +99,7 @@ def check_params(settings: Settings, params: PyTree) -> None:
     shown = ", ".join(modules[:8]) + (", ..." if len(modules) > 8 else "") + f"; a whole one is {paths[0]}"
     for field in _patterns(settings):
         shares, given = _shares(getattr(settings, field), params), f"optim.{field}={getattr(settings, field)!r}"
-        if not any(shares):
+        if not any(shares) and (field == "freeze" or settings.weight_decay):
             raise UserError(f"{given} is found in no parameter's path; these begin with {shown}")
         if any(0 < share < 1 for share in shares):
             raise UserError(

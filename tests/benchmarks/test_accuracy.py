@@ -11,6 +11,7 @@ from tests import tiny
 from tests.conftest import REPOSITORY
 from vit_jax import config
 from vit_jax.command import UserError
+from vit_jax.config import sweep
 
 SPEC = tiny.spec("cnn")
 SHORT = ["train.steps=3"]
@@ -75,7 +76,7 @@ def test_a_run_joins_the_page_with_its_command(kept, finished):
 
 
 def test_a_long_command_has_a_file_name_that_systems_take(kept, finished, monkeypatch):
-    monkeypatch.setattr(accuracy, "LONGEST", 10)
+    monkeypatch.setattr(sweep, "LONGEST", 10)
     for more in ([], ["--config.seed=0"]):
         assert accuracy.main([str(finished), SPEC, "--config.train.steps=3", *more]) == 0
     names = sorted(path.name for path in (kept / "kept").iterdir())

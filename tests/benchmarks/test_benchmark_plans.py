@@ -36,7 +36,7 @@ TEXTBOOK = {
 
 def test_each_kind_of_row_has_its_table(tmp_path):
     measured = PLAN | {
-        "topology": "cpu:1",
+        "topology": "cpu:8",
         "date": "2026-01-02T03:04:05+00:00",
         "measured": {"step_seconds": 0.5, "peak_bytes": 2**30},
     }
@@ -50,8 +50,8 @@ def test_each_kind_of_row_has_its_table(tmp_path):
     assert found["step"] == "250 ms" and found["images/s"] == "2,048" and found["date"] == ""
     header, [cells] = plans.checks(rows)
     changed = "a.py:b `model.scan=true` `mesh.fsdp=8`"
-    assert cells[:4] == ["cpu:1", changed, "512", "at hand"]
-    assert cells[4:] == ["250 ms", "500 ms", "3.00 GiB", "1.00 GiB", "2026-01-02"]
+    assert cells[:4] == ["cpu:8", changed, "512", "at hand"]
+    assert cells[4:] == ["250 ms", "500 ms", "24.00 GiB", "1.00 GiB", "2026-01-02"]  # of all devices
     header, [cells] = plans.textbook(rows)
     assert cells[2:5] == ["200.0 ms", "180.0 ms", "0.900"]
 

@@ -71,6 +71,14 @@ def test_predicting_reads_few_fields_of_a_run(flag):
     config.check_predicted(["evaluate.use=best", "model.dtype=bfloat16", "data.draft=true"], of_run=True)
 
 
+def test_the_texture_report_reads_the_images_and_the_model():
+    for flags in (["data.classes=a,b", "model.dtype=bfloat16"], ["evaluate.split=train", "data.limit=5"]):
+        config.check_textured(flags)
+    for flag in ("data.limit=5", "evaluate.batch_size=3", "mesh.fsdp=2"):
+        with pytest.raises(UserError, match="changes nothing in this report"):
+            config.check_textured([flag])
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -76,12 +76,16 @@ def test_an_override_that_is_wrong(override, expected):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("c.train.epoch = 3", r"given\.py:6: config has no field 'epoch'; did you mean 'epochs'\?$"),
-        ("c.model.depht = 3", r"given\.py:6: config has no field 'depht'; did you mean 'depth'\?$"),
-        ("c.train.xyz = 3", r"given\.py:6: config has no field 'xyz'; known beside it: batch_size, epochs, .*tic$"),
+        ("c.train.epoch = 3", r"given\.py:6: config has no field 'train\.epoch'; did you mean 'epochs'\?$"),
+        ("c.model.depht = 3", r"given\.py:6: config has no field 'model\.depht'; did you mean 'depth'\?$"),
+        (
+            "c.train.xyz = 3",
+            r"given\.py:6: config has no field 'train\.xyz'; known beside it: batch_size, epochs, .*tic$",
+        ),
         ("c.trian.epochs = 3", r"given\.py:6: .*[Dd]id you mean .*train"),
-        ("c.train.batch_size = 'many'", r"given\.py:6: batch_size = many, expected of type int$"),
-        ("c.data.image_size = 224", r"given\.py:6: image_size = 224, expected a tuple; write image_size = \(224,\)$"),
+        ("c.train.batch_size = 'many'", r"given\.py:6: train\.batch_size='many' is a str, expected an int$"),
+        ("c.data.classes = 'cat'", r"given\.py:6: data\.classes='cat' is a str, expected a tuple; write \('cat',\)$"),
+        ("c.data.image_size = 224", r"given\.py:6: data\.image_size=224 is an int, expected a tuple; write \(224,\)$"),
         ("c.data = 5", r"given\.py:6: TypeError: .*'data'"),
         ("c.data = {'nmae': 'digits'}", r"no field 'data\.nmae'; did you mean data\.name"),
         ("c.data = {'image_size': (5, '7')}", r"data\.image_size='7' is a str, expected an int"),

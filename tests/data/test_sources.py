@@ -275,6 +275,13 @@ def test_other_layouts_are_refused_with_what_was_found(tmp_path, paths, said):
         open_dataset(str(tmp_path), NOWHERE)
 
 
+def test_a_class_s_name_is_text(tmp_path):
+    images(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "b").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(UserError, match=r"holds a class folder whose name is not UTF-8, 'caf.*'; rename it"):
+        open_dataset(str(tmp_path), NOWHERE)
+
+
 def test_missing_folders_files_and_folders_of_broken_images_are_refused(tmp_path):
     for name in ("./no/such", "../no-such", "~/no/such", str(tmp_path / "gone")):
         with pytest.raises(UserError, match="is not there; expected a folder of images"):

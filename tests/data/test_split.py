@@ -1,5 +1,6 @@
 """Decoded images of a split: in memory or read again each time, exact statistics, broken images never silent."""
 
+import errno
 import io
 import logging
 
@@ -169,3 +170,16 @@ def test_many_threads_count_each_broken_image_once():
     broken = range(0, 1009, 2)
     split = make(1009, broken, max_bad_fraction=0.6, threads=8).load()
     assert split.good is not None and split.good.sum() == 504 and set(split.bad) == set(broken)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError("out of memory")])
+def test_what_says_nothing_of_the_image_is_no_broken_image(monkeypatch, error):
+    split = make(max_bad_fraction=0.5)
+
+    def read(index):
+        raise error
+
+    monkeypatch.setattr(split.source, "read", read)
+    with pytest.raises(UserError, match=r"cannot read image 3 now: .*; the image itself may be whole"):
+        split.read(np.array([3]))
+    assert not split.bad

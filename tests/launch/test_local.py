@@ -213,7 +213,7 @@ def test_what_is_no_training_has_no_checkpoint_to_go_on_from(tmp_path):
     assert done.stderr.endswith(" of 2 ended with exit code 7, the others were stopped\n")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
 def test_signals_reach_all_processes_once(tmp_path, number, code):
     python = f"trap 'echo $JAX_PROCESS_ID >>{tmp_path}/got; exit {code}' TERM INT; touch {tmp_path}/$JAX_PROCESS_ID\n"
     python += "for _ in {1..400}; do sleep 0.1; done"

@@ -13,7 +13,7 @@ from tests import quick
 from tests.models.random_params import random_params
 from vit_jax import models, sharding, step
 from vit_jax.command import UserError
-from vit_jax.models import attention
+from vit_jax.models import attention, fused
 from vit_jax.models.attention import HeadProjection, MultiHeadDotProductAttention, dropout
 
 N, D, A, E = 2, 7, 3, 5  # A * E is not D
@@ -293,6 +293,14 @@ def test_the_tpus_kernel_wants_a_newer_one(monkeypatch):
     on_tpu(monkeypatch, "TPU v3")
     with pytest.raises(UserError, match="'pallas' cannot do the device 'TPU v3'; it needs a TPU v4 or newer"):
         attend("pallas", jnp.asarray(SEQUENCE))
+
+
+def test_the_tpus_kernel_wants_heads_that_fill_its_lanes(monkeypatch):
+    on_tpu(monkeypatch)
+    for head_width in (7, 128, 256):
+        fused.check("pallas", dtype="float32", positions="none", dropout=0.0, head_width=head_width)
+    with pytest.raises(UserError, match="'pallas' cannot do heads of 160 channels; .* up to 128 or a multiple"):
+        fused.check("pallas", dtype="float32", positions="none", dropout=0.0, head_width=160)
 
 
 def test_a_kernel_that_xla_cannot_divide_runs_on_each_device():

@@ -104,6 +104,7 @@ def test_without_classes_it_returns_features(pool_last, features):
         ({"stages": ((3,), ())}, "must be tuples of positive"),
         ({"stages": ((3, 0),)}, "must be tuples of positive"),
         ({"stages": ((3,),) * 3}, "halves the image 3 times, too often for 7x11 pixels; drop a stage"),
+        ({"dense_widths": (0,)}, r"dense_widths=\(0,\) must be positive widths"),
         ({"dropout": 1.0}, "dropout=1.0 is not a probability below 1"),
     ],
 )

@@ -50,6 +50,17 @@ def test_the_heads_bias_starts_at_its_value():
     np.testing.assert_array_equal(params["head"]["bias"], -2.5)
 
 
+def test_kernels_and_biases_start_as_the_authors():
+    """lecun-normal, of zero biases; a ViT's MLPs start otherwise."""
+    model = tiny(token_mlp_width=97, channel_mlp_width=101, depth=1)
+    params = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), train=False)["params"]["MixerBlock_0"]
+    for mlp in (params["token_mixing"], params["channel_mixing"]):
+        for dense in (mlp["Dense_0"], mlp["Dense_1"]):
+            kernel = np.asarray(dense["kernel"])
+            assert abs(kernel.std() * len(kernel) ** 0.5 - 1) < 5 / (2 * kernel.size) ** 0.5
+            assert not dense["bias"].any()
+
+
 def test_parameters_have_the_authors_names():
     params = jax.eval_shape(partial(tiny(depth=1, num_classes=13).init, train=False), KEY, IMAGES)["params"]
     found = {name: leaf.shape for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)}

@@ -118,7 +118,8 @@ def test_create_keeps_name_and_fields_apart():
     ("name", "fields", "message"),
     [
         ("vit/S17", {}, "'vit/S17' is unknown; did you mean vit/S1"),
-        ("vit/b16", {}, "'vit/b16' is unknown; did you mean vit/B16"),
+        ("vit/b16", {}, r"'vit/b16' is unknown; did you mean vit/B16\?"),
+        ("vit/g141", {}, "did you mean .*vit/g14"),
         ("perceptron", {}, "'perceptron' is unknown; known: vit/mu16, .*vit/B16, .*cnn/conv6"),
         ("vit/S16", {"dropuot": 0.1}, "'vit/S16' has no field 'dropuot'; did you mean 'dropout'?"),
         ("vit/S16", {"xyzzy": 1}, "has no field 'xyzzy'; known: patch_size, width, .*remat"),

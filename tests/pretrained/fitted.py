@@ -35,11 +35,12 @@ def weights(model, image_shape):
     }
 
 
-def run(source, model, *, made_for=(8, 8, 3), image_shape=None, grid=None, without=(), extra=(), **options):
+def run(source, model, *, made_for=(8, 8, 3), image_shape=None, grid=None, without=(), extra=(), zero=(), **options):
     """The weights of `source`, made for one image shape, and their fit to `model` at another."""
     image_shape = image_shape or made_for
     found = {name: array for name, array in weights(source, made_for).items() if name not in without}
     found |= {name: np.zeros((2,), np.float32) for name in extra}
+    found |= {name: np.zeros_like(found[name]) for name in zero}
     positions = [name for name in found if name.endswith("pos_embedding")]
     arrays, report = fit(
         found,

@@ -147,6 +147,7 @@ def test_no_such_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"{given} does not exist; give a file (.npz, .safetensors), a folder, https" in refused(given)
     assert refused("weights").endswith("or a name: " + ", ".join(augreg.PUBLISHED))
     assert refused("vit_b61") == "vit_b61 does not exist; did you mean vit_b16?"
+    assert "./vit_b16 does not exist" in refused("./vit_b16")
     assert "address of the weights is empty" in refused("")
 
 
@@ -154,7 +155,8 @@ def test_a_name_is_the_address_that_it_stands_for(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     fetched: list[str] = []
     monkeypatch.setattr(address, "fetch", lambda given, place: fetched.append(given) or tmp_path)
-    assert locate("vit_b16") == tmp_path and fetched == [augreg.PUBLISHED["vit_b16"][1]]
+    for name in ("vit_b16", "ViT-B_16", "vit/B16"):
+        assert locate(name) == tmp_path and fetched.pop() == augreg.PUBLISHED["vit_b16"][1]
     (tmp_path / "vit_b16").mkdir()
     assert locate("vit_b16") == Path("vit_b16")  # what is here goes first
 

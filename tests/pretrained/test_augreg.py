@@ -122,12 +122,11 @@ def test_another_table_is_refused():
     ],
 )
 def test_published_weights(name, row, address):
-    assert augreg.published(name) == (row, address)
+    assert augreg.known(name) == (row, address)
 
 
 def test_published_names_are_rows_of_the_tables_and_unambiguous():
     for name, (row, address) in augreg.PUBLISHED.items():
         assert row in models.names()
-        assert augreg.published(name) == augreg.published(row) == (row, address)
-    with pytest.raises(UserError, match="'ViT-X_16'; known: vit_ti16, .*bit_m_r152x4"):
-        augreg.published("ViT-X_16")
+        assert augreg.known(name) == augreg.known(row) == (row, address)
+    assert augreg.known("ViT-X_16") is None

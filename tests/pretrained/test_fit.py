@@ -130,6 +130,18 @@ def test_the_head_is_put_in_order():
     assert report.rows[-1].detail == "3 classes, put in the data set's order"
 
 
+def test_a_head_that_stood_for_two_is_halved_where_it_stays_alone():
+    source, zero = vit(distillation_token=True), ("params/head_dist/kernel", "params/head_dist/bias")
+    found, arrays, report = run(source, vit(), zero=zero)
+    for name in (KERNEL, BIAS):
+        np.testing.assert_array_equal(arrays[name], found[name] / 2)
+        assert {row.name: row.detail for row in report.rows}[name].endswith("halved: it stood for two heads")
+    _, kept, _ = run(source, source, zero=zero)
+    np.testing.assert_array_equal(kept[KERNEL], found[KERNEL])
+    found, arrays, _ = run(source, vit())  # a distilled model's own class head stays as it is
+    np.testing.assert_array_equal(arrays[KERNEL], found[KERNEL])
+
+
 @pytest.mark.parametrize(
     ("class_names", "source_names"),
     [(("dog", "bee", "cat"), NAMES), (("crane", "cat", "crane"), ("crane",) * 2 + ("cat",))],

@@ -279,6 +279,8 @@ def test_preprocessing_at_the_top_of_an_old_config_and_label_names():
     [
         ({"norm_pre.weight": (130,)}, {}, "no model here has a place for norm_pre.weight"),
         ({}, {"architecture": "vit_base_patch16_clip_quickgelu_224"}, "vit_base_patch16_clip_quickgelu_224 of config"),
+        ({}, {"architecture": "vit_base_patch16_rpn_224"}, "vit_base_patch16_rpn_224 of config"),
+        ({}, {"model_args": {"num_heads": 2, "act_layer": "silu"}}, "act_layer='silu' of config.json is not among"),
         ({}, {"global_pool": "map"}, "global_pool='map' of config.json; known: token, avg"),
         ({}, {"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode='border' .* expected center or squash"),
         (
@@ -316,3 +318,11 @@ def test_a_norm_after_pooling():
     layout = timm.detect(shapes, {"config.json": {"global_pool": "avg", "model_args": {"num_heads": 2}}})
     assert (layout.model["norm_after_pooling"], layout.model["pooling"]) == (True, "gap")
     assert files.our_shapes(layout, shapes) == parameter_shapes(layout.model, (21, 21, 3))
+
+
+@pytest.mark.parametrize("name", ["resnetaa50", "resnetblur50"])
+def test_resnets_that_pool_where_others_stride_are_refused(name):
+    """Their arrays are those of a ResNet-50."""
+    shapes = {"conv1.weight": (64, 3, 7, 7), "layer1.0.conv1.weight": (64, 64, 1, 1)}
+    with pytest.raises(UserError, match=f"{name} of config.json is not among the models here"):
+        timm.detect(shapes, {"config.json": {"architecture": name}})

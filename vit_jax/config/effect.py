@@ -49,10 +49,7 @@ EVALUATED = (
     *("data.name", "data.data_dir", "data.train", "data.validation", "data.test", "data.classes"),
     *("data.cache", "data.threads", "data.max_bad_fraction", "optim.ema_decay"),
 )
-TEXTURED = (
-    *("evaluate.split", "evaluate.use", "optim.ema_decay", "data.name", "data.data_dir"),
-    *("data.train", "data.validation", "data.test", "data.classes", "data.threads", "data.max_bad_fraction"),
-)
+NOT_TEXTURED = ("evaluate.batch_size", "train.batch_size", "train.deterministic", "data.cache")  # by the report
 PREDICTED = ("evaluate.use", "optim.ema_decay", "train.loss", "data.threads", "data.draft")
 VIEWED = (
     *("data.image_size", "data.resize", "data.crop_fraction", "data.interpolation", "data.channels"),
@@ -99,7 +96,8 @@ def check_evaluated(config: Config, overrides: Sequence[str]) -> None:
 def check_textured(overrides: Sequence[str]) -> None:
     """Raises `UserError` for an override of a field that `vit_jax.report.texture` does not read."""
     for key in (override.partition("=")[0] for override in overrides):
-        if not (key in TEXTURED or key.partition(".")[0] == "model"):
+        read = (key in EVALUATED and key not in NOT_TEXTURED) or key.partition(".")[0] == "model"
+        if not read and not (key in CHOICE and "evaluate.split=train" in overrides):
             raise UserError(f"{key} changes nothing in this report; leave it out")
 
 

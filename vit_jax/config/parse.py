@@ -16,13 +16,15 @@ from ml_collections import ConfigDict
 from vit_jax import models
 from vit_jax.command import UserError
 from vit_jax.config.schema import Config, validate
-from vit_jax.config.values import convert, from_text
+from vit_jax.config.values import a, convert, from_text
 
 # What a resumed run may change: where and how fast it computes, not what.
 MAY_DIFFER = (
     r"^mesh\.|^log\.|^checkpoint\.|^perturb\.|^data\.(data_dir|cache|threads|max_bad_fraction)$|^model\.(scan|remat|attention)$|"
     r"^evaluate\.(every_steps|batch_size|split)$|^train\.deterministic$"
 )
+
+_OTHER_TYPE = r"Could not override field '(\w+)' .*?\. (.*) is of original type <class '(\w+)'> .* <class '(\w+)'>"
 
 Tree: TypeAlias = Mapping[str, Any] | ConfigDict
 
@@ -91,10 +93,12 @@ def to_json(config: Config) -> str:
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """The fields, of those that decide a run's result, in which two configurations differ: path -> (old, new)."""
     before, after = dict(_flatten(to_dict(old))), dict(_flatten(to_dict(new)))
+    # Where images are kept decides where they are cropped, if nothing else does: the host's crops are others.
+    placed = {"data.cache"} if new.augment.crop_area and new.data.crop_on == "auto" else set()
     return {
         key: (before.get(key), after.get(key))
         for key in before | after
-        if before.get(key) != after.get(key) and not re.search(MAY_DIFFER, key)
+        if before.get(key) != after.get(key) and (key in placed or not re.search(MAY_DIFFER, key))
     }
 
 
@@ -131,27 +135,33 @@ def run_file(path: Path, arg: str) -> Tree:
         if isinstance(error, SyntaxError) and error.filename == file:
             lines.append(error.lineno)
         place = f"{path}:{lines[-1]}" if lines else str(path)
-        raise UserError(f"{place}: {_mistake(error)}") from error
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        raise UserError(f"{place}: {_mistake(error, (frames[-1].line or '') if frames else '')}") from error
     if not isinstance(tree, Mapping | ConfigDict):
         raise UserError(f"get_config returned {type(tree).__name__}, not a ConfigDict; start from config.default()")
     return tree
 
 
-def _mistake(error: Exception) -> str:
-    """What is wrong in a config file; of a field that is unknown or of another type what to write instead."""
+def _mistake(error: Exception, line: str) -> str:
+    """What is wrong in a line of a config file; of a field that is unknown or of another type what to write instead."""
     text = " ".join(str(error).split())
     if unknown := re.match(r"""\W*Key "(\w+)" does not exist .* Other fields present: (.*)""", text):
         name, fields = unknown[1], re.findall(r"'(\w+)\\?': ", unknown[2])
         close = difflib.get_close_matches(name, fields, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"known beside it: {', '.join(fields)}"
-        return f"config has no field {name!r}; {hint}"
-    if other := re.match(
-        r"Could not override field '(\w+)' .*?\. (.*) is of original type .*to type <class '(\w+)'>", text
-    ):
-        name, value, wanted = other.groups()
-        example = f"a tuple; write {name} = ({value},)" if wanted == "tuple" else f"of type {wanted}"
-        return f"{name} = {value}, expected {example}"
+        return f"config has no field {_path(name, line)!r}; {hint}"
+    if other := re.match(_OTHER_TYPE, text):
+        name, value, kind, wanted = other.groups()
+        value = repr(value) if kind == "str" else value
+        example = f"; write ({value},)" if wanted == "tuple" else ""
+        return f"{_path(name, line)}={value} is {a(kind)}, expected {a(wanted)}{example}"
     return f"{type(error).__name__}: {text}"
+
+
+def _path(name: str, line: str) -> str:
+    """`data.name` of `c.data.name = 3`; the name alone where the line does not show it."""
+    found = re.search(rf"\w+\.((?:\w+\.)*{name})\b", line)
+    return found[1] if found else name
 
 
 def _model_name(tree: Mapping[str, Any]) -> str:

@@ -1,10 +1,13 @@
-"""Sweeps: `FIELD=V,V` on the command line, and the overrides of each combination of several."""
+"""Sweeps: `FIELD=V,V` on the command line, the overrides of each combination of several, and names made of them."""
 
 import itertools
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 
 from vit_jax.command import UserError
+
+LONGEST = 100  # characters of a file's name
 
 
 def split_values(text: str) -> tuple[str, list[str]]:
@@ -29,3 +32,14 @@ def short(override: str) -> str:
     """An override as tables name it: of `optim.lr=0.1` `lr=0.1`."""
     field, _, value = override.partition("=")
     return f"{field.rpartition('.')[2]}={value}"
+
+
+def plain_name(text: str) -> str:
+    """The text without what a file's name had better not have."""
+    return re.sub(r"[^\w.=-]+", "_", text).strip("_")
+
+
+def file_name(text: str) -> str:
+    """The same, not too long, and another one for each text: a checksum stands for what is lost."""
+    plain = plain_name(text)
+    return plain if plain == text and len(plain) <= LONGEST else f"{plain[:LONGEST]}-{zlib.crc32(text.encode()):08x}"

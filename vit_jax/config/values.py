@@ -65,8 +65,9 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
         return float(value)
     if isinstance(value, annotation) and not (annotation is int and isinstance(value, bool)):
         return value
-    raise UserError(f"{key}={value!r} is {_a(type(value))}, expected {_a(annotation)}")
+    raise UserError(f"{key}={value!r} is {a(type(value).__name__)}, expected {a(annotation.__name__)}")
 
 
-def _a(kind: type) -> str:
-    return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
+def a(kind: str) -> str:
+    """A type's name with its article."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

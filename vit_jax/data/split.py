@@ -1,5 +1,6 @@
 """The decoded images of one split: kept in memory, or read from disk when asked for; broken ones counted."""
 
+import errno
 import logging
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from vit_jax.data import ops
 from vit_jax.data.crop import RandomCrop
 from vit_jax.data.sources import Source
 
+IMAGES_AT_ONCE = 256
+# Errors that say nothing of an image: another one in its place would make the batch depend on the machine.
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EIO)
 STATISTICS_IMAGES = 10_000  # mean and deviation of a streamed split are taken over so many, evenly spaced
 
 
@@ -124,11 +128,14 @@ class Split:
         if images is None or good is None:
             spaced = np.unique(np.linspace(0, len(self) - 1, STATISTICS_IMAGES).astype(int))
             images, _, good = self._decode(spaced)
-        images = images if good.all() else images[good]
+        counts = np.zeros((self.view.channels, 256), np.int64)
+        for start in range(0, len(images), IMAGES_AT_ONCE):  # counting takes eight bytes for each value
+            block = images[start : start + IMAGES_AT_ONCE][good[start : start + IMAGES_AT_ONCE]]
+            for c in range(self.view.channels):
+                counts[c] += np.bincount(block[..., c].reshape(-1), minlength=256)
         levels = np.arange(256) / 255
         mean, std = np.empty(self.view.channels), np.empty(self.view.channels)
-        for c in range(self.view.channels):
-            share = np.bincount(images[..., c].reshape(-1), minlength=256) / images[..., c].size
+        for c, share in enumerate(counts / counts.sum(axis=1, keepdims=True)):
             mean[c] = share @ levels
             std[c] = np.sqrt(share @ (levels - mean[c]) ** 2)
         return mean, std
@@ -143,6 +150,9 @@ class Split:
                 encoded, labels[row] = self.source.read(int(indices[row]))
                 images[row] = views[row](encoded)
             except Exception as error:  # whatever a damaged file makes its reader raise
+                if isinstance(error, MemoryError) or getattr(error, "errno", None) in OF_THE_MACHINE:
+                    place = self.source.describe(int(indices[row]))
+                    raise UserError(f"cannot read {place} now: {error}; the image itself may be whole") from error
                 images[row], good[row] = 0, False
                 self._count_bad(int(indices[row]), error)
 

@@ -78,7 +78,7 @@ def _look_up(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
         module, table = FAMILIES[family]
         if not variant or variant in table:
             return module, table.get(variant, {})
-    spelt = {known.lower(): known for known in names()}
-    close = [spelt[near] for near in difflib.get_close_matches(name.lower(), spelt, 3)]
+    same = [known for known in names() if known.lower() == name.lower()]
+    close = same or difflib.get_close_matches(name, names(), 3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
     raise UserError(f"model {name!r} is unknown; {hint}")

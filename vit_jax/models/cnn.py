@@ -45,6 +45,8 @@ class CNN(nn.Module):
                 f"model.stages={self.stages} halves the image {pools} times, too often for "
                 f"{image_shape[0]}x{image_shape[1]} pixels; drop a stage or set augment.resize"
             )
+        if self.dense_widths and min(self.dense_widths) < 1:
+            raise UserError(f"model.dense_widths={self.dense_widths} must be positive widths; () means none")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout={self.dropout} is not a probability below 1")
 

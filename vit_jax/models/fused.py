@@ -18,7 +18,7 @@ Kernel = Literal["auto", "plain", "cudnn", "pallas"]
 KERNELS = ("cudnn", "pallas")
 NEEDS = {
     "cudnn": "an NVIDIA GPU, dtype 'bfloat16' or 'float16', heads of a multiple of 8 up to 128",
-    "pallas": "a TPU v4 or newer",
+    "pallas": "a TPU v4 or newer, heads up to 128 or a multiple of it",
 }
 LANES = 128  # Pallas works on blocks of so many tokens
 
@@ -39,6 +39,8 @@ def check(kernel: str, *, dtype: str, positions: str, dropout: float, head_width
             f"dtype={dtype!r}": dtype not in ("bfloat16", "float16"),
             f"heads of {head_width} channels": head_width % 8 != 0 or head_width > 128,
         }
+    else:
+        obstacles[f"heads of {head_width} channels"] = head_width > LANES and head_width % LANES != 0
     if found := [obstacle for obstacle, there in obstacles.items() if there]:
         raise UserError(
             f"model.attention={kernel!r} cannot do {', '.join(found)}; it needs {NEEDS[kernel]}, no attention dropout, "

@@ -163,6 +163,8 @@ class MlpBlock(nn.Module):
     output_activation: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    bias_init: nn.initializers.Initializer = nn.initializers.normal(stddev=1e-6)
 
     @nn.compact
     def __call__(
@@ -174,8 +176,8 @@ class MlpBlock(nn.Module):
         dense = partial(
             nn.Dense,
             dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=nn.initializers.normal(stddev=1e-6),
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
             dot_general=dot_general,
         )
         y = dense(self.mlp_width, name="Dense_0")(x)

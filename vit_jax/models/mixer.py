@@ -50,7 +50,15 @@ class MixerBlock(nn.Module):
         rngs = jax.random.split(rng, 4)
 
         def mlp(width: int, name: str) -> MlpBlock:
-            return MlpBlock(width, activation=self.activation, dropout=self.dropout, dtype=self.dtype, name=name)
+            return MlpBlock(
+                width,
+                activation=self.activation,
+                dropout=self.dropout,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.lecun_normal(),  # as the authors, unlike in a ViT
+                bias_init=nn.initializers.zeros,
+                name=name,
+            )
 
         def residual(y: Float[Array, "n l d"], rng: Key[Array, ""]) -> Float[Array, "n l d"]:
             return drop_path(y, jnp.float32(self.stochastic_depth), rng) if train and self.stochastic_depth else y

@@ -66,6 +66,13 @@ def check_positive(model: nn.Module, *fields: str) -> None:
             raise UserError(f"model.{field}={getattr(model, field)} is not positive")
 
 
+def check_widths(model: nn.Module, field: str) -> None:
+    """Raises `UserError` if a layer of this field, a tuple of widths, has none."""
+    widths = getattr(model, field)
+    if widths and min(widths) < 1:
+        raise UserError(f"model.{field}={widths} must be positive widths, e.g. (512,); () means no such layer")
+
+
 def check_rates(model: nn.Module, *fields: str) -> None:
     """Raises `UserError` if one of these fields is not a probability below 1."""
     for field in fields:
@@ -274,6 +281,10 @@ class ViT(nn.Module):
         """Raises `UserError` if the fields do not fit each other or images of this shape (height, width, channels)."""
         check_positive(self, "width", "depth", "mlp_width", "heads")
         check_patches(self.patch_size, image_shape)
+        for field in ("head_width", "registers", "pre_logits"):
+            if getattr(self, field) < 0:
+                raise UserError(f"model.{field}={getattr(self, field)} is negative; 0 means off")
+        check_widths(self, "head_widths")
         if not self.head_width and self.width % self.heads:
             raise UserError(
                 f"model.heads={self.heads} does not divide model.width={self.width}; choose a divisor, or set "

@@ -25,6 +25,7 @@ PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": 
 REPOSITORY = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ON_THE_HUB = re.compile(rf"{REPOSITORY}(@(?P<revision>[^/@]+))?(/(?P<file>.+))?")
 IN_A_BROWSER = re.compile(rf"https?://(huggingface\.co|hf\.co)/{REPOSITORY}(/(resolve|blob|tree)/(?P<rest>[^?#]+))?")
+NAME = r"[A-Za-z][\w+-]*(/[\w+-]+)?"
 LOG_IN = "run `hf auth login` or set HF_TOKEN"
 
 
@@ -36,9 +37,9 @@ def cache() -> Path:
 def locate(address: str) -> Path:
     """The local file or folder of the weights at an address, fetched where need be.
 
-    A path; a name of `augreg.PUBLISHED`; http(s):// (resumed where it broke off); hf://org/name[@revision][/file] and
-    the Hub's web addresses; augreg://B/16 (see `augreg.resolve`); gs://, s3:// and whatever else fsspec reads: a file,
-    or a folder, of which the weights and their side files are fetched.
+    A path; a name, as `augreg.known` takes them; http(s):// (resumed where it broke off); hf://org/name[@revision][/file]
+    and the Hub's web addresses; augreg://B/16 (see `augreg.resolve`); gs://, s3:// and whatever else fsspec reads: a
+    file, or a folder, of which the weights and their side files are fetched.
 
     Raises:
         UserError: an address of no known form, nothing there, no access, or neither network nor a cached copy.
@@ -67,11 +68,11 @@ def _local(path: str) -> Path:
         raise UserError(f"the address of the weights is empty; give {FORMS}")
     if Path(path).expanduser().exists():
         return Path(path).expanduser()
-    if path in augreg.PUBLISHED:
-        return locate(augreg.PUBLISHED[path][1])
+    if re.fullmatch(NAME, path) and (known := augreg.known(path)):
+        return locate(known[1])
     if re.fullmatch(REPOSITORY, path) and not any(fnmatch.fnmatch(path, pattern) for pattern in WEIGHTS):
         raise UserError(f"{path} does not exist here; if it is a run, train that first; of the Hub, write hf://{path}")
-    close = difflib.get_close_matches(path, augreg.PUBLISHED, 1)
+    close = difflib.get_close_matches(path.lower(), augreg.PUBLISHED, 1)
     hint = f"did you mean {close[0]}?" if close else f"give {FORMS}, or a name: {', '.join(augreg.PUBLISHED)}"
     raise UserError(f"{path} does not exist; {hint}")
 

@@ -135,15 +135,12 @@ def split(given: str, known: set[str]) -> tuple[str, str, int]:
     return model, rest[0] if rest else "", int(rest[1]) if len(rest) == 2 else 0
 
 
-def published(name: str) -> tuple[str, str]:
-    """The row of our table and the address of its weights, for a name as in `PUBLISHED`.
+def known(name: str) -> tuple[str, str] | None:
+    """The row of our table and the address of its weights, for a name as in `PUBLISHED`; None for others.
 
     Any usual form will do: `vit_b16`, `ViT-B_16`, `b16`, `vit/B16`, `R50+ViT-B_16`, `r50_b16`.
     """
-    found = [entry for known, entry in PUBLISHED.items() if key(name) in (key(known), key(entry[0]))]
-    if not found:
-        raise UserError(f"no published weights are known of {name!r}; known: {', '.join(PUBLISHED)}")
-    return found[0]
+    return next((entry for ours, entry in PUBLISHED.items() if key(name) in (key(ours), key(entry[0]))), None)
 
 
 def key(name: str) -> str:

@@ -302,6 +302,8 @@ class _Fitting:
         last = HEAD.fullmatch(name)
         if self.order is not None and name in self.found:
             array = self.found[name]
+            if self._stands_for_both():
+                return array[..., self.order] / 2, "adapted", f"{self.why}; halved: it stood for two heads"
             if last and (self.order != np.arange(array.shape[-1])).any():
                 return array[..., self.order], "adapted", self.why
             return array, "loaded", self.why
@@ -311,6 +313,11 @@ class _Fitting:
             return None, "new", self.why
         value = self.model.get("head_bias", 0.0) if last[2] == "bias" else 0.0
         return np.full(shape, value, np.float32), "new", self._why_new(name) or self.why
+
+    def _stands_for_both(self) -> bool:
+        """Whether the head is twice as large beside one of zeros, so that their mean is right, and stays alone."""
+        other = self.found.get("params/head_dist/kernel")
+        return other is not None and not other.any() and "params/dist" not in leading(self.model)
 
     def _why_new(self, name: str) -> str:
         if name in TOKENS and name not in leading(self.source):

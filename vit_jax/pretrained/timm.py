@@ -5,7 +5,7 @@ torchvision's ResNets have the same keys, facebookresearch's DINOv2 nearly. Shap
 (timm's `architecture` and `pretrained_cfg`) the preprocessing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -54,7 +54,9 @@ RESNET = resnet.Names(
 )
 PREFIXES = ("", "timm_model.")  # the second: saved by transformers' wrapper
 # Variants whose activation or attention shapes do not tell.
-OTHERS = ("quickgelu", "siglip", "clip", "rope", "beit", "eva")
+OTHERS = ("quickgelu", "siglip", "clip", "rope", "beit", "eva", "_rpn")
+OTHER_RESNETS = ("resnetaa", "resnetblur")  # which pool where ResNets stride
+ARGUMENTS = ("act_layer", "norm_layer", "attn_layer", "mlp_layer", "block_fn")  # of model_args: nor do they
 UNUSED = ("mask_token",)  # of DINOv2's pre-training
 
 
@@ -76,13 +78,13 @@ def detect(shapes: Mapping[str, Shape], about: Mapping[str, Mapping[str, Any]]) 
 
 
 def _transformer(table: Table, config: Mapping[str, Any]) -> Layout:
-    other = next((word for word in OTHERS if word in config.get("architecture", "")), None)
-    if other:
-        raise UserError(f"{NAME}: {config['architecture']} of config.json is not among the models here ({other})")
+    _refuse(config, OTHERS)
     names = _names(table)
     found = transformer.fields(table, names)
     sizes = {field: found.pop(field) for field in ("patch_size", "width", "depth", "mlp_width")}
     arguments = config.get("model_args", {})
+    if strange := [name for name in ARGUMENTS if arguments.get(name)]:
+        raise UserError(f"{NAME}: {strange[0]}={arguments[strange[0]]!r} of config.json is not among the models here")
     where = 'the field "model_args": {"num_heads": ...} of a config.json beside the file'
     attention = transformer.heads(table, names, arguments.get("num_heads"), where)
     classes = table.shape("head.weight", "k d")[0] if table.has("head.weight") else 0
@@ -105,6 +107,12 @@ def _transformer(table: Table, config: Mapping[str, Any]) -> Layout:
     return Layout(
         NAME, model, grid, preprocessing(config, usual), table.finish(UNUSED), UNUSED, class_names(config, classes)
     )
+
+
+def _refuse(config: Mapping[str, Any], others: Sequence[str]) -> None:
+    """Raises `UserError` for an architecture that is named otherwise, but has the shapes of one of ours."""
+    if other := next((word for word in others if word in config.get("architecture", "")), None):
+        raise UserError(f"{NAME}: {config['architecture']} of config.json is not among the models here ({other})")
 
 
 def _names(table: Table) -> Names:
@@ -137,6 +145,7 @@ def _add_heads(table: Table, model: Mapping[str, Any]) -> None:
 
 
 def _resnet(table: Table, config: Mapping[str, Any]) -> Layout:
+    _refuse(config, OTHER_RESNETS)
     model, width = resnet.read(table, RESNET)
     channels = table.shape("conv1.weight", "d c p q")[1]
     classes = table.shape("fc.weight", "k c")[0] if table.has("fc.weight") else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from vit_jax import augment, config
+from vit_jax.checkpoint import saved_steps
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, View
@@ -28,7 +29,7 @@ def default_workdir(spec: str) -> Path:
 
 
 def save_description(workdir: Path, given: Config, prepared: Config, data: Data) -> None:
-    """Writes, once, what a later command needs beside the checkpoints: configuration, labels, preprocessing.
+    """Writes, once, what a later command needs beside the checkpoints: configuration, labels, preprocessing, numbers.
 
     And, at each start, the attention kernel that `prepared` has where the configuration says auto.
     """
@@ -36,6 +37,8 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}; give another one") from error
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"cannot write to --workdir {workdir}: no permission; give another one")
     if given.model.get("attention") == "auto" != prepared.model["attention"]:
         found = {"device": jax.local_devices()[0].device_kind, "kernel": prepared.model["attention"]}
         (workdir / ATTENTION).write_text(json.dumps(found) + "\n")
@@ -58,7 +61,7 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
 def changed_images(workdir: Path, data: Data) -> str:
     """How the numbers of images differ from those that the run in `workdir` began with; "" where they do not.
 
-    A folder of images that grows is divided anew: images that were tested would train, and the reverse.
+    A folder that is divided by itself is divided anew as it grows: images that were tested would train.
     """
     if not has_begun(workdir) or not (workdir / IMAGES).is_file():
         return ""
@@ -84,7 +87,7 @@ def is_run(folder: Path) -> bool:
 
 def has_begun(folder: Path) -> bool:
     """Whether the folder holds a run that trained; one that was refused before leaves no more than its description."""
-    return is_run(folder) and ((folder / writers.FILE).exists() or any((folder / CHECKPOINTS).glob("[0-9]*")))
+    return is_run(folder) and ((folder / writers.FILE).exists() or bool(saved_steps(folder / CHECKPOINTS)))
 
 
 def read_config(workdir: Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:

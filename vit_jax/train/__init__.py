@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 
 from vit_jax import command, config, distributed, log, run, sharding
-from vit_jax.checkpoint import Checkpoints, Damaged
+from vit_jax.checkpoint import Checkpoints, Damaged, saved_steps
 from vit_jax.command import Interruption, UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, Feed, MissingDataset, open_data
@@ -71,7 +71,10 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
 
 
 def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
-    """The result of the finished run in `workdir`, if there is one; raises `UserError` if its run is another one."""
+    """The result of the finished run in `workdir`, if there is one.
+
+    Raises `UserError` if its run is another one, or if it cannot hold a run.
+    """
     refused = run.is_run(workdir) and not run.has_begun(workdir)
     if (workdir / run.CONFIG).exists() and not refused:
         changed = config.differences(run.read_config(workdir), given)
@@ -85,28 +88,26 @@ def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
             return json.loads((workdir / RESULT).read_text())
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a folder")
-    place, images = workdir.resolve(), Path(given.data.name).expanduser()
-    if set("[]*?") & set(str(place)):
+    if set("[]*?") & set(str(workdir.resolve())):
         raise UserError(f"--workdir {workdir}: checkpoints cannot be kept under a name with [, ], * or ?; give another")
-    if images.is_dir() and place.is_relative_to(images.resolve()):
-        raise UserError(
-            f"--workdir {workdir} lies in {images}, whose folders are classes of images; give one elsewhere"
-        )
     return None
 
 
 def check_images(workdir: Path, data: Data) -> None:
-    """Raises `UserError` if the run in `workdir` began with other images."""
+    """Raises `UserError` if the run in `workdir` began with other images, or would lie among them."""
     if changed := run.changed_images(workdir, data):
         raise UserError(
-            f"the images of {data.dataset.name!r} have changed since the run in {workdir} began: {changed}; images "
-            "that were tested would train. Bring the former ones back, or give another --workdir"
+            f"the images of {data.dataset.name!r} are not those that the run in {workdir} began with: {changed}; "
+            "bring the former ones back, or give another --workdir"
         )
+    for folder in data.dataset.folders if not run.has_begun(workdir) else ():
+        if workdir.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--workdir {workdir} lies in {folder}, whose folders are classes; give one elsewhere")
 
 
 def published_weights(given: Config, workdir: Path) -> Weights | None:
     """The weights that a new run starts from; None if from random ones, or if the run goes on from a checkpoint."""
-    if not given.init.weights or any((workdir / run.CHECKPOINTS).glob("[0-9]*")):
+    if not given.init.weights or saved_steps(workdir / run.CHECKPOINTS):
         return None
     return run.find_weights(given.init.weights)
 

@@ -21,5 +21,5 @@ class Length:
     def update(self, at: int, seconds: float) -> None:
         """After step `at`, and so many seconds of training in all."""
         fitting = at * self.seconds / seconds if seconds > 0 else UNKNOWN
-        heard = self._agree(max(1, int(min(fitting, UNKNOWN)))) or UNKNOWN
-        self.steps = max(at, heard)
+        heard = self._agree(max(1, int(min(fitting, UNKNOWN))))
+        self.steps = max(at, heard or self.steps)  # until something is heard, as it was known

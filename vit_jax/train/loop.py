@@ -246,25 +246,23 @@ class Trainer:
         """Exact metrics on the validation split."""
         assert self.validation is not None
         found = self.predict(evaluation_variables(state), self.validation)
-        scalars = {f"val/{k}": v for k, v in self.summary(found).items()}
+        scalars = {f"val/{k}": v for k, v in evaluate.summarize(found).items()}
         self.book.validation = scalars
         self.writer.write(at, scalars)
         self.progress.evaluation(at, scalars)
-        predicted, share = metrics.most_predicted(metrics.predict(found.logits), len(self.data.class_names))
+        predicted, share = metrics.most_predicted(found.examples.prediction, len(self.data.class_names))
         self.diagnose(at, predicted=predicted, share=share, true_share=float(np.mean(found.label == predicted)))
 
     def predict(self, variables: PyTree, feed: Feed) -> evaluate.Predictions:
         settings, shards = self.run.config, sharding.batch_shards(self.run.mesh)
         wanted = settings.evaluate.batch_size or settings.train.batch_size
-        return evaluate.predict(self.run.eval_step, variables, feed, -(-wanted // shards) * shards)
-
-    def summary(self, found: evaluate.Predictions) -> dict[str, float]:
-        return evaluate.summarize(found, self.run.config.train.loss)
+        size = -(-wanted // shards) * shards
+        return evaluate.predict(self.run.eval_step, variables, feed, size, settings.train.loss)
 
     def evaluate_before(self, state: PyTree) -> None:
         """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
         found = self.predict(evaluation_variables(state), self.data.feed(self.data.split("test"), self.run.mesh))
-        self.book.before = {f"before/{k}": v for k, v in self.summary(found).items()}
+        self.book.before = {f"before/{k}": v for k, v in evaluate.summarize(found).items()}
         if self.active:
             accuracy, f1 = (self.book.before[f"before/{k}"] for k in ("accuracy", "f1_macro"))
             self.console.print(f"Before training: test accuracy {accuracy:.2%}, macro F1 {f1:.2%}")
@@ -331,7 +329,7 @@ class Trainer:
         book, steps = self.book, self.length.steps
         images = steps * self.run.config.train.batch_size
         result = {
-            **{f"test/{k}": v for k, v in self.summary(found).items()},
+            **{f"test/{k}": v for k, v in evaluate.summarize(found).items()},
             **book.validation,
             **{f"best_{k}": v for k, v in book.best.items()},
             **book.before,

@@ -55,6 +55,7 @@ class Dataset:
     image_shape: tuple[int, int, int]  # h, w, c; (0, 0, c) where sizes differ between images
     splits: Mapping[str, int]  # images in each named split
     open_split: Callable[[str], Source]  # opens one of `splits`, whole
+    folders: tuple[str, ...] = ()  # whose sub-folders are its classes
 
     def source(self, spec: str) -> Source:
         """The images of `spec`: "train", "train[:90%]", "train[100:]", "train[:50%]+test"; raises `UserError`."""

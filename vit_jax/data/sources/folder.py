@@ -52,7 +52,9 @@ def open_folder(name: str) -> Dataset:
     classes = tuple(sorted(next(iter(found.values()))))
     splits = {split: _ordered(files, classes) for split, files in found.items()}
     sizes = {split: len(paths) for split, (paths, _) in splits.items()}
-    return Dataset(name, classes, _image_shape(root, splits), sizes, partial(_FolderSource, str(root), splits))
+    classes_in = tuple(map(str, folders.values() or [root]))
+    opener = partial(_FolderSource, str(root), splits)
+    return Dataset(name, classes, _image_shape(root, splits), sizes, opener, classes_in)
 
 
 class _FolderSource:
@@ -96,6 +98,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _classes(root: Path, folder: Path) -> Files:
     """The images of each class folder in `folder`; raises `UserError` unless there are two or more, none empty."""
     folders = _visible_folders(folder)
+    if strange := [path for path in folders if not _is_text(path.name)]:
+        raise UserError(f"{folder} holds a class folder whose name is not UTF-8, {strange[0].name!r}; rename it")
     files = {_normal(path.name): [os.path.relpath(file, root) for file in images_below(path)] for path in folders}
     if len(files) < len(folders):
         same = next(name for name in files if sum(_normal(path.name) == name for path in folders) > 1)
@@ -184,6 +188,11 @@ def images_below(folder: Path) -> Iterator[str]:
 def is_image(name: str) -> bool:
     """Whether a file of this name, not hidden, is one of those that Pillow reads by itself."""
     return _is_visible(name) and os.path.splitext(name)[1].lower() in _extensions()
+
+
+def _is_text(name: str) -> bool:
+    """Whether the name of a file is UTF-8; other bytes are escaped in it."""
+    return not any("\udc80" <= c <= "\udcff" for c in name)
 
 
 def _visible_folders(folder: Path) -> list[Path]:
