@@ -88,3 +88,12 @@ def test_what_does_not_fit_is_told_before_anything_is_written(source, tmp_path, 
     with pytest.raises(UserError, match=expected):
         finetune(source, tmp_path / "run", *overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_first_checkpoint_was_cut_off_starts_from_its_weights_again(source, tmp_path):
+    """Orbax leaves an unfinished folder, which is no checkpoint."""
+    assert finetune(source, tmp_path / "whole")[0] == 0
+    (tmp_path / "cut" / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
+    code, text = finetune(source, tmp_path / "cut")
+    assert code == 0 and "loaded" in text
+    tiny.assert_same_run(tmp_path / "cut", tmp_path / "whole")

@@ -28,6 +28,8 @@ from vit_jax.command import UserError
         (input, "--workers -1", "--workers -1 is negative"),
         (input, "--peer tf", "choose from torch"),
         (input, "--config.seed=1", "reads no configuration"),
+        (throughput, "--peer torch --config.model.depth=6", "model.depth would change ours alone, not what it is held"),
+        (throughput, "--config.train.batch_size=6", "--batch-sizes, --dtypes and --image-size are for all"),
         (startup, "--models nothing", "'nothing' is unknown"),
         (startup, "--rounds 0", "--rounds 0"),
         (augmentation, "--rounds 0", "--rounds 0"),

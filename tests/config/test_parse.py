@@ -283,6 +283,16 @@ def test_differences_in_where_and_how_fast_do_not_count():
     assert set(found) == {"evaluate.use", "evaluate.metric", "data.channels", "train.accumulate"}
 
 
+def test_where_images_are_kept_counts_where_it_decides_who_crops_them():
+    flags = ["augment.crop_area=(0.3,1)", "data.image_size=32"]
+    kept, streamed = (config.from_dict({}, [*flags, f"data.cache={cache}"]) for cache in ("host", "none"))
+    assert config.differences(kept, streamed) == {"data.cache": ("host", "none")}
+    kept, streamed = (
+        config.from_dict({}, [*flags, f"data.cache={c}", "data.crop_on=device"]) for c in ("host", "none")
+    )
+    assert config.differences(kept, streamed) == {}
+
+
 def test_another_model_differs_in_the_fields_that_only_one_has():
     old, new = (config.from_dict({"model": models.settings(name)}) for name in FAMILIES)
     found = config.differences(old, new)

@@ -47,6 +47,18 @@ def test_the_slurm_script_shows_what_it_would_run(module):
     assert (done.returncode, shlex.split(done.stdout)) == (0, expected), done.stderr
 
 
+@pytest.mark.parametrize(("asked", "expected"), [({}, ""), ({"SLURM_CPUS_PER_TASK": "7"}, "7")])
+def test_the_slurm_script_hands_a_tasks_cpus_on(tmp_path, asked, expected):
+    """By the one variable that srun reads, whichever way `sbatch` was told."""
+    (tmp_path / "srun").write_text('#!/usr/bin/env bash\necho "${SRUN_CPUS_PER_TASK-}"\n')
+    (tmp_path / "srun").chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SRUN_"))}
+    environment = kept | {"SLURM_JOB_ID": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"} | asked
+    command = ["bash", str(REPOSITORY / "launch" / "slurm.sbatch"), "--config", "configs/x.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_no_hyper_parameters(path):
     code = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
