@@ -1,6 +1,7 @@
 """Flags, exit codes and signals that all commands share."""
 
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -84,3 +85,16 @@ def test_an_interruption_is_noted_and_the_old_handlers_come_back(number, code):
         assert interruption.exit_code == code
         assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process
     assert signal.getsignal(number) == before
+
+
+def test_a_command_may_open_as_many_files_as_the_system_allows(monkeypatch):
+    limits, infinite = [], resource.RLIM_INFINITY
+    for before, after in {(1024, 4096): 4096, (1024, infinite): 2**16, (1024, 2**20): 2**16}.items():
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, before=before: before)
+        monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append(pair))
+        command._allow_many_files()
+        assert limits.pop() == (after, before[1])
+    for enough in ((2**17, 2**20), (infinite, infinite), (1024, 1024)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, enough=enough: enough)
+        command._allow_many_files()
+    assert not limits

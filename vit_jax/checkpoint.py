@@ -52,6 +52,7 @@ class Checkpoints:
             best_mode="max",
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
+            single_host_load_and_broadcast=True,  # which checkpoints there are: a shared folder may show some later
         )
         self._manager = self._open()
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from vit_jax import compilation, memory, platforms
 
 DONE, FAULT, USER_MISTAKE = 0, 1, 2
+FILES = 2**16  # open at once, at most
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -46,9 +47,10 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
 def _allow_many_files() -> None:
     """As many open files as the system allows: a prepared data set has one for each of its shards, often 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard > soft:
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(ValueError, OSError):  # macOS allows fewer than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2**16) if hard > 0 else 2**16, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Parser(argparse.ArgumentParser):

@@ -217,6 +217,8 @@ def test_auto_keeps_small_splits_on_the_device_medium_ones_on_the_host(monkeypat
     monkeypatch.setattr(data, "HOST_CACHE_BYTES", 21 * 105)
     found = open_data(Settings(name="synthetic/5x7x3/2/23"))
     assert [found.cache(found.split(spec)) for spec in ("test", "train", "train+test")] == ["device", "host", "none"]
+    monkeypatch.setattr(data.memory, "installed", lambda: 4 * 19 * 105)  # of which a quarter may hold images
+    assert found.cache(found.split("train")) == "none"
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
+from vit_jax import memory
 from vit_jax.command import UserError, data_dir
 from vit_jax.data.crop import RandomCrop
 from vit_jax.data.feed import Batch, Feed
@@ -20,7 +21,7 @@ from vit_jax.data.split import Split, View
 __all__ = ["Batch", "Data", "Feed", "MissingDataset", "RandomCrop", "Settings", "Split", "View", "check", "open_data"]
 
 DEVICE_CACHE_BYTES = 2**30
-HOST_CACHE_BYTES = 8 * 2**30
+HOST_CACHE_BYTES = 8 * 2**30  # and a quarter of the memory at most
 HELD_OUT = 10  # percent of the training split that validates where a data set has no validation split
 MANY_TIMES = 4  # photos with sides so many times those of the model's input do not reach the device as they are
 
@@ -126,7 +127,7 @@ class Data:
             return self.settings.cache
         if split.num_bytes <= DEVICE_CACHE_BYTES:
             return "device"
-        return "host" if split.num_bytes <= HOST_CACHE_BYTES else "none"
+        return "host" if split.num_bytes <= min(HOST_CACHE_BYTES, memory.installed() // 4) else "none"
 
     def random_crop(
         self, *, size: tuple[int, int], area: tuple[float, ...], aspect: tuple[float, float]

@@ -18,7 +18,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from vit_jax import augment, checkpoint, config, models, pretrained, sharding, step, trees
+from vit_jax import augment, checkpoint, config, distributed, models, pretrained, sharding, step, trees
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import View
@@ -299,8 +299,10 @@ def _read_variables(
     steps = checkpoint.saved_steps(directory)
     best = checkpoint.best_step(directory) if use == "best" else None
     part = "ema" if prepared.optim.ema_decay else ""
-    damaged = False
-    for at in ([best] if best is not None else []) + steps[::-1]:
+    damaged, order = False, ([best] if best is not None else []) + steps[::-1]
+    if mesh is not None:  # all processes read the same ones
+        order = json.loads(distributed.said_by_first(json.dumps(order[:50])))
+    for at in order:
         try:
             variables = checkpoint.restore_variables(directory, at, abstract, part, mesh)
         except checkpoint.Damaged as damage:

@@ -211,7 +211,7 @@ def restore_or_init(built: Run, checkpoints: Checkpoints, arrays: Arrays) -> tup
 
 def choose_variables(built: Run, checkpoints: Checkpoints, state: PyTree) -> PyTree:
     """The variables that meet the test split: the last, or those that validated best."""
-    best = checkpoints.best_step()
+    best = json.loads(distributed.said_by_first(json.dumps(checkpoints.best_step())))  # all read the same one
     if built.config.evaluate.use == "best" and best is not None and best != int(state.step):
         try:
             state, _ = checkpoints.restore(best, built.abstract_state, built.mesh)
