@@ -134,11 +134,19 @@ def check(variants: Sequence[Variant], console: Console, sweeps: Sequence[str] =
             data = _check_run(*todo[0], planned, console, sweeps) if todo else None  # the others differ in the seed
             opened += [data] if data is not None else []
         except UserError as mistake:
-            raise UserError(f"{variant.name}: {str(mistake).replace('--workdir', '--out')}") from mistake
+            raise _of(variant, mistake) from mistake
         planned |= {workdir.resolve() for _, workdir in todo}
-    for (given, workdir), data in itertools.product((one for v in variants for one in v.runs), opened):
-        if given.data == data.settings:  # what is finished, too, had these images
-            check_images(workdir, data)
+    for variant, data in itertools.product(variants, opened):
+        for given, workdir in variant.runs:
+            try:
+                if given.data == data.settings:  # what is finished, too, had these images
+                    check_images(workdir, data)
+            except UserError as mistake:
+                raise _of(variant, mistake) from mistake
+
+
+def _of(variant: Variant, mistake: UserError) -> UserError:
+    return UserError(f"{variant.name}: {str(mistake).replace('--workdir', '--out')}")
 
 
 def _check_run(

@@ -7,6 +7,7 @@ is dropped, and the metrics are computed once from all logits.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 from collections import deque
@@ -58,16 +59,19 @@ def predict(
     """What the model makes of every image of the feed, in the split's order; `loss` is what it was trained with."""
     parts: list[Predictions] = []
     waiting: deque[dict[str, jax.Array]] = deque()
+    begins = itertools.count(0, batch_size)
 
     def fetch() -> None:
         """Moves the oldest batch to the host: on a device its logits would fill the memory."""
         label, logits, weight = map(np.asarray, jax.device_get([waiting[0][k] for k in ("label", "logits", "weight")]))
         waiting.popleft()
         index, k = np.flatnonzero(weight > 0), logits.shape[1]
-        start, label, logits = batch_size * len(parts), label[index], logits[index]
+        begin, label, logits = next(begins), label[index], logits[index]
+        if not len(index):
+            return
         metrics.check_labels(label, k)
         kept = logits if len(feed.split) * k * logits.itemsize <= LOGITS_BYTES else None
-        parts.append(Predictions(start + index, label, metrics.per_example(logits, label, loss), k, kept))
+        parts.append(Predictions(begin + index, label, metrics.per_example(logits, label, loss), k, kept))
 
     for batch in feed.evaluation(batch_size):
         waiting.append(eval_step(variables, batch, feed.frozen))
