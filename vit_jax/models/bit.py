@@ -11,11 +11,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
+from vit_jax.models.checks import check_positive
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
 from vit_jax.models.resnet import GROUPS, check_stages
 from vit_jax.models.resnet import SIZES as RESNETS
-from vit_jax.models.vit import check_positive
 
 NAMES = ("50x1", "101x1", "50x3", "101x3", "152x2", "152x4")  # layers x width factor; s. 3.1 and table 1
 

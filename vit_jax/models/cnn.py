@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
 from vit_jax.models.attention import dropout
+from vit_jax.models.checks import check_rates, check_widths
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
 
@@ -45,10 +46,8 @@ class CNN(nn.Module):
                 f"model.stages={self.stages} halves the image {pools} times, too often for "
                 f"{image_shape[0]}x{image_shape[1]} pixels; drop a stage or set augment.resize"
             )
-        if self.dense_widths and min(self.dense_widths) < 1:
-            raise UserError(f"model.dense_widths={self.dense_widths} must be positive widths; () means none")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout={self.dropout} is not a probability below 1")
+        check_widths(self, "dense_widths")
+        check_rates(self, "dropout")
 
     @nn.compact
     def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:

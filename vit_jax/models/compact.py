@@ -8,10 +8,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
+from vit_jax.models.checks import check_patches, check_positive, check_rates
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.fused import Kernel
 from vit_jax.models.layers import Activation, Dtype, PatchEmbedding, Remat, square
-from vit_jax.models.vit import Encoder, EncoderBlock, check_patches, check_positive, check_rates
+from vit_jax.models.vit import Encoder, EncoderBlock
 
 # Layers, as the names count them: width, MLP width, heads.
 SIZES: dict[int, tuple[int, int, int]] = {

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models.checks import check_patches, check_positive, check_rates
 from vit_jax.models.layers import Activation, Dtype, MlpBlock, PatchEmbedding, Remat, drop_path, recompute, square
-from vit_jax.models.vit import check_patches, check_positive, check_rates
 
 # width, depth, token-mixing width, channel-mixing width, patch sizes: table 1.
 SIZES: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {

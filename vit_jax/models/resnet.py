@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
 from vit_jax.models.attention import dropout
+from vit_jax.models.checks import check_positive, check_rates
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype, drop_path
-from vit_jax.models.vit import check_positive, check_rates
 
 Norm = Literal["batch", "layer", "group"]
 Stem = Literal["imagenet", "small"]

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from vit_jax.command import UserError
+from vit_jax.models.checks import check_positive, check_rates, check_widths
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
 from vit_jax.models.resnet import Layer, check_stages
-from vit_jax.models.vit import check_positive, check_rates
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -78,8 +77,7 @@ class ResNetV2(nn.Module):
         check_stages(self.stage_sizes)
         check_positive(self, "width")
         check_rates(self, "gaussian_dropout")
-        if self.head_widths and min(self.head_widths) < 1:
-            raise UserError(f"model.head_widths={self.head_widths} must be positive widths, e.g. (512,); () means none")
+        check_widths(self, "head_widths")
 
     @nn.compact
     def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:

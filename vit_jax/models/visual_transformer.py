@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models.checks import check_positive
 from vit_jax.models.layers import drop_path
 from vit_jax.models.resnet import ResNet
-from vit_jax.models.vit import check_positive
 
 # Blocks of each stage; whether they are bottlenecks; modules; MLP width. Wu et al. 2020, s. 4: the modules replace the
 # blocks of stage 5 one for one, and work on stage 4's 256 or 1024 channels. The MLP's width is ours, fitted to the
