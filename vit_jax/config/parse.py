@@ -131,12 +131,13 @@ def run_file(path: Path, arg: str) -> Tree:
         raise
     except Exception as error:  # whatever a mistake in the file leads to
         file = str(path.absolute())
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        if isinstance(error, SyntaxError) and error.filename == file:
-            lines.append(error.lineno)
-        place = f"{path}:{lines[-1]}" if lines else str(path)
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        raise UserError(f"{place}: {_mistake(error, (frames[-1].line or '') if frames else '')}") from error
+        lines = [(frame.lineno, frame.line or "") for frame in frames]
+        if isinstance(error, SyntaxError) and error.filename == file:
+            lines.append((error.lineno, ""))
+        number, line = lines[-1] if lines else (None, "")
+        place = f"{path}:{number}" if lines else str(path)
+        raise UserError(f"{place}: {_mistake(error, line)}") from error
     if not isinstance(tree, Mapping | ConfigDict):
         raise UserError(f"get_config returned {type(tree).__name__}, not a ConfigDict; start from config.default()")
     return tree
