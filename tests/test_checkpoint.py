@@ -13,26 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import checkpoint, config, models, run, sharding, step
+from tests.described import described
+from vit_jax import checkpoint, config, models, sharding, step
 from vit_jax.checkpoint import Checkpoints, Damaged, canonical, restore_variables
 from vit_jax.command import UserError
+from vit_jax.train import Experiment
 
 VIT = models.settings("vit", patch_size=(2,), width=4, depth=2, mlp_width=8, heads=2, num_classes=5)
 CNN = models.settings("cnn", stages=((3,),), dense_widths=(7,), num_classes=5)
 ABOUT = {"book": {"seconds": 1.5, "window": [{"loss": 0.1}]}}
 
 
-def build(*overrides: str, model=VIT, devices=1) -> run.Run:
-    """A run whose state has averages; nothing is compiled."""
+def build(*overrides: str, model=VIT, devices=1) -> Experiment:
+    """An experiment whose state has averages; nothing is compiled."""
     given = config.from_dict(
         {"model": model, "augment": {"mean": (0.5,), "std": (0.5,)}, "optim": {"ema_decay": 0.5, "clip_norm": 1.0}},
         ["train.batch_size=8", "train.steps=3", *overrides],
     )
-    mesh = sharding.make_mesh(given.mesh, jax.devices()[:devices])
-    return run.build(given, mesh, image_shape=(4, 4, 1), train_images=8)
+    return described(given, (4, 4, 1), classes=5, images=8, devices=devices)
 
 
-def fill(built: run.Run, seed: int = 0) -> step.TrainState:
+def fill(built: Experiment, seed: int = 0) -> step.TrainState:
     """A state of random numbers, placed as the mesh wants it."""
     rng = np.random.default_rng(seed)
     places = sharding.tree_shardings(built.abstract_state, built.mesh)
@@ -62,7 +63,7 @@ def save(directory: Path, *states, scores=(), **options) -> None:
     checkpoints.close()
 
 
-def restore(directory: Path, built: run.Run):
+def restore(directory: Path, built: Experiment):
     checkpoints = Checkpoints(directory)
     restored = checkpoints.restore_newest(built.abstract_state, built.mesh)
     checkpoints.close()
@@ -70,7 +71,7 @@ def restore(directory: Path, built: run.Run):
 
 
 @pytest.fixture(scope="module")
-def cnn() -> run.Run:
+def cnn() -> Experiment:
     return build("optim.name=sgd", "optim.ema_decay=0", model=CNN)
 
 

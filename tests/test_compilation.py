@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-import jax
 import pytest
 
-from vit_jax import config, models, run, sharding
+from tests.described import described
+from vit_jax import config, models
 
 PROGRAM = """
 import jax
@@ -60,10 +60,8 @@ def instructions(depth: int, scan: bool) -> int:
     model = models.settings("vit", depth=depth, scan=scan, **sizes)
     view = {"mean": (0.5,), "std": (0.5,)}
     given = config.from_dict({"model": model, "augment": view, "train": {"batch_size": 5, "steps": 3}})
-    mesh = sharding.make_mesh(given.mesh, jax.devices()[:1])
-    built = run.build(given, mesh, image_shape=(6, 4, 3), train_images=29)
-    batch = {"image": jax.ShapeDtypeStruct((5, 6, 4, 3), "uint8"), "label": jax.ShapeDtypeStruct((5,), "int32")}
-    return built.train_step.lower(built.abstract_state, batch, {}).as_text().count(" = ")
+    built = described(given, (6, 4, 3), classes=7, images=29)
+    return built.train_step.lower(*built.arguments).as_text().count(" = ")
 
 
 def test_a_scanned_step_does_not_grow_with_depth():

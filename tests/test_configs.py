@@ -9,13 +9,14 @@ from pathlib import Path
 from types import FrameType
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from tests.conftest import REPOSITORY
 from vit_jax import config, data, pretrained, run, sharding
 from vit_jax.command import UserError
 from vit_jax.data.sources import Dataset
+from vit_jax.train import Inputs, set_up
+from vit_jax.train.inputs import check_data
 
 FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 
@@ -87,21 +88,13 @@ def test_config(spec, monkeypatch):
     images = opened(given, monkeypatch)
     if given.init.weights:
         given = run.follow(given, images, SOURCE)
-    run.check_data(given, images)
-    height, width, channels = images.view.shape
-    filled = {"model.num_classes": len(images.class_names), "augment.mean": (0.5,), "augment.std": (0.5,)}
-    prepared = config.from_dict(config.to_dict(given), [f"{key}={value}" for key, value in filled.items()])
-    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])
-    built = run.build(prepared, mesh, image_shape=images.view.shape, train_images=images.size("train"))
-    n = given.train.batch_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((n, height, width, channels), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((n,), jnp.int32),
-    }
-    state, metrics = jax.eval_shape(built.train_step, built.abstract_state, batch, {})
+    check_data(given, images)
+    one_device = replace(given, mesh=sharding.Settings())
+    built = set_up(Inputs(one_device, images), devices=jax.devices()[:1], described=True)
+    state, metrics = jax.eval_shape(built.train_step, *built.arguments)
     shapes, expected = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x) for x in (state, built.abstract_state))
     assert shapes == expected
-    assert {"loss", "accuracy", "lr", "grad_norm"} <= metrics.keys() and metrics["loss"].shape == ()
+    assert {*built.task.train_metrics, "lr", "grad_norm"} <= metrics.keys() and metrics["loss"].shape == ()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -12,6 +12,7 @@ from tests.models.random_params import random_params
 from vit_jax import config, models, pretrained, run
 from vit_jax.command import UserError
 from vit_jax.pretrained.write import save_huggingface
+from vit_jax.train.teacher import open_teacher
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_a_teacher_sees_the_images_as_it_learned_to(teacher):
     images = np.random.default_rng(0).integers(0, 256, (5, 5, 7, 3), np.uint8)
     for mean in ("(0.1,)", "(0.4,0.5,0.6)"):
         student = student_of(teacher, mean)
-        found = run.open_teacher(str(teacher), student, trained.class_names)
+        found = open_teacher(str(teacher), student, trained.class_names)
         seen = (images / 255 - np.asarray(student.augment.mean)) / np.asarray(student.augment.std)
         logits = found.forward(found.variables, jnp.asarray(seen, jnp.float32))
         np.testing.assert_allclose(logits, trained.logits(images), rtol=1e-4, atol=1e-4)
@@ -77,9 +78,9 @@ def test_a_teacher_of_other_classes_is_refused(teacher, tmp_path, caplog):
         learn(teacher, tmp_path, "data.name=synthetic/5x7x3/4/200")
     student = student_of(teacher, "(0.5,)")
     with pytest.raises(UserError, match="in the same order"):
-        run.open_teacher(str(teacher), student, ("class 1", "class 0", "class 2"))
+        open_teacher(str(teacher), student, ("class 1", "class 0", "class 2"))
     with caplog.at_level(logging.WARNING):
-        run.open_teacher(str(teacher), student, ("n1", "n2", "n3"))
+        open_teacher(str(teacher), student, ("n1", "n2", "n3"))
     assert "taken to be the same" in caplog.text
     assert json.loads((teacher / run.LABELS).read_text()) == ["class 0", "class 1", "class 2"]
 
@@ -93,7 +94,7 @@ def test_a_teacher_of_published_weights(teacher, tmp_path):
     save_huggingface(tmp_path / "hf", model, variables, names, view, size)
 
     student, loaded = student_of(teacher, "(0.4,0.5,0.6)"), run.open(tmp_path / "hf")
-    found = run.open_teacher(str(tmp_path / "hf"), student, names)
+    found = open_teacher(str(tmp_path / "hf"), student, names)
     images = np.random.default_rng(0).integers(0, 256, (5, *size, 3), np.uint8)
     seen = (images / 255 - np.asarray(student.augment.mean)) / np.asarray(student.augment.std)
     logits = found.forward(found.variables, jnp.asarray(seen, jnp.float32))

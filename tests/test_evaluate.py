@@ -13,6 +13,11 @@ from tests import tiny
 from vit_jax import checkpoint, config, evaluate, metrics, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
+from vit_jax.tasks import classification
+from vit_jax.tasks.classification import ClassificationEvaluator
+from vit_jax.train import evaluation
+from vit_jax.train.evaluation import evaluate_split
+from vit_jax.train.experiment import make_task
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +36,12 @@ def command(workdir: Path, *flags: str, split: str = "test") -> dict[str, float]
     return json.loads((workdir / f"evaluation-{split}.json").read_text())
 
 
-def predict(trained: run.Trained, batch_size: int, devices: int, split: str = "test") -> evaluate.Predictions:
+def predict(trained: run.Trained, batch_size: int, devices: int, split: str = "test") -> ClassificationEvaluator:
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:devices])
-    data = open_data(trained.config.data)
-    eval_step = jax.jit(step.make_eval_step(trained.model, trained.config.augment))
+    data, task = open_data(trained.config.data), make_task(trained.config, trained.class_names, trained.view.shape)
+    eval_step = jax.jit(step.make_eval_step(task))
     variables = jax.device_put(trained.variables, sharding.replicated(mesh))
-    return evaluate.predict(eval_step, variables, data.feed(data.split(split), mesh), batch_size)
+    return evaluate_split(eval_step, variables, data.feed(data.split(split), mesh), batch_size, task)
 
 
 def test_the_command_finds_what_the_run_found(copied):
@@ -63,9 +68,9 @@ def test_the_command_prints_the_result_and_each_class(copied, capsys):
 
 def test_batch_and_devices_do_not_change_the_metrics(finished):
     trained = run.open(finished)
-    expected = evaluate.summarize(predict(trained, 40, 1))
+    expected = predict(trained, 40, 1).scalars()
     for batch_size, devices in ((7, 1), (64, 1), (64, 4), (4, 4)):
-        found = evaluate.summarize(predict(trained, batch_size, devices))
+        found = predict(trained, batch_size, devices).scalars()
         assert found["loss"] == pytest.approx(expected["loss"], abs=1e-6)
         assert all(found[k] == expected[k] for k in ("accuracy", "f1_macro"))
 
@@ -85,47 +90,51 @@ def test_large_models_are_evaluated_in_parts(tmp_path_factory):
 
 
 def test_every_image_is_predicted_once_in_order(finished):
-    found = predict(run.open(finished), 7, 1)
+    found = predict(run.open(finished), 7, 1).found
     split = open_data(run.open(finished).config.data).split("test").load()
-    assert list(found.index) == list(range(40)) and found.logits.shape == (40, 3)
+    assert list(found.place) == list(range(40)) and found.logits.shape == (40, 3)
     np.testing.assert_array_equal(found.label, split.labels)
 
 
 def test_few_batches_are_in_flight(monkeypatch):
     begun, finished = [], []
-    monkeypatch.setattr(jax, "device_get", lambda part: finished.append(int(part[1][0, 0])) or part)
+    monkeypatch.setattr(jax, "device_get", lambda rows: finished.append(int(rows["logits"][0, 0])) or rows)
 
     class Numbers(Feed):
         def __init__(self):
-            self.frozen, self.split = {}, range(40)
+            self.on_device, self.split = False, range(40)
 
         def evaluation(self, batch_size):
             for number in range(40):
                 assert begun == list(range(number))
-                assert finished == begun[: max(0, number - evaluate.IN_FLIGHT)]
+                assert finished == begun[: max(0, number - evaluation.IN_FLIGHT)]
                 yield number
 
-    def eval_step(variables, number, frozen):
+    def eval_step(variables, number, constants):
         begun.append(number)
         one = np.ones(1)
         return {"logits": number * one[None], "label": np.zeros(1, int), "weight": one}
 
-    found = evaluate.predict(eval_step, {}, Numbers(), 1)
-    assert found.logits[:, 0].tolist() == begun == finished == list(range(40)) == found.index.tolist()
+    class AnyTask:
+        def evaluator(self, size):
+            return ClassificationEvaluator(size, ("one",))
+
+    found = evaluate_split(eval_step, {}, Numbers(), 1, AnyTask()).found
+    assert found.logits[:, 0].tolist() == begun == finished == list(range(40)) == found.place.tolist()
 
 
 def test_where_logits_would_be_too_many_what_they_say_is_kept(finished, monkeypatch, tmp_path):
     trained = run.open(finished)
     whole = predict(trained, 7, 1)
-    monkeypatch.setattr(evaluate, "LOGITS_BYTES", 40 * 3 * 4 - 1)
-    monkeypatch.setattr(evaluate, "MATRIX_CLASSES", 2)
+    monkeypatch.setattr(classification, "LOGITS_BYTES", 40 * 3 * 4 - 1)
+    monkeypatch.setattr(classification, "MATRIX_CLASSES", 2)
     found = predict(trained, 7, 1)
-    assert found.logits is None and evaluate.summarize(found) == evaluate.summarize(whole)
-    assert evaluate.confusion(found, trained.class_names)["matrix"] is None
-    found.save(tmp_path / "x.npz")
-    saved = np.load(tmp_path / "x.npz")
+    assert found.found.logits is None and found.scalars() == whole.scalars()
+    assert found.details()["matrix"] is None
+    found.save(tmp_path)
+    saved = np.load(tmp_path / "predictions.npz")
     assert set(saved) == {"index", "label", "prediction", "confidence"}
-    np.testing.assert_array_equal(saved["prediction"], metrics.predict(whole.logits))
+    np.testing.assert_array_equal(saved["prediction"], metrics.predict(whole.found.logits))
 
 
 def test_masked_batches_give_what_numpy_finds_without_padding(finished):
@@ -134,7 +143,7 @@ def test_masked_batches_give_what_numpy_finds_without_padding(finished):
     logits = trained.logits(split.images, batch_size=40).astype(np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    found = evaluate.summarize(predict(trained, 12, 4))
+    found = predict(trained, 12, 4).scalars()
     assert found["loss"] == pytest.approx(-log_p[np.arange(40), split.labels].mean(), abs=1e-6)
     assert found["accuracy"] == np.mean(logits.argmax(axis=1) == split.labels)
 
@@ -165,19 +174,9 @@ def test_a_broken_image_is_left_out_of_the_metrics(finished, monkeypatch):
     monkeypatch.setattr(source, "read", lambda self, i: read(self, i if i != 13 else 10**9))
     tolerant = config.from_dict(config.to_dict(trained.config), ["data.max_bad_fraction=0.1", "data.cache=none"])
     for batch_size, devices in ((8, 4), (1, 1)):  # of one image: a whole batch is broken
-        found = predict(dataclasses.replace(trained, config=tolerant), batch_size, devices)
-        assert list(found.index) == [i for i in range(40) if i != 13]
-        np.testing.assert_allclose(found.logits, np.delete(whole.logits, 13, axis=0), atol=1e-5)
-
-
-def test_confusion_names_the_classes_and_leaves_out_what_does_not_occur():
-    logits = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 1]]
-    labels = np.array([0, 0, 0, 1, 1])
-    examples = metrics.per_example(logits, labels)
-    found = evaluate.confusion(evaluate.Predictions(np.arange(5), labels, examples, 3, logits), ["a", "b", "c"])
-    assert found["matrix"] == [[2, 1, 0], [0, 2, 0], [0, 0, 0]]
-    assert found["per_class_accuracy"] == {"a": pytest.approx(2 / 3), "b": 1.0, "c": None}
-    assert metrics.summarize(logits, np.array([0, 0, 0, 1, 1]))["accuracy"] == 0.8
+        found = predict(dataclasses.replace(trained, config=tolerant), batch_size, devices).found
+        assert list(found.place) == [i for i in range(40) if i != 13]
+        np.testing.assert_allclose(found.logits, np.delete(whole.found.logits, 13, axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ import optax
 import pytest
 
 from tests import quick
-from vit_jax import augment, optim, step
+from vit_jax import augment, losses, optim, step, tasks
 from vit_jax.models.cnn import CNN
 from vit_jax.step import TrainState
 
 N, SHAPE, K, LR = 12, (6, 4, 3), 7, 0.01
 VIEW = augment.Settings(mean=(0.5,), std=(0.25,))
-OBJECTIVE = step.Objective(K, label_smoothing=0.1)
 MODEL = CNN(stages=((5,),), dense_widths=(), num_classes=K, norm="none")
 SGD = optim.create(optim.Settings(name="sgd", momentum=0.0))
 RNG = np.random.default_rng(0)
@@ -27,15 +26,17 @@ def rate(done, total_steps):
     return LR * (1 - done / total_steps)
 
 
+PARTS = tasks.Parts(MODEL, SHAPE, tuple("abcdefg"), augment=VIEW, train_augment=VIEW)
+TASK = tasks.create(tasks.settings("classification", label_smoothing=0.1), PARTS)
+
+
 def compiled(total_steps: int = 10**9, **options):
-    return quick.jit(
-        step.make_train_step(MODEL, SGD, rate, VIEW, OBJECTIVE, seed=0, total_steps=total_steps, **options)
-    )
+    return quick.jit(step.make_train_step(TASK, SGD, rate, seed=0, total_steps=total_steps, **options))
 
 
 @pytest.fixture(scope="module")
 def state() -> TrainState:
-    return quick.jit(lambda: step.init_state(MODEL, SGD, 0, SHAPE, ema=True))()
+    return quick.jit(lambda: step.init_state(TASK, SGD, 0, ema=True))()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def gradient():
 
     def loss(params, images, labels):
         logits = MODEL.apply({"params": params}, augment.eval_view(VIEW, images), train=False)
-        return OBJECTIVE(logits, OBJECTIVE.targets(labels), None)
+        return losses.softmax_cross_entropy(logits, TASK.targets_of(labels)).mean()
 
     of = quick.jit(jax.grad(loss))
     return lambda params, rows=slice(None): of(params, BATCH["image"][rows], BATCH["label"][rows])

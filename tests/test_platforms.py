@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from vit_jax import config, memory, platforms, run
+from vit_jax import config, memory, platforms
 from vit_jax.data import open_data
+from vit_jax.train import experiment
 
 PROGRAM = """
 import sys
@@ -108,13 +109,13 @@ def test_a_core_has_a_part_of_each_batch(monkeypatch):
     monkeypatch.setattr(platforms, "device_per_core", lambda multiples: asked.append(list(multiples)))
     digits = config.load("configs/digits.py", ["train.batch_size=64"])
     halves = config.load("configs/digits.py", ["train.batch_size=64", "train.accumulate=4"])
-    run.use_every_core([digits, halves])
+    experiment.use_every_core([digits, halves])
     assert asked == [[64, 16]]
-    run.use_every_core([digits, config.load("configs/digits.py", ["mesh.fsdp=2"])])
+    experiment.use_every_core([digits, config.load("configs/digits.py", ["mesh.fsdp=2"])])
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    run.use_every_core([digits])
+    experiment.use_every_core([digits])
     assert asked == [[64, 16]]
 
 
@@ -134,4 +135,4 @@ def test_cores_share_one_state_where_copies_would_fill_the_memory(monkeypatch, o
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     if cores:
         monkeypatch.setenv("JAX_NUM_CPU_DEVICES", cores)
-    assert tuple(run.make_mesh(given, open_data(given.data)).shape.values()) == expected
+    assert tuple(experiment.make_mesh(given, open_data(given.data)).shape.values()) == expected

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import config, flops, models, run, sharding
+from tests.described import described
+from vit_jax import config, flops, models
 from vit_jax.step import init_variables
+from vit_jax.train import Experiment, remat
 
 N, SHAPE = 64, (32, 32, 3)
-BATCH = {"image": jax.ShapeDtypeStruct((N, *SHAPE), "uint8"), "label": jax.ShapeDtypeStruct((N,), "int32")}
 AUTO = config.from_dict(
     {
         "model": models.settings(
@@ -31,9 +32,8 @@ class Tpu:
     process_index: int = 0
 
 
-def build(prepared: config.Config) -> run.Run:
-    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])
-    return run.build(prepared, mesh, image_shape=SHAPE, train_images=640)
+def build(prepared: config.Config) -> Experiment:
+    return described(prepared, SHAPE, classes=3, images=640)
 
 
 def with_policy(policy: str) -> config.Config:
@@ -42,7 +42,7 @@ def with_policy(policy: str) -> config.Config:
 
 @pytest.fixture(scope="module")
 def needed() -> dict[str, float]:
-    return {policy: run.remat.needed(build(with_policy(policy)), BATCH, {}) for policy in ("none", "dots", "full")}
+    return {policy: remat.needed(build(with_policy(policy))) for policy in ("none", "dots", "full")}
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -73,28 +73,28 @@ def test_each_policy_needs_less(needed):
 )
 def test_the_first_that_fits_is_taken(needed, limit, chosen):
     limits = {**needed, "nothing": 1000, "unknown": 0}
-    memory = int(limits[limit] / run.remat.SHARE) + 1 if limits[limit] else 0
-    built = run.fitting(AUTO, build, BATCH, {}, memory)
-    assert built.model.remat == built.config.model["remat"] == chosen
+    memory = int(limits[limit] / remat.SHARE) + 1 if limits[limit] else 0
+    built = remat.fitting(AUTO, build, memory)
+    assert built.task.module.remat == built.config.model["remat"] == chosen
 
 
 @pytest.mark.parametrize(("scan", "chosen"), [(True, "dots"), (False, "none")])
 def test_scanned_layers_on_a_tpu_keep_no_more_than_products(scan, chosen):
     """Their loop writes what it keeps to memory: ViT-B/16's modelled step on v3 is 16 % shorter with less to keep."""
 
-    def on_a_tpu(prepared: config.Config) -> run.Run:
+    def on_a_tpu(prepared: config.Config) -> Experiment:
         return dataclasses.replace(build(prepared), mesh=jax.sharding.Mesh(np.array([Tpu()]), ("data",)))
 
     given = dataclasses.replace(AUTO, model={**AUTO.model, "scan": scan})
-    assert run.fitting(given, on_a_tpu, BATCH, {}, 0).model.remat == chosen
+    assert remat.fitting(given, on_a_tpu, 0).task.module.remat == chosen
 
 
 def test_a_policy_that_is_given_is_not_questioned():
-    assert run.fitting(with_policy("dots"), build, BATCH, {}, 1000).model.remat == "dots"
+    assert remat.fitting(with_policy("dots"), build, 1000).task.module.remat == "dots"
 
 
 def test_a_run_says_what_it_recomputes(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "device_memory", lambda mesh: 1000)
+    monkeypatch.setattr(remat, "device_memory", lambda mesh: 1000)
     code, text = tiny.start(tmp_path, "vit", "model.remat=auto", "train.steps=2")
     assert code == 0 and "recomputed" in text and "full" in text
     assert tiny.result(tmp_path)["config"]["model"]["remat"] == "full"

@@ -12,11 +12,12 @@ from PIL import Image
 
 from tests import tiny
 from tests.conftest import REPOSITORY
-from vit_jax import augment, config, optim, run, sharding, step
+from vit_jax import augment, config, optim, sharding, step, tasks
 from vit_jax.command import UserError
 from vit_jax.data import open_data
 from vit_jax.data.batching import train_indices
 from vit_jax.report import augmentations, texture
+from vit_jax.train.experiment import host_crop, with_data
 
 CONFIG = str(REPOSITORY / "configs" / "digits.py")
 
@@ -88,18 +89,20 @@ def test_a_row_is_what_a_training_step_sees_of_its_batch(rows, more):
 
     data = open_data(given.data)
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])
-    feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(given, data))
-    view = run.prepare(given, data, feed.split).augment
+    feed = data.feed(data.split("train"), mesh, on_device=True, crop=host_crop(given, data))
+    view = with_data(given, data, feed.split).augment
     if more == HOST_CROP:
         view = dataclasses.replace(view, crop_area=())
-    model, tx = Watching(), optim.create(given.optim)
+    tx, classes = optim.create(given.optim), ("a", "b", "c")
+    of_task = tasks.Parts(Watching(), data.view.shape, classes, augment=view, train_augment=view)
+    task = tasks.create(tasks.settings("classification"), of_task)
     train_step = step.make_train_step(
-        model, tx, lambda at, total: jnp.float32(0), view, step.Objective(3), seed=5, total_steps=9, accumulate=parts
+        task, tx, lambda at, total: jnp.float32(0), seed=5, total_steps=9, accumulate=parts
     )
-    state = step.init_state(model, tx, 5, data.view.shape, ema=False)
+    state = step.init_state(task, tx, 5, ema=False)
     del seen[:]
     for batch in feed.train(5, 40, 0, 2):
-        state, _ = train_step(state, batch, feed.frozen)
+        state, _ = train_step(state, batch, {"examples": feed.frozen} if feed.on_device else {})
         jax.effects_barrier()
     assert len(seen) == 2 * parts
     assert [c.split(":")[0] for c in rows] == ["step 0, unchanged", "step 0", "step 1, unchanged", "step 1"]

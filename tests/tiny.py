@@ -50,7 +50,7 @@ def start(workdir: Path, arg: str, *overrides: str) -> tuple[int, str]:
     """Trains; returns the exit code and what was printed."""
     output = io.StringIO()
     console = Console(file=output, width=200, highlight=False)
-    return train.train(config.load(spec(arg), overrides), workdir, console), output.getvalue()
+    return train.train(config.load(spec(arg), overrides), workdir, console).exit_code, output.getvalue()
 
 
 _finished: dict[tuple[str, ...], Path] = {}

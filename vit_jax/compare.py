@@ -12,7 +12,6 @@ a folder for each run, and `comparison.md`, `.csv`, `.json`.
 """
 
 import csv
-import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -31,25 +30,43 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, file_name, plain_name, short
 from vit_jax.data import Data, Settings, open_data
-from vit_jax.train import RESULT, check_images, check_workdir, open_images, published_weights, train
+from vit_jax.metrics import METRICS
+from vit_jax.train import RESULT, check_images, check_workdir, open_inputs, set_up, train
+from vit_jax.train.experiment import prefer_determinism, use_every_core
+from vit_jax.train.teacher import open_teacher
 
 CLEAN = "perturb.kind=none"
 NAME = "comparison"
-PERCENT = ("val/accuracy", "best_val/accuracy", "test/accuracy", "test/top5", "test/f1_macro", "test/ece")
-COLUMNS = {
+FACTS = {
     "parameters": "parameters",
     "flops_per_image": "FLOPs",
     "seconds": "time",
     "images_per_second": "images/s",
     "energy_kwh": "energy (kWh)",
-    "best_val/accuracy": "val best",
-    "val/accuracy": "val last",
-    "test/accuracy": "test top-1",
-    "test/top5": "test top-5",
-    "test/f1_macro": "test F1",
-    "test/ece": "test ECE",
 }
-IMPORTANT = ("test top-1", "test F1", "test ECE", "parameters", "time", "test top-5")  # where not all columns fit
+
+
+SPLITS = {"best_val": "val best", "val": "val last", "test": "test"}
+# Every column that a table can have. Of the validation only the metric that ranks checkpoints is shown.
+COLUMNS = (*FACTS, *(f"{split}/{name}" for split in SPLITS for name in METRICS))
+
+
+def shown(result: Mapping[str, Any]) -> list[str]:
+    """The columns of a result: the loss is among them only where it ranks checkpoints."""
+    monitor = result.get("monitor", "accuracy")
+    tested = [name for name in METRICS if name != "loss" or name == monitor]
+    keys = {*FACTS, f"best_val/{monitor}", f"val/{monitor}", *(f"test/{name}" for name in tested)}
+    return [key for key in COLUMNS if key in keys]
+
+
+def title(key: str) -> str:
+    """What stands above a column."""
+    split, _, name = key.rpartition("/")
+    return f"{SPLITS[split]} {METRICS[name].short}" if split else FACTS[key]
+
+
+# Of the titles, those that stay where not all columns fit.
+IMPORTANT = (*(title(f"test/{name}") for name in METRICS if name != "top5"), "parameters", "time", "test top-5")
 
 
 @dataclass(frozen=True)
@@ -155,21 +172,11 @@ def _check_run(
     """What training does before its first step, but for the images' statistics; `planned` runs have no result yet."""
     if Path(given.init.weights).resolve() in planned:
         return None  # they may decide the size of the images
-    weights = published_weights(given, workdir)
-    settings, data = open_images(given, workdir, weights, console)
-    run.check_data(settings, data)
-    if weights is not None:
-        run.fit_weights(weights, settings, data)
-    view = settings.augment
-    if not view.mean:  # any will do: the model is the same
-        settings = dataclasses.replace(settings, augment=dataclasses.replace(view, mean=(0.5,), std=(0.5,)))
-    prepared = run.prepare(settings, data, data.split("train"))
-    cropped = run.host_crop(settings, data) is not None
-    mesh, size = run.make_mesh(settings, data), data.size("train")
-    run.build(prepared, mesh, image_shape=data.view.shape, train_images=size, cropped=cropped)
+    inputs = open_inputs(given, workdir, console)
+    data, prepared = inputs.data, set_up(inputs, described=True).config
     teacher = given.distill.teacher
     if teacher and Path(teacher).resolve() not in planned:
-        run.open_teacher(teacher, prepared, data.class_names)
+        open_teacher(teacher, prepared, data.class_names)
     for name, chosen in evaluations(sweeps).items():
         changed = config.from_dict(config.to_dict(given), chosen)
         augment.check_perturbed(changed.perturb, data.view.channels)
@@ -190,7 +197,7 @@ def _check_split(name: str, changed: Settings, split: str, data: Data) -> None:
 
 def _check_parameters(name: str, changed: Mapping[str, Any], prepared: Config, data: Data) -> None:
     """Raises `UserError` for a model that has other parameters than the trained one."""
-    shape = run.input_shape(prepared, data.view.shape)
+    shape = augment.input_shape(prepared.augment, data.view.shape)
 
     def variables(fields: Mapping[str, Any]) -> Any:
         model = models.create({**fields, "num_classes": prepared.model["num_classes"]})
@@ -210,7 +217,7 @@ def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[
             continue
         console.rule(Text(f"{number} of {len(todo)}: {name}, seed {given.seed}"))
         try:
-            code = train(given, workdir, console)
+            code = train(given, workdir, console).exit_code
         except UserError as mistake:
             console.print(f"error: {mistake}", style="red", soft_wrap=True, markup=False)
             failed[workdir] = str(mistake)
@@ -239,9 +246,10 @@ def rows(variants: Sequence[Variant], sweeps: Sequence[str], overrides: Sequence
             if chosen:
                 reports = [evaluate.evaluate_run(workdir, [*overrides, *chosen]) for workdir in finished]
                 found = [_replace_metrics(*pair) for pair in zip(results, reports, strict=True)]
-            values = {key: [r[key] for r in found if r.get(key) is not None] for key in COLUMNS}
-            title = f"{variant.name} {name}".rstrip()
-            table.append({"run": title, "seeds": [r["config"]["seed"] for r in found], **values})
+            values = {key: [r[key] for r in found if r.get(key) is not None] for key in shown(found[0])}
+            table.append(
+                {"run": f"{variant.name} {name}".rstrip(), "seeds": [r["config"]["seed"] for r in found], **values}
+            )
     return table
 
 
@@ -256,7 +264,10 @@ def cell(key: str, values: Sequence[int | float]) -> str:
     if not values:
         return ""
     mean = float(np.mean(values))
-    if key in PERCENT:
+    if "/" in key and not METRICS[key.rpartition("/")[2]].percent:
+        spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+        return f"{mean:.4f}{spread}"
+    if "/" in key:
         spread = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         return f"{100 * mean:.2f}{spread} %"
     if key == "seconds":
@@ -268,9 +279,9 @@ def cell(key: str, values: Sequence[int | float]) -> str:
 
 def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
     """Prints the table, and writes it as Markdown, CSV (means and deviations apart) and JSON (every seed's value)."""
-    used = [key for key in COLUMNS if any(row[key] for row in table)]
-    header = ["run", *(COLUMNS[key] for key in used)]
-    texts = [[row["run"], *(cell(key, row[key]) for key in used)] for row in table]
+    used = [key for key in COLUMNS if any(row.get(key) for row in table)]
+    header = ["run", *map(title, used)]
+    texts = [[row["run"], *(cell(key, row.get(key, [])) for key in used)] for row in table]
     _print(header, texts, console)
     lines = [header, ["---", *["---:"] * len(used)], *texts]
     (out / f"{NAME}.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
@@ -279,7 +290,7 @@ def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
         writer = csv.writer(file)
         writer.writerow(["run", "seeds", *(f"{key}{end}" for key in used for end in ("", " std"))])
         for row in table:
-            numbers = [number for key in used for number in _mean_and_std(row[key])]
+            numbers = [number for key in used for number in _mean_and_std(row.get(key, []))]
             writer.writerow([row["run"], len(row["seeds"]), *numbers])
 
 
@@ -287,8 +298,8 @@ def _print(header: Sequence[str], texts: Sequence[Sequence[str]], console: Conso
     """The table without the columns in which all rows agree: a terminal is narrow."""
     columns = list(zip(*texts, strict=True))
     differ = [i for i, column in enumerate(columns) if i == 0 or len(set(column)) > 1 or len(texts) == 1]
-    shown = [[text[i] for i in differ] for text in (header, *texts)]
-    log.fitted_table(console, shown[0], shown[1:], IMPORTANT)
+    names, *cells = [[text[i] for i in differ] for text in (header, *texts)]
+    log.fitted_table(console, names, cells, IMPORTANT)
 
 
 def _mean_and_std(values: Sequence[int | float]) -> tuple[Any, Any]:
@@ -324,8 +335,8 @@ def main(argv: Sequence[str]) -> int:
     runs = [given for variant in variants for given, _ in variant.runs]
     config.check_effect(runs, [*overrides, *flags.sweep])
     for given in runs:
-        run.prefer_determinism(given)
-    run.use_every_core(runs)
+        prefer_determinism(given)
+    use_every_core(runs)
     with distributed.joined():
         if jax.process_count() > 1:
             raise UserError(

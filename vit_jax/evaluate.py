@@ -1,114 +1,31 @@
-"""Exact metrics of a model over a whole split; also a command.
+"""Exact metrics of a run over a whole split.
 
     python -m vit_jax.evaluate --workdir runs/digits [--config.evaluate.split=test]
 
-Each image counts once, whatever the batch size and the number of devices and processes: batches are padded, the padding
-is dropped, and the metrics are computed once from all logits.
+Each image counts once, whatever the batch size and the number of devices and processes: see `train.evaluation`.
 """
 
 import dataclasses
-import itertools
 import json
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
-from vit_jax import augment, command, config, distributed, log, metrics, run, sharding, step
+from vit_jax import augment, command, config, distributed, log, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import file_name
-from vit_jax.data import Feed, open_data
-from vit_jax.trees import PyTree
-
-LOGITS_BYTES = 2**31  # more are not kept: of ImageNet-21k's test images 250 GB
-MATRIX_CLASSES = 2000  # more have no confusion matrix: of 21,843 classes 4 GB
-# Batches that are computed ahead. XLA's CPU client starts 32 on each device, and holds a thread for the next: with two
-# devices and two threads, one device then waited for the other for ever.
-IN_FLIGHT = 4
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model makes of a split: `index` counts its images, those that are broken left out."""
-
-    index: np.ndarray  # [n]
-    label: np.ndarray  # [n]
-    examples: metrics.Examples
-    num_classes: int
-    logits: np.ndarray | None  # [n k] float32; None: too many to keep
-
-    def save(self, path: Path) -> None:
-        """Writes the logits, or where they are not kept each image's class and its probability."""
-        if self.logits is not None:
-            np.savez_compressed(path, index=self.index, label=self.label, logits=self.logits)
-        else:
-            prediction, confidence = self.examples.prediction, self.examples.confidence
-            np.savez_compressed(path, index=self.index, label=self.label, prediction=prediction, confidence=confidence)
-
-
-def predict(
-    eval_step: Callable[..., Any], variables: PyTree, feed: Feed, batch_size: int, loss: metrics.Loss = "softmax"
-) -> Predictions:
-    """What the model makes of every image of the feed, in the split's order; `loss` is what it was trained with."""
-    parts: list[Predictions] = []
-    waiting: deque[dict[str, jax.Array]] = deque()
-    begins = itertools.count(0, batch_size)
-
-    def fetch() -> None:
-        """Moves the oldest batch to the host: on a device its logits would fill the memory."""
-        label, logits, weight = map(np.asarray, jax.device_get([waiting[0][k] for k in ("label", "logits", "weight")]))
-        waiting.popleft()
-        index, k = np.flatnonzero(weight > 0), logits.shape[1]
-        begin, label, logits = next(begins), label[index], logits[index]
-        if not len(index):
-            return
-        metrics.check_labels(label, k)
-        kept = logits if len(feed.split) * k * logits.itemsize <= LOGITS_BYTES else None
-        parts.append(Predictions(begin + index, label, metrics.per_example(logits, label, loss), k, kept))
-
-    for batch in feed.evaluation(batch_size):
-        waiting.append(eval_step(variables, batch, feed.frozen))
-        if len(waiting) > IN_FLIGHT:
-            fetch()
-    while waiting:
-        fetch()
-    examples = metrics.Examples(*map(np.concatenate, zip(*(part.examples for part in parts), strict=True)))
-    index, label = (np.concatenate([getattr(part, field) for part in parts]) for field in ("index", "label"))
-    logits = [part.logits for part in parts if part.logits is not None]
-    return Predictions(index, label, examples, parts[0].num_classes, np.concatenate(logits) if logits else None)
-
-
-def summarize(predictions: Predictions) -> dict[str, float]:
-    """Loss, top-1, top-5, macro F1 and ECE."""
-    return metrics.of_examples(predictions.examples, predictions.label, predictions.num_classes)
-
-
-def confusion(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
-    """The confusion matrix (rows true, columns predicted) and the accuracy of each class, ready for JSON.
-
-    None instead of the matrix of more than `MATRIX_CLASSES`.
-    """
-    predicted, k = predictions.examples.prediction, len(class_names)
-    per_class = metrics.per_class_accuracy(predicted, predictions.label, k)
-    small = k <= MATRIX_CLASSES
-    return {
-        "classes": list(class_names),
-        "matrix": metrics.confusion(predicted, predictions.label, k).tolist() if small else None,
-        "per_class_accuracy": {
-            name: None if np.isnan(share) else float(share) for name, share in zip(class_names, per_class, strict=True)
-        },
-    }
+from vit_jax.data import open_data
+from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
+from vit_jax.train.experiment import compile_eval_step, make_task, prefer_determinism
 
 
 def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Metrics of a run on a split (`evaluate.split`), its confusion matrix and the accuracy of each class.
+    """Metrics of a run on a split (`evaluate.split`), and what its task tells in detail, e.g. a confusion matrix.
 
     `overrides` change the run's configuration (`field=value`). The devices of every process share the work, and the
     parameters as in training (`mesh`). Raises `UserError` for images of other classes.
@@ -130,18 +47,15 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
                 "the images of %r are not those that the run in %s began with: %s", data.dataset.name, workdir, numbers
             )
         feed = data.feed(data.split(given.evaluate.split), mesh)
-    shards = sharding.batch_shards(mesh)
-    batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
-    eval_step = step.make_eval_step(trained.model, trained.config.augment, given.perturb)
-    compiled = run.compile_eval_step(eval_step, trained.variables, mesh)
-    predictions = predict(compiled, trained.variables, feed, batch_size, given.train.loss)
-    found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions).items()}
+    task = make_task(trained.config, trained.class_names, trained.view.shape)
+    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), trained.variables, mesh)
+    found = evaluate_split(eval_step, trained.variables, feed, evaluation_batch_size(given, mesh), task)
     return {
         "step": trained.step,
-        "images": len(predictions.label),
+        "images": found.size,
         "with": changed,
-        **found,
-        **confusion(predictions, trained.class_names),
+        **{f"{given.evaluate.split}/{k}": v for k, v in found.scalars().items()},
+        **found.details(),
     }
 
 
@@ -161,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(f"data.data_dir={flags.data_dir}")
     given = run.read_config(flags.workdir, overrides)
     config.check_evaluated(given, overrides)
-    run.prefer_determinism(given)
+    prefer_determinism(given)
     with distributed.joined():
         distributed.check_shared(flags.workdir)
         report = evaluate_run(flags.workdir, overrides)
@@ -178,7 +92,8 @@ def _publish(report: dict[str, Any], workdir: Path, split: str) -> None:
     console = Console(highlight=False)
     found = {key: value for key, value in report.items() if key.startswith(f"{split}/")}
     log.result_table(console, {**found, "images": report["images"], "workdir": str(workdir)})
-    log.class_table(console, report["per_class_accuracy"])
+    if "per_class_accuracy" in report:
+        log.class_table(console, report["per_class_accuracy"])
     changed = f", with {' '.join(report['with'])}" if report["with"] else ""
     console.print(
         f"step {report['step']}, {report['images']:,} images{changed}; all of it, with the confusion matrix, in {path}",

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_jax import command, config, distributed
-from vit_jax.run import default_workdir, prefer_determinism, use_every_core
+from vit_jax.run import default_workdir
 from vit_jax.train import train
+from vit_jax.train.experiment import prefer_determinism, use_every_core
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     prefer_determinism(given)
     use_every_core([given])
     with distributed.joined():
-        return train(given, flags.workdir or default_workdir(flags.config))
+        return train(given, flags.workdir or default_workdir(flags.config)).exit_code
 
 
 if __name__ == "__main__":

@@ -1,37 +1,31 @@
-"""One training step and one evaluation step, as pure functions of arrays.
+"""One training step and one evaluation step of any task, as pure functions of arrays.
 
-A batch holds either uint8 images and labels, or indices into `frozen`, the whole split on the device. Randomness is a
-function of (seed, step, purpose): nothing random is kept in the state.
+A batch holds examples, or indices into `constants["examples"]`, a whole split on the device. Randomness is a function
+of (seed, step, purpose): nothing random is kept in the state.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Int, Key
 
-from vit_jax import augment, losses, optim, trees
+from vit_jax import augment, optim, trees
 from vit_jax.models.convolutions import inside_loop
+from vit_jax.tasks import Aux, Rngs, Task, gathered
 from vit_jax.trees import PyTree
 
 Batch = Mapping[str, Array]
-Frozen = Mapping[str, PyTree]  # what a step reads but never changes: a split on the device, a teacher's variables
+Constants = Mapping[str, PyTree]  # arrays that a step reads and never changes: a split on the device, a teacher's ...
 Metrics = dict[str, Array]
-Gradients = Callable[..., tuple[PyTree, PyTree, Metrics]]
-TrainStep = Callable[["TrainState", Batch, Frozen], tuple["TrainState", Metrics]]
-EvalStep = Callable[[PyTree, Batch, Frozen], dict[str, Array]]
-
-LOSSES = {  # `train.loss`
-    "softmax": losses.softmax_cross_entropy,
-    "sigmoid": losses.sigmoid_cross_entropy,
-    "multi_hot": losses.multi_hot_cross_entropy,
-}
+Gradients = Callable[..., tuple[PyTree, Aux]]
+TrainStep = Callable[["TrainState", Batch, Constants], tuple["TrainState", Metrics]]
+EvalStep = Callable[[PyTree, Batch, Constants], dict[str, Array]]
 
 
 class Purpose(IntEnum):
@@ -41,6 +35,7 @@ class Purpose(IntEnum):
     AUGMENT = 1
     DROPOUT = 2
     MIX = 3
+    TASK = 4
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -52,6 +47,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
     ema: PyTree  # averages of params and batch_stats, under these names; {} if off
     guard: dict[str, PyTree]  # updates skipped because not finite: `skipped` in all, `in_a_row` just now
+    task: PyTree = flax.struct.field(default_factory=dict)  # the task's own, see `Task.init_state`
 
 
 def rng_for(seed: int, purpose: Purpose, step: Int[Array, ""] | int = 0) -> Key[Array, ""]:
@@ -59,67 +55,50 @@ def rng_for(seed: int, purpose: Purpose, step: Int[Array, ""] | int = 0) -> Key[
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
-def init_variables(model: nn.Module, seed: int, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:
-    """`params` and `batch_stats` of a new model; a scanned model's are those of its looped twin, stacked."""
-    looped = model.clone(scan=False) if getattr(model, "scan", False) else model
-    images = jnp.zeros((1, *image_shape))
+def rngs_for(seed: int, step: Int[Array, ""] | int, rows: Int[Array, " n"], number: Int[Array, ""] | int = 0) -> Rngs:
+    """The randomness of the examples in these rows of a step's batch, which are part `number` of it."""
+    augment_rng, mix_rng, dropout_rng, task_rng = (
+        rng_for(seed, purpose, step) for purpose in (Purpose.AUGMENT, Purpose.MIX, Purpose.DROPOUT, Purpose.TASK)
+    )
+    of_rows = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return Rngs(
+        augment=of_rows(augment_rng, rows),
+        mix=jax.random.fold_in(mix_rng, number),
+        dropout=jax.random.fold_in(dropout_rng, number),
+        task=of_rows(task_rng, rows),
+    )
+
+
+def looped(module: nn.Module) -> nn.Module:
+    """The module, and those among its fields, without `scan`."""
+    fields = {name: value for name, value in vars(module).items() if isinstance(value, nn.Module) and name != "parent"}
+    changes: dict[str, Any] = {name: twin for name, value in fields.items() if (twin := looped(value)) is not value}
+    if getattr(module, "scan", False):
+        changes["scan"] = False
+    return module.clone(**changes) if changes else module
+
+
+def init_variables(module: nn.Module, seed: int, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:
+    """`params` and `batch_stats` of a new module; a scanned one's are those of its looped twin, stacked."""
+    twin, images = looped(module), jnp.zeros((1, *image_shape))
     rng = rng_for(seed, Purpose.PARAMS)
-    variables = looped.init(rng, images, train=False, mutable=["params", "batch_stats"])
+    variables = twin.init(rng, images, train=False, mutable=["params", "batch_stats"])
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    return trees.stack_layers(variables) if looped is not model else variables
+    return trees.stack_layers(variables) if twin is not module else variables
 
 
-def init_state(
-    model: nn.Module, tx: optax.GradientTransformation, seed: int, image_shape: tuple[int, int, int], *, ema: bool
-) -> TrainState:
+def init_state(task: Task, tx: optax.GradientTransformation, seed: int, *, ema: bool) -> TrainState:
     """The state before the first step."""
-    variables = init_variables(model, seed, image_shape)
+    variables = init_variables(task.module, seed, task.parts.image_shape)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
         opt_state=tx.init(variables["params"]),
         ema=jax.tree.map(jnp.copy, variables) if ema else {},
         guard={"skipped": zero, "in_a_row": zero},
+        task=task.init_state(variables["params"]),
         **variables,
     )
-
-
-def fetch(batch: Batch, frozen: Frozen) -> tuple[Array, Array]:
-    """Images uint8 [n h w c] and labels [n] of a batch."""
-    if "index" in batch:
-        return frozen["image"][batch["index"]], frozen["label"][batch["index"]]
-    return batch["image"], batch["label"]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a training step minimises."""
-
-    num_classes: int
-    loss: Literal["softmax", "sigmoid", "multi_hot"] = "softmax"
-    label_smoothing: float = 0.0
-    # `(its variables, the student's images) -> logits`; the variables are `frozen["teacher"]`.
-    teacher: Callable[[PyTree, Float[Array, "n h w c"]], Float[Array, "n k"]] | None = None
-    distillation: Literal["hard", "soft"] = "hard"
-    distillation_weight: float = 0.5
-    temperature: float = 1.0
-
-    def targets(self, labels: Int[Array, " n"]) -> Float[Array, "n k"]:
-        """The labels as probabilities, smoothed."""
-        return losses.one_hot(labels, self.num_classes, self.label_smoothing)
-
-    def __call__(
-        self, logits: Float[Array, "n k"], targets: Float[Array, "n k"], taught: tuple[Array, Array] | None
-    ) -> Float[Array, ""]:
-        """The mean loss; `taught`: the student's logits that learn from the teacher, and the teacher's."""
-        loss = LOSSES[self.loss](logits, targets)
-        if taught is not None:
-            soft = self.distillation == "soft"
-            of_teacher = (
-                losses.soft_distillation(*taught, self.temperature) if soft else losses.hard_distillation(*taught)
-            )
-            loss = (1 - self.distillation_weight) * loss + self.distillation_weight * of_teacher
-        return loss.mean()
 
 
 def everything(params: PyTree) -> PyTree:
@@ -128,44 +107,46 @@ def everything(params: PyTree) -> PyTree:
 
 
 def make_train_step(
-    model: nn.Module,
+    task: Task,
     tx: optax.GradientTransformation,
     rate: optim.Rate,
-    view: augment.Settings,
-    objective: Objective,
     *,
     seed: int,
     total_steps: int,
-    trained: Callable[[PyTree], PyTree] = everything,
+    trainable: Callable[[PyTree], PyTree] = everything,
     accumulate: int = 1,
     independent: bool = True,
     sam_rho: float = 0.0,
     ema_decay: float = 0.0,
     ema_warmup: bool = False,
 ) -> TrainStep:
-    """`(state, batch, frozen) -> (state, metrics)`: one update from one batch.
+    """`(state, batch, constants) -> (state, metrics)`: one update from one batch.
 
-    `tx` gives the direction, `rate` how far. `total_steps` 0: `frozen["total_steps"]` tells it at each step.
-    `trained`, of the parameters, is a tree of booleans: which of them have a gradient at all.
+    `tx` gives the direction, `rate` how far. `total_steps` 0: `constants["total_steps"]` tells it at each step.
+    `trainable`, of the parameters, is a tree of booleans: which of them have a gradient at all.
     With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged; where its
     images are `independent`, none repeated, their noise is measured, too. An update that is not finite is skipped and
     counted; the step number advances all the same.
     """
-    gradients = _accumulated(_make_gradients(model, view, objective, seed, trained), accumulate, independent)
+    gradients = _accumulated(_make_gradients(task, seed, trainable), accumulate, independent)
     if sam_rho:
         gradients = _sharpness_aware(gradients, sam_rho)
 
-    def train_step(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
-        grads, batch_stats, metrics = gradients(state, {**batch, "row": _rows(batch)}, frozen)
+    def train_step(state: TrainState, batch: Batch, constants: Constants) -> tuple[TrainState, Metrics]:
+        grads, aux = gradients(state, {**batch, "row": _rows(batch)}, constants)
         done = state.step - state.guard["skipped"]  # the schedules count the updates that were done
-        lr = rate(done, total_steps or frozen["total_steps"])
+        steps = total_steps or constants["total_steps"]
+        lr = rate(done, steps)
         directions, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))
-        new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+        new = state.replace(params=params, batch_stats=aux.batch_stats, opt_state=opt_state)
         if ema_decay:
             decay = jnp.minimum(ema_decay, (1 + done) / (10 + done)) if ema_warmup else ema_decay
-            new = new.replace(ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, decay))
-        metrics |= {"lr": lr, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+            new = new.replace(ema=_average(state.ema, {"params": params, "batch_stats": aux.batch_stats}, decay))
+        if jax.tree.leaves(state.task):
+            new = new.replace(task=task.update(state.task, params, aux, done / steps))
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        metrics = aux.metrics | {"lr": lr} | norms
         new = _guarded(state, new, [metrics[k] for k in ("loss", "grad_norm", "param_norm")])
         metrics |= {"skipped_updates": new.guard["skipped"], "skipped_in_a_row": new.guard["in_a_row"]}
         return new.replace(step=state.step + 1), metrics
@@ -173,55 +154,18 @@ def make_train_step(
     return train_step
 
 
-def augmented(
-    view: augment.Settings,
-    images: UInt8[Array, "n h w c"],
-    targets: Float[Array, "n k"],
-    *,
-    seed: int,
-    step: Int[Array, ""] | int,
-    rows: Int[Array, " n"],
-    number: Int[Array, ""] | int = 0,
-) -> tuple[Float[Array, "n H W c"], Float[Array, "n k"]]:
-    """What the model sees at a step of the images in these rows of its batch, part `number` of it, and the targets."""
-    rng, mix_rng = (rng_for(seed, purpose, step) for purpose in (Purpose.AUGMENT, Purpose.MIX))
-    seen = augment.train_view(view, images, jax.vmap(lambda row: jax.random.fold_in(rng, row))(rows))
-    return augment.mix(view, jax.random.fold_in(mix_rng, number), seen, targets)
+def _make_gradients(task: Task, seed: int, trainable: Callable[[PyTree], PyTree]) -> Gradients:
+    """`(state, part of a batch, constants, number of the part) -> (gradients, what the loss gave beside its value)`."""
 
-
-def _make_gradients(
-    model: nn.Module, view: augment.Settings, objective: Objective, seed: int, trained: Callable[[PyTree], PyTree]
-) -> Gradients:
-    """`(state, part of a batch, frozen, number of the part) -> (gradients, batch statistics, metrics)`."""
-
-    def loss_fn(params: PyTree, state: TrainState, part: Batch, frozen: Frozen, number: Any) -> tuple[Array, Any]:
+    def loss_fn(params: PyTree, state: TrainState, part: Batch, constants: Constants, number: Any) -> tuple[Array, Aux]:
         params = jax.tree.map(
-            lambda leaf, trains: leaf if trains else jax.lax.stop_gradient(leaf), params, trained(params)
+            lambda leaf, trains: leaf if trains else jax.lax.stop_gradient(leaf), params, trainable(params)
         )
-        images, labels = fetch(part, frozen)
-        images, targets = augmented(
-            view, images, objective.targets(labels), seed=seed, step=state.step, rows=part["row"], number=number
-        )
-        dropout_rng = jax.random.fold_in(rng_for(seed, Purpose.DROPOUT, state.step), number)
-        logits, changed = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            rngs={"dropout": dropout_rng},
-            mutable=["batch_stats", "distillation"],
-        )
-        taught = None
-        if objective.teacher is not None:
-            student = changed["distillation"]["logits"][0] if "distillation" in changed else logits
-            taught = (student, objective.teacher(frozen["teacher"], images))
-        loss = objective(logits, targets, taught)
-        # Of mixed images, the share that is taken for what they show most of.
-        accuracy = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
-        return loss, (changed.get("batch_stats", {}), {"loss": loss, "accuracy": accuracy})
+        rngs = rngs_for(seed, state.step, part["row"], number)
+        return task.loss(params, state.batch_stats, state.task, gathered(part, constants), rngs, constants)
 
-    def gradients(state: TrainState, part: Batch, frozen: Frozen, number: Any = 0) -> tuple[PyTree, PyTree, Metrics]:
-        grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, state, part, frozen, number)
-        return grads, batch_stats, metrics
+    def gradients(state: TrainState, part: Batch, constants: Constants, number: Any = 0) -> tuple[PyTree, Aux]:
+        return jax.grad(loss_fn, has_aux=True)(state.params, state, part, constants, number)
 
     return gradients
 
@@ -239,26 +183,25 @@ def _accumulated(gradients: Gradients, m: int, independent: bool) -> Gradients:
     if m == 1:
         return gradients
 
-    def accumulated(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[PyTree, PyTree, Metrics]:
+    def accumulated(state: TrainState, batch: Batch, constants: Constants) -> tuple[PyTree, Aux]:
         parts = {k: jnp.moveaxis(x.reshape(len(x) // m, m, *x.shape[1:]), 1, 0) for k, x in batch.items()}
 
-        def body(carry: tuple[PyTree, PyTree], inputs: tuple[Batch, Array]) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        def body(carry: tuple[PyTree, PyTree], inputs: tuple[Batch, Array]) -> tuple[tuple[PyTree, PyTree], Any]:
             total, batch_stats = carry
             with inside_loop():
-                grads, batch_stats, metrics = gradients(
-                    state.replace(batch_stats=batch_stats), inputs[0], frozen, inputs[1]
-                )
-            metrics = {**metrics, "of_part": optax.tree.norm(grads, squared=True)}
-            return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
+                grads, aux = gradients(state.replace(batch_stats=batch_stats), inputs[0], constants, inputs[1])
+            means = aux.metrics, aux.extra, optax.tree.norm(grads, squared=True)
+            return (jax.tree.map(jnp.add, total, grads), aux.batch_stats), means
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
-        (total, batch_stats), metrics = jax.lax.scan(body, start, (parts, jnp.arange(m)))
-        grads, metrics = jax.tree.map(lambda x: x / m, total), jax.tree.map(jnp.mean, metrics)
-        of_part, of_whole = metrics.pop("of_part"), optax.tree.norm(grads, squared=True)
+        (total, batch_stats), means = jax.lax.scan(body, start, (parts, jnp.arange(m)))
+        grads = jax.tree.map(lambda x: x / m, total)
+        metrics, extra, of_part = jax.tree.map(lambda x: jnp.mean(x, axis=0), means)
         if independent:
+            of_whole = optax.tree.norm(grads, squared=True)
             metrics["grad_signal"] = (m * of_whole - of_part) / (m - 1)
             metrics["grad_variance"] = (of_part - of_whole) * len(batch["row"]) / (m - 1)
-        return grads, batch_stats, metrics
+        return grads, Aux(batch_stats, metrics, extra)
 
     return accumulated
 
@@ -271,12 +214,12 @@ def _sharpness_aware(gradients: Gradients, rho: float) -> Gradients:
     the update takes, the gradients from up the slope.
     """
 
-    def sharpness_aware(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[PyTree, PyTree, Metrics]:
-        grads, batch_stats, metrics = gradients(state, batch, frozen)
+    def sharpness_aware(state: TrainState, batch: Batch, constants: Constants) -> tuple[PyTree, Aux]:
+        grads, aux = gradients(state, batch, constants)
         scale = rho / (optax.tree.norm(grads) + 1e-12)
         worst = jax.tree.map(lambda p, g: p + scale * g, state.params, grads)
-        grads, _, _ = gradients(state.replace(params=worst), batch, frozen)
-        return grads, batch_stats, metrics
+        grads, _ = gradients(state.replace(params=worst), batch, constants)
+        return grads, aux
 
     return sharpness_aware
 
@@ -304,28 +247,14 @@ def evaluation_variables(state: TrainState) -> dict[str, PyTree]:
     return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def make_eval_step(
-    model: nn.Module, view: augment.Settings, perturbation: augment.Perturbation | None = None
-) -> EvalStep:
-    """`(variables, batch, frozen) -> {"logits" [n k], "label" [n], "weight" [n]}`; weight 0 is padding."""
+def make_eval_step(task: Task, perturbation: augment.Perturbation | None = None) -> EvalStep:
+    """`(variables, batch, constants) -> targets, outputs and "weight"`, a row for each example; weight 0 is padding."""
 
-    forward = make_forward(model, view)
-
-    def eval_step(variables: PyTree, batch: Batch, frozen: Frozen) -> dict[str, Array]:
-        images, labels = fetch(batch, frozen)
+    def eval_step(variables: PyTree, batch: Batch, constants: Constants) -> dict[str, Array]:
+        examples = gathered(batch, constants)
         if perturbation is not None:
-            images = augment.perturb(perturbation, images, batch["number"])
-        return {"logits": forward(variables, images), "label": labels, "weight": batch["weight"]}
+            examples["image"] = augment.perturb(perturbation, examples["image"], batch["number"])
+        kept = {name: examples[name] for name in (*task.targets, "weight")}
+        return kept | task.outputs(variables, examples, constants)
 
     return eval_step
-
-
-def make_forward(model: nn.Module, view: augment.Settings) -> Callable[[PyTree, Any], Array]:
-    """`(variables, images uint8 [n h w c]) -> logits [n k]`."""
-
-    def forward(variables: PyTree, images: UInt8[Array, "n h w c"]) -> Float[Array, "n k"]:
-        logits = model.apply(variables, augment.eval_view(view, images), train=False)
-        assert isinstance(logits, Array)
-        return logits
-
-    return forward

@@ -120,13 +120,13 @@ def test_a_narrow_table_breaks_no_number_and_no_title(planned, width):
 def test_a_data_set_that_is_not_here_is_planned_by_its_published_size():
     size = ("data.data_dir=/nowhere", "data.image_size=(160,192)", "augment.resize=(32,)")
     given = subject.prepare(config.load(IMAGENET, [*size, *SMALL]))
-    assert given.config.model["num_classes"] == 1000
-    assert given.data.size("train") == 1_268_355  # without the hundredth that validates
+    assert len(given.inputs.data.class_names) == 1000
+    assert given.inputs.data.size("train") == 1_268_355  # without the hundredth that validates
     assert "1,281,167 images of 1,000 classes, 160x192x3" in given.assumed[0]
     other = subject.prepare(
         config.load(IMAGENET, ["data.name=ours", "optim.warmup_steps=0", *SMALL]), images=5000, classes=7
     )
-    assert other.config.model["num_classes"] == 7 and other.data.size("train") == 4950
+    assert len(other.inputs.data.class_names) == 7 and other.inputs.data.size("train") == 4950
     for sizes, lacking in (({"images": 5000}, "give --classes too"), ({"classes": 7}, "give --images too")):
         with pytest.raises(UserError, match=lacking):
             subject.prepare(config.load(IMAGENET, ["data.name=ours", *SMALL]), **sizes)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from tests import quick
-from vit_jax import augment, models, optim, step, trees
+from vit_jax import augment, models, optim, step, tasks, trees
 from vit_jax.step import Purpose, TrainState
 
 N, SHAPE, K = 12, (6, 4, 3), 7  # 12 images: for 4 devices, and in 3 parts
@@ -74,11 +74,17 @@ ADAMW = optim.create(optim.Settings(weight_decay=0.1))
 SGD = optim.create(optim.Settings(name="sgd"))
 
 
-OBJECTIVE = step.Objective(K, label_smoothing=0.1)
+SMOOTHED = tasks.settings("classification", label_smoothing=0.1)
 
 
-def compiled(model, tx=TX, objective=OBJECTIVE, view=VIEW, **options):
-    return quick.jit(step.make_train_step(model, tx, rate, view, objective, seed=SEED, total_steps=5, **options))
+def task_of(model, settings=SMOOTHED, view=VIEW, **parts) -> tasks.Task:
+    names = tuple(f"class {label}" for label in range(K))
+    return tasks.create(settings, tasks.Parts(model, SHAPE, names, augment=view, train_augment=view, **parts))
+
+
+def compiled(model, tx=TX, settings=SMOOTHED, view=VIEW, parts=None, **options):
+    task = task_of(model, settings, view, **(parts or {}))
+    return quick.jit(step.make_train_step(task, tx, rate, seed=SEED, total_steps=5, **options))
 
 
 def start(params, tx=TX, batch_stats=()) -> TrainState:

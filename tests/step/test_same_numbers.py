@@ -27,23 +27,25 @@ from tests.step.small import (
     compiled,
     create,
     start,
+    task_of,
     train,
 )
-from vit_jax import config, losses, models, optim, run, sharding, step, trees
+from vit_jax import config, losses, models, optim, sharding, step, tasks, trees
 from vit_jax.models.cnn import CNN
 from vit_jax.step import TrainState
+from vit_jax.train import experiment
 
 
 def test_a_batch_by_index_is_the_batch_by_images_to_the_bit(calm_state, calm_step, eval_step):
-    frozen = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
+    constants = {"examples": {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}}
     index = {"index": jnp.asarray(INDICES[0])}
-    assert_same_bits(calm_step(calm_state, index, frozen), calm_step(calm_state, batch(0), {}))
+    assert_same_bits(calm_step(calm_state, index, constants), calm_step(calm_state, batch(0), {}))
     weight = {"weight": jnp.ones(N)}
     variables = step.evaluation_variables(calm_state)
-    assert_same_bits(eval_step(variables, index | weight, frozen), eval_step(variables, batch(0) | weight, {}))
+    assert_same_bits(eval_step(variables, index | weight, constants), eval_step(variables, batch(0) | weight, {}))
 
 
-def mesh_losses(params, **mesh: int) -> tuple[list[float], TrainState]:
+def mesh_losses(params, **axes: int) -> tuple[list[float], TrainState]:
     """The losses of 5 steps on the first devices, with dropout, augmentation, clipping and averages on."""
     given = config.from_dict(
         {
@@ -54,13 +56,14 @@ def mesh_losses(params, **mesh: int) -> tuple[list[float], TrainState]:
             "train": {"batch_size": N, "steps": 5, "label_smoothing": 0.1},
         }
     )
-    settings = sharding.Settings(**mesh)
+    settings = sharding.Settings(**axes)
     devices = jax.devices()[: settings.data * settings.fsdp * settings.tensor]
-    built = run.build(given, sharding.make_mesh(settings, devices), image_shape=SHAPE, train_images=29)
-    places = sharding.tree_shardings(built.abstract_state, built.mesh)
+    mesh, task = sharding.make_mesh(settings, devices), task_of(create(NOISY))
+    parts = experiment.compiled_parts(given, task, mesh, per_epoch=2)
+    places = sharding.tree_shardings(parts["abstract_state"], mesh)
     state = jax.device_put(start(params, optim.create(given.optim)), places)
-    train_step = built.train_step.lower(state, batch(0), {}).compile(quick.OPTIONS)
-    found, batch_place = [], sharding.batch_sharding(built.mesh)
+    train_step = parts["train_step"].lower(state, batch(0), {}).compile(quick.OPTIONS)
+    found, batch_place = [], sharding.batch_sharding(mesh)
     for number in range(5):
         state, metrics = train_step(state, jax.device_put(batch(number), batch_place), {})
         found.append(float(metrics["loss"]))
@@ -131,7 +134,7 @@ def test_batch_norm_sees_the_parts_one_after_another():
     model = CNN(stages=((5,),), dense_widths=(), num_classes=K)
     variables = quick.jit(lambda: step.init_variables(model, SEED, SHAPE))()
     state = start(**variables, tx=SGD)
-    train_step = compiled(model, SGD, step.Objective(K, loss="sigmoid"), accumulate=2, ema_decay=0.9)
+    train_step = compiled(model, SGD, tasks.settings("classification", loss="sigmoid"), accumulate=2, ema_decay=0.9)
     after, metrics = train_step(state, batch(0), {})
 
     @quick.jit

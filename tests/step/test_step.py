@@ -15,7 +15,6 @@ from tests.step.small import (
     INDICES,
     LABELS,
     NOISY,
-    RNG,
     SEED,
     SGD,
     SHAPE,
@@ -30,9 +29,10 @@ from tests.step.small import (
     compiled,
     create,
     start,
+    task_of,
     train,
 )
-from vit_jax import losses, step, trees
+from vit_jax import step, trees
 from vit_jax.step import Purpose, TrainState
 
 
@@ -79,7 +79,7 @@ def test_a_scanned_model_starts_as_its_looped_twin(state):
 def test_the_first_state_counts_from_0_and_averages_from_the_parameters(state):
     assert (state.step, state.guard["skipped"], state.guard["in_a_row"]) == (0, 0, 0)
     assert_same_bits(state.ema, {"params": state.params, "batch_stats": {}})
-    without = jax.eval_shape(lambda: step.init_state(create(NOISY), TX, SEED, SHAPE, ema=False))
+    without = jax.eval_shape(lambda: step.init_state(task_of(create(NOISY)), TX, SEED, ema=False))
     assert without.ema == {}
     assert step.evaluation_variables(without) == {"params": without.params, "batch_stats": {}}
     assert step.evaluation_variables(state) is state.ema
@@ -135,26 +135,6 @@ def test_evaluation_normalises_and_passes_labels_and_weights_on(state, eval_step
     np.testing.assert_array_equal(eval_step(variables, other, {})["logits"][:-2], output["logits"][:-2])
 
 
-@pytest.mark.parametrize("loss", list(step.LOSSES))
-def test_the_objective_is_the_mean_of_the_loss_that_it_names(loss):
-    logits, targets = jnp.linspace(-3, 3, N * K).reshape(N, K), losses.one_hot(jnp.asarray(LABELS[:N]), K)
-    of_images = getattr(losses, f"{loss}_cross_entropy")(logits, targets)
-    np.testing.assert_allclose(step.Objective(K, loss=loss)(logits, targets, None), of_images.mean(), rtol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_the_objective_takes_its_temperature_and_weight_by_hand(kind):
-    logits, taught, teachers = jnp.asarray(np.random.default_rng(1).normal(size=(3, N, K)), jnp.float32)
-    targets = losses.one_hot(jnp.asarray(LABELS[:N]), K)
-    objective = step.Objective(
-        K, teacher=lambda variables, images: teachers, distillation=kind, distillation_weight=0.3, temperature=3.0
-    )
-    hot = losses.soft_distillation(taught, teachers, 3.0)
-    of_teacher = hot if kind == "soft" else losses.hard_distillation(taught, teachers)
-    expected = 0.7 * losses.softmax_cross_entropy(logits, targets).mean() + 0.3 * of_teacher.mean()
-    np.testing.assert_allclose(objective(logits, targets, (taught, teachers)), expected, rtol=1e-6)
-
-
 @pytest.mark.parametrize("what", ["nothing", "mixup", "dropout"])
 def test_each_part_of_a_batch_draws_for_itself(state, what):
     """Of two parts of the same images: their gradients differ by what each draws, else not at all."""
@@ -198,7 +178,7 @@ def test_parameters_that_would_not_be_finite_are_skipped(state, noisy_step):
 
 def test_a_frozen_parameter_has_no_gradient_and_the_others_the_same(state):
     model = create(CALM)
-    frozen = compiled(model, SGD, trained=lambda params: trees.mask(params, "^head"))
+    frozen = compiled(model, SGD, trainable=lambda params: trees.mask(params, "^head"))
     params = jax.tree.map(jnp.copy, state.params)
     after, [metrics] = train(frozen, start(params, SGD), 1)
     plain, _ = train(compiled(model, SGD), start(params, SGD), 1)
@@ -207,24 +187,3 @@ def test_a_frozen_parameter_has_no_gradient_and_the_others_the_same(state):
     assert_same_bits(*rest)
     change = jax.tree.map(jnp.subtract, params["head"], after.params["head"])
     assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(change)) / 0.01, rel=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_a_teacher_s_share_of_the_loss(state, kind):
-    """The teacher looks at the student's augmented images; its variables are an argument."""
-    model = create(CALM)
-    scores = jnp.asarray(RNG.normal(size=(K,)), jnp.float32)
-
-    def teacher(variables, images):
-        assert images.shape == (N, *SHAPE)
-        return variables["scores"][None] + 0 * images.mean(axis=(1, 2, 3))[:, None]
-
-    def loss(weight):
-        objective = step.Objective(K, teacher=teacher, distillation=kind, distillation_weight=weight, temperature=2.0)
-        train_step = compiled(model, SGD, objective)
-        _, metrics = train_step(start(state.params, SGD), batch(0), {"teacher": {"scores": scores}})
-        return float(metrics["loss"])
-
-    labels_only, teacher_only = loss(0.0), loss(1.0)
-    assert loss(0.25) == pytest.approx(0.75 * labels_only + 0.25 * teacher_only, rel=1e-5)
-    assert abs(labels_only - teacher_only) > 0.01

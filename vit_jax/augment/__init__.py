@@ -11,7 +11,16 @@ from vit_jax.augment.erasing import cutout, random_box, random_erase
 from vit_jax.augment.geometry import affine_matrix, flip, pad_and_crop, random_affine, warp
 from vit_jax.augment.mix import mix
 from vit_jax.augment.perturb import Perturbation, check_perturbation, check_perturbed, perturb
-from vit_jax.augment.settings import ErasingFill, Fill, Interpolation, Policy, Settings, check, check_channels
+from vit_jax.augment.settings import (
+    ErasingFill,
+    Fill,
+    Interpolation,
+    Policy,
+    Settings,
+    check,
+    check_channels,
+    input_shape,
+)
 from vit_jax.augment.sheet import contact_sheet, displayed
 from vit_jax.augment.views import eval_view, load, normalize, train_view
 
@@ -33,6 +42,7 @@ __all__ = [
     "displayed",
     "eval_view",
     "flip",
+    "input_shape",
     "load",
     "mix",
     "normalize",

@@ -174,3 +174,9 @@ def check_channels(settings: Settings, channels: int) -> None:
         values = getattr(settings, name)
         fits = len(values) in (1, channels)
         _require(fits, settings, name, f"one number or {channels}, for images of {channels} channels; fill it in")
+
+
+def input_shape(settings: Settings, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Height, width and channels as the model gets them, of images of this shape."""
+    height, width = (settings.resize * 2)[:2] or image_shape[:2]
+    return height, width, image_shape[2]

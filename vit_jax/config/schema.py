@@ -11,6 +11,7 @@ from vit_jax.command import UserError
 from vit_jax.data import Settings as Data
 from vit_jax.optim import Settings as Optim
 from vit_jax.sharding import Settings as Mesh
+from vit_jax.tasks import Distill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +36,6 @@ class Init:
     weights: str = ""  # a run's folder, a file, https://, gs://, hf://ORGANISATION/NAME; "": random
     head: Literal["auto", "keep", "new"] = "auto"  # auto: kept where the classes are the same, else new, of zeros
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # of position embeddings for another grid
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distill:
-    """The config group `distill`: a teacher sees each augmented image too (Touvron et al. 2021, arXiv:2012.12877)."""
-
-    teacher: str = ""  # a run's folder, or published weights as `init.weights`; "": none
-    kind: Literal["hard", "soft"] = "hard"  # learn the teacher's decision (eq. 3), or its probabilities (eq. 2)
-    weight: float = 0.5  # of the teacher in the loss, the labels have the rest
-    temperature: float = 1.0  # soft: divides both models' logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +85,14 @@ class Config:
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = Mesh()
     log: Log = Log()
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        return {
+            "name": "classification",
+            "loss": self.train.loss,
+            "label_smoothing": self.train.label_smoothing,
+        }
 
 
 def validate(config: Config) -> None:

@@ -1,28 +1,27 @@
 """What a person sees of a run and what is written about it: metric files, progress, tables, warnings.
 
 `writers` keeps `metrics.jsonl` and TensorBoard files, `progress` the bar and its time left, `tables` what is printed
-before and after training, `fitted` a table that fits the terminal, `diagnosis` the warnings about a model that learns
-nothing, `human` numbers with units.
+before and after training, `fitted` a table that fits the terminal.
 """
 
 from vit_jax.flops import human as human_count
-from vit_jax.log.diagnosis import diagnose
+from vit_jax.human import human_bytes, human_percent, human_seconds
 from vit_jax.log.fitted import fitted_table
-from vit_jax.log.human import human_bytes, human_percent, human_seconds
 from vit_jax.log.progress import Progress
-from vit_jax.log.tables import class_table, overview, result_table, weights_table
+from vit_jax.log.tables import class_table, metric_text, metric_value, overview, result_table, weights_table
 from vit_jax.log.writers import MetricsWriter, read_metrics
 
 __all__ = [
     "MetricsWriter",
     "Progress",
     "class_table",
-    "diagnose",
     "fitted_table",
     "human_bytes",
     "human_count",
     "human_percent",
     "human_seconds",
+    "metric_text",
+    "metric_value",
     "overview",
     "read_metrics",
     "result_table",

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import SupportsFloat
 
@@ -13,14 +13,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vit_jax.log.human import human_percent, human_seconds
+from vit_jax.human import human_seconds
+from vit_jax.log.tables import metric_value
+from vit_jax.metrics import METRICS
 
 REDRAWS_PER_SECOND = 2
 SECONDS_BETWEEN_LINES = 10
 LINES_PER_HEADER = 20
 STARTING = "starting ..."
-COLUMNS = {"loss": 7, "acc": 8, "lr": 8, "images/s": 8}  # name and width
-SHOWN_IN_EVALUATION = {"loss": "loss", "accuracy": "acc", "top5": "top-5"}
+WIDTHS = {"loss": 7, "lr": 8, "images/s": 8}  # of columns
+WIDTH = 8  # of others
+SHOWN = 3  # metrics on the line of an evaluation: the loss, and the first others
 
 
 class Pace:
@@ -66,6 +69,7 @@ class Progress:
     one without metrics where steps are so slow that there was none for `every_seconds` (0: however long).
 
     total_steps, start_step: of the whole run, and those done before this process; images_per_step: the global batch.
+    metrics: of training, which have columns.
     active: False, for all processes but the first, shows nothing.
     """
 
@@ -77,10 +81,13 @@ class Progress:
         steps_per_epoch: int,
         images_per_step: int,
         every_seconds: float = 0.0,
+        metrics: Sequence[str] = ("loss", "accuracy"),
         console: Console | None = None,
         active: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._metrics = metrics
+        self._columns = [*(METRICS[name].short for name in metrics), "lr", "images/s"]
         self._total_steps, self._start_step = total_steps, start_step
         self._steps_per_epoch = steps_per_epoch
         self._images_per_step = images_per_step
@@ -139,7 +146,7 @@ class Progress:
             self._print_row(speed)
 
     def update(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
-        """Shows the metrics of a log step: loss, accuracy, lr, images_per_second, each with or without `train/`.
+        """Shows the metrics of a log step, lr and images_per_second, each with or without `train/`.
 
         Without images_per_second, the pace of the last log steps stands in for it.
         """
@@ -153,11 +160,8 @@ class Progress:
         """Prints a line that stays: `epoch 3  step 300  val loss 0.3100  acc 91.20 %`."""
         split = next(iter(scalars), "").rpartition("/")[0]
         values = _without_prefix(scalars)
-        shown = [
-            f"{label} {_decimal(values[name]) if name == 'loss' else human_percent(values[name])}"
-            for name, label in SHOWN_IN_EVALUATION.items()
-            if name in values
-        ]
+        known = sorted((name for name in METRICS if name in values), key=lambda name: name != "loss")
+        shown = [f"{METRICS[name].short} {metric_value(name, values[name])}" for name in known[:SHOWN]]
         epoch, last_epoch = self._epoch(step), self._epoch(self._total_steps)
         line = Text(f"epoch {epoch:>{_digits(last_epoch)}}  step {step:>{_digits(self._total_steps)}}  ")
         line.append(" ".join(filter(None, [split, "  ".join(shown)])), style="bold")
@@ -185,8 +189,7 @@ class Progress:
         seconds = self._pace.seconds_per_step
         rate = scalars.get("images_per_second", self._images_per_step / seconds if seconds else math.nan)
         values = {
-            "loss": _decimal(scalars["loss"]) if "loss" in scalars else "",
-            "acc": human_percent(scalars["accuracy"]) if "accuracy" in scalars else "",
+            **{METRICS[k].short: metric_value(k, scalars[k]) for k in self._metrics if k in scalars},
             "lr": f"{scalars['lr']:.2e}" if "lr" in scalars else "",
             "images/s": "" if not math.isfinite(rate) else f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}",
         }
@@ -210,7 +213,7 @@ class Progress:
         columns = [
             ("step", 2 * _digits(self._total_steps) + 1, f"{self._step}/{self._total_steps}"),
             ("epoch", 5, str(self._epoch(self._step))),
-            *((name, width, values.get(name, "")) for name, width in COLUMNS.items()),
+            *((name, WIDTHS.get(name, WIDTH), values.get(name, "")) for name in self._columns),
             ("time left", 11, self._time_left()),
         ]
         if self._lines % LINES_PER_HEADER == 0:
@@ -245,17 +248,13 @@ class Progress:
         line = Text(no_wrap=True, overflow="ellipsis")
         for name, value in self._values.items():
             line.append(f"{name} ", style="dim")
-            line.append(f"{value:<{COLUMNS[name]}}  ")
+            line.append(f"{value:<{WIDTHS.get(name, WIDTH)}}  ")
         return line
 
 
 def _without_prefix(scalars: Mapping[str, SupportsFloat]) -> dict[str, float]:
     """`train/loss` -> `loss`."""
     return {name.rpartition("/")[2]: float(value) for name, value in scalars.items()}
-
-
-def _decimal(value: int | float) -> str:
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
 
 
 def _digits(n: int) -> int:

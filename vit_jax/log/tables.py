@@ -13,16 +13,10 @@ from rich.text import Text
 
 from vit_jax import trees
 from vit_jax.flops import human as human_count
-from vit_jax.log.human import human_bytes, human_percent, human_seconds
+from vit_jax.human import human_bytes, human_percent, human_seconds
+from vit_jax.metrics import METRICS
 from vit_jax.trees import PyTree
 
-METRICS: dict[str, tuple[str, Callable[[Any], str]]] = {  # as in result.json, after the split's name
-    "accuracy": ("accuracy", human_percent),
-    "top5": ("top-5 accuracy", human_percent),
-    "f1_macro": ("F1 (macro)", human_percent),
-    "ece": ("calibration error", human_percent),
-    "loss": ("loss", "{:.4f}".format),
-}
 FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "best_step": ("best validation step", "{:,}".format),
     "steps": ("steps", "{:,}".format),
@@ -62,15 +56,27 @@ def result_table(console: Console, result: Mapping[str, Any]) -> None:
     known = {key: value for key, value in result.items() if value is not None}
     splits = dict.fromkeys(key.rpartition("/")[0] for key in known if "/" in key)
     rows = {
-        f"{split} {label}": text(known[f"{split}/{name}"])
+        f"{split} {metric.label}": metric_value(name, known[f"{split}/{name}"])
         for split in splits
-        for name, (label, text) in METRICS.items()
+        for name, metric in METRICS.items()
         if f"{split}/{name}" in known
     }
     rows |= {label: text(known[key]) for key, (label, text) in FACTS.items() if key in known}
     console.print()
     console.print(Text("Result", style="bold"))
     console.print(_facts(rows, first="bold green"))
+
+
+def metric_value(name: str, value: float) -> str:
+    """The value of a metric as its registered kind is written: `91.20 %`, `0.3100`."""
+    if METRICS[name].percent:
+        return human_percent(value)
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def metric_text(name: str, value: float) -> str:
+    """The metric and its value: `accuracy 91.20 %`."""
+    return f"{METRICS[name].label} {metric_value(name, value)}"
 
 
 def weights_table(console: Console, title: str, rows: Sequence[tuple[str, str, str, int]]) -> None:

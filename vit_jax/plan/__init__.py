@@ -28,37 +28,38 @@ from vit_jax.command import UserError
 from vit_jax.config.sweep import combinations
 from vit_jax.plan import collectives, hlo, kernels, measure, memory, subject, table, timing, topology
 from vit_jax.plan.memory import Memory
-from vit_jax.plan.subject import Given, Subject
+from vit_jax.plan.subject import Planned, Subject
 from vit_jax.plan.timing import StepTime
 from vit_jax.plan.topology import Machine
 
 __all__ = ["main", "plan"]
 
 
-def plan(given: Given, machine: Machine, *, price: float = 0.0, measured_steps: int = 0) -> dict[str, Any]:
+def plan(planned: Planned, machine: Machine, *, price: float = 0.0, measured_steps: int = 0) -> dict[str, Any]:
     """What the configuration's train step takes on the machine; `price` in dollars per chip and hour.
 
     `measured_steps`: so many steps are really run (only on `cpu:N`). Memory is that of one core.
     """
-    planned = subject.build(given, machine)
+    built = subject.build(planned, machine)
     start = time.perf_counter()
-    compiled, needed = compile_step(planned)
+    compiled, needed = compile_step(built)
     seconds = time.perf_counter() - start
-    found = describe(planned) | {"assumed": [*given.assumed, *subject.untimed(planned)], "compile_seconds": seconds}
+    found = describe(built) | {"assumed": [*planned.assumed, *subject.untimed(built)], "compile_seconds": seconds}
     found["memory"] = asdict(needed) | {"total": needed.total, "fits": needed.fits}
-    found["advice"] = memory.advice(given.config, needed, planned.run.abstract_state, planned.run.mesh)
-    found |= modelled(planned, compiled, price)
-    found["measured"] = measure.run_steps(planned, compiled, measured_steps).to_dict() if measured_steps else {}
+    state, mesh = built.experiment.abstract_state, built.experiment.mesh
+    found["advice"] = memory.advice(planned.inputs.config, needed, state, mesh)
+    found |= modelled(built, compiled, price)
+    found["measured"] = measure.run_steps(built, compiled, measured_steps).to_dict() if measured_steps else {}
     return found
 
 
-def compile_step(planned: Subject) -> tuple[Any, Memory]:
+def compile_step(built: Subject) -> tuple[Any, Memory]:
     """The compiled step (None where the compiler refused it, for want of memory), and the memory of a core."""
-    run, capacity = planned.run, planned.machine.memory
-    state, arguments = memory.of_arguments(planned.arguments, run.mesh)
+    experiment, capacity = built.experiment, built.machine.memory
+    state, arguments = memory.of_arguments(experiment.arguments, experiment.mesh)
     try:
-        with compilation.keeping(planned.machine.chip is None):
-            compiled = run.train_step.lower(*planned.arguments).compile()
+        with compilation.keeping(built.machine.chip is None):
+            compiled = experiment.train_step.lower(*experiment.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         refused = memory.of_refusal(str(error), state, arguments, capacity)
         if refused is None:
@@ -67,9 +68,9 @@ def compile_step(planned: Subject) -> tuple[Any, Memory]:
     return compiled, memory.of_program(compiled.memory_analysis(), state, capacity)
 
 
-def describe(planned: Subject) -> dict[str, Any]:
+def describe(built: Subject) -> dict[str, Any]:
     """What is known before anything is compiled."""
-    run, machine = planned.run, planned.machine
+    run, machine = built.experiment, built.machine
     batch_size, devices = run.config.train.batch_size, len(machine.devices)
     return {
         "topology": machine.name,
@@ -82,23 +83,23 @@ def describe(planned: Subject) -> dict[str, Any]:
         "remat": run.config.model.get("remat", ""),
         "parameters": trees.count(run.abstract_state.params),
         "flops_per_image": run.flops_per_image,
-        "train_flops_per_image": flops.count(run.train_step, *planned.arguments) / batch_size,
+        "train_flops_per_image": flops.count(run.train_step, *run.arguments) / batch_size,
         "batch_size": batch_size,
         "images_per_core": batch_size / sharding.batch_shards(run.mesh),
         "steps": run.total_steps,
     }
 
 
-def modelled(planned: Subject, compiled: Any, price: float) -> dict[str, Any]:
+def modelled(built: Subject, compiled: Any, price: float) -> dict[str, Any]:
     """Collectives, time and cost; empty where there is no program."""
-    run, machine = planned.run, planned.machine
+    run, machine = built.experiment, built.machine
     if compiled is None:
         names = ("step_seconds", "link_seconds", "images_per_second", "mfu", "hours", "chip_hours", "cost")
         return {"collectives": {}, "kernels": {}, "method": "", **dict.fromkeys(names)}
     module = hlo.parse(compiled.as_text())
     exchanged = collectives.find(module, len(machine.devices))
     costs = compiled.cost_analysis() or {}  # a GPU's compiler makes none without its GPU
-    step = time_of_step(planned, module, costs, exchanged)
+    step = time_of_step(built, module, costs, exchanged)
     budget = run.config.train.seconds
     hours = (budget or run.total_steps * step.seconds) / 3600
     per_second = run.config.train.batch_size / step.seconds
@@ -120,12 +121,12 @@ def modelled(planned: Subject, compiled: Any, price: float) -> dict[str, Any]:
     }
 
 
-def time_of_step(planned: Subject, module: hlo.Module, costs: dict[str, float], exchanged: Sequence[Any]) -> StepTime:
+def time_of_step(built: Subject, module: hlo.Module, costs: dict[str, float], exchanged: Sequence[Any]) -> StepTime:
     """The modelled time, by the method that the machine allows."""
-    machine, devices = planned.machine, len(planned.machine.devices)
-    products = flops.count(planned.run.train_step, *planned.arguments) / devices
+    machine, devices = built.machine, len(built.machine.devices)
+    products = flops.count(built.experiment.train_step, *built.experiment.arguments) / devices
     if machine.has_gpus:
-        dtype = planned.run.config.model.get("dtype", "float32")
+        dtype = built.experiment.config.model.get("dtype", "float32")
         return timing.of_gpu(timing.work_of_kernels(module, products), exchanged, machine, dtype)
     work = timing.work(module, products, costs)
     if machine.chip:

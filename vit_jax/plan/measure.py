@@ -17,6 +17,7 @@ import numpy as np
 from vit_jax import sharding
 from vit_jax.command import UserError
 from vit_jax.plan.subject import Subject
+from vit_jax.train import Experiment
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -36,35 +37,34 @@ def run_steps(subject: Subject, compiled: Any, steps: int) -> Measured:
     """Runs the compiled step on random images; the first run warms up and does not count."""
     if sys.platform != "linux":
         raise UserError("--measure reads the process's memory from /proc: it needs Linux")
-    init = subject.run.init_state.lower().compile()  # type: ignore[attr-defined]
+    init = subject.experiment.init_state.lower().compile()  # type: ignore[attr-defined]
     before = _trimmed()
     state = init()
-    batch, frozen = _random(subject)
+    batch, constants = _random(subject.experiment)
     _trimmed()
     CLEAR.write_text("5")  # the peak starts anew
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
-        state, metrics = compiled(state, batch, frozen)
+        state, metrics = compiled(state, batch, constants)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
     return Measured(statistics.median(seconds[1:]), _status("VmHWM") - before)
 
 
-def _random(subject: Subject) -> tuple[Any, Any]:
+def _random(experiment: Experiment) -> tuple[Any, Any]:
     """Images, labels and indices as the step takes them, on the devices."""
     rng = np.random.default_rng(0)
-    _, batch, frozen = subject.arguments
-    images = frozen["image"].shape[0] if "image" in frozen else 0
-    num_classes = subject.run.config.model["num_classes"]
-    highest = {"image": 256, "label": num_classes, "index": images, "total_steps": 1000}
-    mesh = subject.run.mesh
+    _, batch, constants = experiment.arguments
+    images = jax.tree.leaves(constants.get("examples", [jnp.zeros(1)]))[0].shape[0]
+    highest = {"image": 256, "label": len(experiment.data.class_names), "index": images, "total_steps": 1000}
 
-    def draw(tree: dict[str, Any], place: jax.sharding.Sharding) -> dict[str, jax.Array]:
-        drawn = {k: np.asarray(rng.integers(0, highest[k], x.shape, x.dtype)) for k, x in tree.items()}
-        return {k: jax.device_put(x, place) for k, x in drawn.items()}
+    def drawn(path: tuple[Any, ...], x: Any) -> np.ndarray:
+        return np.asarray(rng.integers(0, highest[path[-1].key], x.shape, x.dtype))
 
-    return draw(batch, sharding.batch_sharding(mesh)), draw(frozen, sharding.replicated(mesh))
+    places = sharding.batch_sharding(experiment.mesh), sharding.replicated(experiment.mesh)
+    trees = jax.tree_util.tree_map_with_path(drawn, (batch, constants))
+    return tuple(jax.device_put(*pair) for pair in zip(trees, places, strict=True))
 
 
 def _trimmed() -> int:

@@ -5,17 +5,15 @@ Nothing of the data set is read but its sizes; where it is not at hand, publishe
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from vit_jax import run, sharding
+from vit_jax import run
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, MissingDataset, open_data
 from vit_jax.plan.topology import Machine
-from vit_jax.run import Run
+from vit_jax.train import Experiment, Inputs, set_up
+from vit_jax.train.attention import kernel_choice
+from vit_jax.train.inputs import check_data
 
 # Height, width (0: the images differ in size), channels, classes, training images, as their authors published them.
 DATA_SETS = {
@@ -31,36 +29,30 @@ DEFAULT_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
-class Given:
+class Planned:
     """A configuration and its data set, as far as the step's shapes depend on it."""
 
-    config: Config  # prepared
-    data: Data
+    inputs: Inputs
     assumed: tuple[str, ...]  # what was not looked up but taken as published, or left out
-    stand_in: bool  # the data set is not here: synthetic images of its sizes are in its place
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The train step on a machine, and the shapes of its arguments (state, batch, frozen)."""
+    """The experiment on a machine that need not be there."""
 
-    run: Run
+    experiment: Experiment
     machine: Machine
-    arguments: tuple[Any, Any, Any]
 
 
-def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Given:
+def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Planned:
     """The configuration with its data set's sizes; `images` to train with and `classes` replace what would be found."""
     data, assumed = _open(given, images, classes)
     stand_in = bool(assumed)
-    view, channels = given.augment, data.view.channels
-    if not view.mean:  # any will do: the work is the same
-        view = dataclasses.replace(view, mean=(0.5,) * channels, std=(0.5,) * channels)
-    given = dataclasses.replace(given, augment=view, data=data.settings)
-    run.check_data(given, data)
+    config = dataclasses.replace(given, data=data.settings)
+    check_data(config, data)
     if given.distill.teacher:
         assumed.append("the teacher is left out: its forward pass and its parameters come on top")
-    return Given(run.prepare(given, data, data.split("train")), data, tuple(assumed), stand_in)
+    return Planned(Inputs(config, data, crops_on_host=stand_in and _crops_on_host(config, data)), tuple(assumed))
 
 
 def _open(given: Config, images: int, classes: int) -> tuple[Data, list[str]]:
@@ -89,41 +81,22 @@ def _open(given: Config, images: int, classes: int) -> tuple[Data, list[str]]:
     return open_data(stand_in), [f"{text} (not looked at)"]
 
 
-def build(given: Given, machine: Machine) -> Subject:
+def build(planned: Planned, machine: Machine) -> Subject:
     """The run on the machine's mesh; touches no device, and compiles only to choose where `model.remat` is auto."""
-    train = given.data.split("train")
-    mesh = sharding.make_mesh(given.config.mesh, machine.devices)
-    n, shape, cropped = given.config.train.batch_size, given.data.view.shape, _cropped(given)
-    shown = run.input_shape(given.config, shape) if cropped else shape
-    batch: dict[str, Any] = {
-        "image": jax.ShapeDtypeStruct((n, *shown), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((n,), jnp.int32),
-    }
-    frozen: dict[str, Any] = {}
-    if given.data.cache(train) == "device":  # as `Feed` has it
-        frozen = {k: jax.ShapeDtypeStruct((len(train), *x.shape[1:]), x.dtype) for k, x in batch.items()}
-        batch = {"index": jax.ShapeDtypeStruct((n,), jnp.int32)}
-    frozen["total_steps"] = jax.ShapeDtypeStruct((), jnp.int32)  # read where `train.seconds` decides
-
-    def build(config: Config) -> Run:
-        return run.build(config, mesh, image_shape=shape, train_images=len(train), cropped=cropped)
-
-    built = run.fitting(given.config, build, batch, frozen, machine.memory)
-    return Subject(built, machine, (built.abstract_state, batch, frozen))
+    experiment = set_up(planned.inputs, devices=machine.devices, described=True, device_memory=machine.memory)
+    return Subject(experiment, machine)
 
 
-def untimed(planned: Subject) -> tuple[str, ...]:
+def untimed(subject: Subject) -> tuple[str, ...]:
     """What a run would find out by timing its devices, as an assumption."""
-    config = planned.run.config
-    _, kernels = run.kernel_choice(config, planned.run.mesh, run.input_shape(config, planned.run.image_shape))
+    experiment = subject.experiment
+    _, kernels = kernel_choice(experiment.config, experiment.mesh, experiment.task.parts.image_shape)
     if not kernels:
         return ()
     return (f"attention is plain: a run takes {' or '.join(kernels)} if that is faster (model.attention to plan it)",)
 
 
-def _cropped(given: Given) -> bool:
-    """Whether the host crops, as `Data.random_crop` decides; photos of a data set that is not here differ in size."""
-    if run.host_crop(given.config, given.data) is not None:
-        return True
-    streamed = given.data.cache(given.data.split("train")) == "none"
-    return given.stand_in and streamed and bool(given.config.augment.crop_area) and given.config.data.crop_on == "auto"
+def _crops_on_host(config: Config, data: Data) -> bool:
+    """Whether the host crops a data set that is not here, as `Data.random_crop` decides: its photos differ in size."""
+    streamed = data.cache(data.split("train")) == "none"
+    return streamed and bool(config.augment.crop_area) and config.data.crop_on == "auto"

@@ -3,6 +3,7 @@
 python -m vit_jax.report.augmentations --config configs/cifar100.py --out sheet.png
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax import augment, command, config, run, sharding, step
+from vit_jax import augment, command, config, run, sharding, step, tasks
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
+from vit_jax.train.experiment import host_crop, make_task, with_data
 
 
 def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
@@ -28,20 +30,22 @@ def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
     data = open_data(given.data, run.default_size(given, source))
     given = run.follow(given, data, source)
     one_device = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])  # batches are the same on any mesh
-    feed = data.feed(data.split("train"), one_device, crop=run.host_crop(given, data))
-    view = run.device_view(run.prepare(given, data, feed.split), cropped=feed.crop is not None)
+    loader = data.feed(data.split("train"), one_device, crop=host_crop(given, data))
+    plain = dataclasses.replace(with_data(given, data, loader.split), distill=tasks.Distill())
+    task = make_task(plain, data.class_names, data.view.shape, cropped=loader.crop is not None)
+    settings = task.parts.train_augment
     part = np.arange(0, given.train.batch_size, given.train.accumulate)
     ends = np.union1d(part[:images], part[-images:])  # MixUp and CutMix mix the first with the last
     shown = {}
     for at in range(rows):
-        indices, crops = feed.chosen(given.seed, at, given.train.batch_size, ends)
-        unchanged, _ = feed.split.read(indices)
-        cropped = feed.split.read(indices, crops)[0] if crops else unchanged
-        seen, shares = step.augmented(
-            view, jnp.asarray(cropped), jnp.eye(len(ends)), seed=given.seed, step=at, rows=jnp.asarray(ends)
-        )
+        indices, crops = loader.chosen(given.seed, at, given.train.batch_size, ends)
+        unchanged, _ = loader.split.read(indices)
+        cropped = loader.split.read(indices, crops)[0] if crops else unchanged
+        rngs = step.rngs_for(given.seed, at, jnp.asarray(ends))
+        seen = task.augmented({"image": jnp.asarray(cropped)}, rngs)
+        seen, shares = augment.mix(settings, rngs.mix, seen, jnp.eye(len(ends)))
         shown[f"step {at}, unchanged"] = unchanged[:images]
-        shown[caption(at, float(shares[0, 0]))] = augment.displayed(view, np.asarray(seen[:images]))
+        shown[caption(at, float(shares[0, 0]))] = augment.displayed(settings, np.asarray(seen[:images]))
     return augment.contact_sheet(shown, height)
 
 

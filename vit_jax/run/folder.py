@@ -70,14 +70,18 @@ def changed_images(workdir: Path, data: Data) -> str:
     return ", ".join(f"{before[p]:,} images to {p}, now {now[p]:,}" for p in PURPOSES if before[p] != now[p])
 
 
-def with_kernel(workdir: Path, given: Config) -> Config:
-    """The configuration with the kernel that the run in `workdir` took for `model.attention` auto, on such a device."""
+def known_kernel(workdir: Path, given: Config) -> str:
+    """The kernel that the run in `workdir` took for `model.attention` auto on such a device; "" if none is known."""
     if given.model.get("attention") != "auto" or not has_begun(workdir) or not (workdir / ATTENTION).is_file():
-        return given  # a run that never began may have been of another model
+        return ""  # a run that never began may have been of another model
     found = json.loads((workdir / ATTENTION).read_text())
-    if found["device"] != jax.local_devices()[0].device_kind:
-        return given
-    return dataclasses.replace(given, model={**given.model, "attention": found["kernel"]})
+    return found["kernel"] if found["device"] == jax.local_devices()[0].device_kind else ""
+
+
+def with_kernel(workdir: Path, given: Config) -> Config:
+    """The configuration with the kernel that `known_kernel` finds, if it finds one."""
+    kernel = known_kernel(workdir, given)
+    return dataclasses.replace(given, model={**given.model, "attention": kernel}) if kernel else given
 
 
 def is_run(folder: Path) -> bool:

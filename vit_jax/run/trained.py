@@ -18,12 +18,12 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from vit_jax import augment, checkpoint, config, distributed, models, pretrained, sharding, step, trees
+from vit_jax import augment, checkpoint, config, distributed, models, pretrained, sharding, step, tasks, trees
+from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import View
 from vit_jax.pretrained import Preprocessing, Weights
-from vit_jax.run.build import input_shape
 from vit_jax.run.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -86,7 +86,7 @@ class Trained:
     @cached_property
     def forward(self) -> Callable[[PyTree, Any], jax.Array]:
         """`(variables, images uint8 [n h w c]) -> logits [n k]`, compiled."""
-        return jax.jit(step.make_forward(self.model, self.config.augment))
+        return jax.jit(tasks.make_forward(self.model, self.config.augment))
 
     @cached_property
     def num_blocks(self) -> int:
@@ -149,7 +149,7 @@ class Trained:
 
     @cached_property
     def _features(self) -> Callable[..., Any]:
-        headless = step.make_forward(self.model.clone(num_classes=0), self.config.augment)
+        headless = tasks.make_forward(self.model.clone(num_classes=0), self.config.augment)
 
         def features(variables: PyTree, images: UInt8[Array, "n h w c"], layers: tuple[int, ...]) -> Any:
             if not layers:
@@ -168,7 +168,7 @@ class Trained:
         return [blocks[path] for path in sorted(blocks, key=lambda path: int(re.findall(r"\d+$", path[-2])[0]))]
 
     def _predictions(self, logits: Float[np.ndarray, "n k"], files: tuple[str, ...]) -> Predictions:
-        if self.config.train.loss != "softmax":
+        if self.config.task["loss"] != "softmax":
             probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
         else:
             exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -232,7 +232,7 @@ class Trained:
 
 def preprocessing_of(prepared: Config, view: View) -> Preprocessing:
     """How an image becomes the model's input."""
-    height, width, _ = input_shape(prepared, view.shape)
+    height, width, _ = input_shape(prepared.augment, view.shape)
     return Preprocessing(
         size=(height, width),
         resize=view.resize,
@@ -286,8 +286,8 @@ def _open_run(workdir: Path, use: str, overrides: list[str], mesh: Mesh | None) 
     model_fields = {**given.model, "num_classes": len(class_names)}
     prepared = dataclasses.replace(given, model=model_fields, augment=filled)
     model = models.create(model_fields)
-    model.check(input_shape(prepared, view.shape))
-    abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared, view.shape)))
+    model.check(input_shape(prepared.augment, view.shape))
+    abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared.augment, view.shape)))
     at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared, mesh)
     return Trained(prepared, model, variables, class_names, view, at)
 
@@ -326,7 +326,7 @@ def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None)
         interpolation=settings.interpolation,
         draft=settings.draft,
     )
-    shape = input_shape(prepared, view.shape)
+    shape = input_shape(prepared.augment, view.shape)
     model = models.create(prepared.model)
     model.check(shape)
     unnamed = tuple(f"class {label}" for label in range(weights.model["num_classes"]))

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from vit_jax import models, pretrained, sharding, step, trees
+from vit_jax.augment import input_shape
 from vit_jax.config import Config
 from vit_jax.data import Data
 from vit_jax.pretrained import Preprocessing, Report, Weights
-from vit_jax.run.build import input_shape
 from vit_jax.run.folder import LABELS, is_run, read_config, read_preprocessing
 from vit_jax.run.trained import open, preprocessing_of
 from vit_jax.step import TrainState
@@ -32,7 +32,7 @@ def _weights_of_run(folder: Path) -> Weights:
     class_names = tuple(json.loads((folder / LABELS).read_text()))
     model = {**given.model, "num_classes": len(class_names)}
     prepared = dataclasses.replace(given, augment=filled)
-    shape = input_shape(prepared, view.shape)
+    shape = input_shape(prepared.augment, view.shape)
     return Weights(
         address=str(folder),
         layout_name="vit_jax run",
@@ -83,7 +83,7 @@ def fit_weights(weights: Weights, given: Config, data: Data) -> tuple[dict[str, 
     Arrays that the weights do not have are left out. Raises `UserError` where the two do not fit. Touches no device.
     """
     model = {**given.model, "num_classes": len(data.class_names)}
-    shape = input_shape(given, data.view.shape)
+    shape = input_shape(given.augment, data.view.shape)
     looped = models.create({**model, "scan": False} if "scan" in model else model)
     wanted = jax.eval_shape(lambda: step.init_variables(looped, 0, shape))
     return pretrained.fit(

@@ -14,24 +14,28 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import config, distributed, evaluate, log, memory, metrics, optim, run, sharding, trees
+from vit_jax import config, distributed, log, memory, metrics, optim, sharding, trees
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import Interruption, UserError
-from vit_jax.data import Data, Feed
+from vit_jax.data import Feed
 from vit_jax.energy import Meter
-from vit_jax.run import Run
 from vit_jax.step import evaluation_variables
+from vit_jax.tasks import Evaluator
+from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
+from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import UNKNOWN, Length
 from vit_jax.trees import PyTree
 
-RESULT, PREDICTIONS, CONFUSION = "result.json", "predictions.npz", "confusion.json"
+RESULT = "result.json"
 STEPS_IN_FLIGHT = 2  # dispatched and not finished, mostly: enough to keep a device busy, few enough to stop soon
+IN_A_ROW = "skipped_in_a_row"
+LAST = ("lr", "param_norm", "skipped_updates", IN_A_ROW)  # of a step's metrics, those whose mean says nothing
 STEPS_TO_LEARN = 200  # before a loss that has not moved is worth a warning
 
 
 @dataclass
-class Book:
-    """What a run knows about itself beside the state: it is saved with each checkpoint."""
+class TrainerState:
+    """What a run knows about itself beside the arrays of the state: it is saved with each checkpoint."""
 
     window: list[dict[str, float]] = field(default_factory=list)  # metrics of the steps since the last log line
     validation: dict[str, float] = field(default_factory=dict)  # the last
@@ -49,22 +53,30 @@ class Trainer:
     """The loop of one run and what it keeps on the way: metrics, evaluations, checkpoints, the final result."""
 
     def __init__(
-        self, built: Run, data: Data, feed: Feed, workdir: Path, checkpoints: Checkpoints, book: Book, console: Console
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        so_far: TrainerState,
+        console: Console,
     ) -> None:
-        self.run, self.data, self.feed, self.workdir = built, data, feed, workdir
-        self.checkpoints, self.book, self.console = checkpoints, book, console
+        assert experiment.loader is not None
+        self.experiment, self.task, self.workdir = experiment, experiment.task, workdir
+        self.data, self.loader, self.mesh = experiment.data, experiment.loader, experiment.mesh
+        self.checkpoints, self.book, self.console = checkpoints, so_far, console
         self.active = jax.process_index() == 0
-        self.validation = data.feed(data.split("validation"), built.mesh) if "validation" in data.specs else None
-        self.started, self.earlier_seconds = time.monotonic(), book.seconds
+        self.validation = self.split("validation") if "validation" in self.data.specs else None
+        self.started, self.earlier_seconds = time.monotonic(), so_far.seconds
         self.one_machine = distributed.on_one_machine()  # whose counters tell the energy of the whole run
-        self.meter, self.earlier_kwh = Meter(built.mesh.devices.flat[0].platform), book.energy_kwh
+        self.meter, self.earlier_kwh = Meter(self.mesh.devices.flat[0].platform), so_far.energy_kwh
         self.writer = log.MetricsWriter(workdir, active=False)  # until training begins
         self.progress: log.Progress
         self.waited = 0.0  # seconds since the last log line in which the loop had no batch
         self.in_flight = STEPS_IN_FLIGHT
         self.gaps: memory.Gaps | None = None
-        agree = distributed.Agreement(built.mesh, STEPS_IN_FLIGHT)
-        self.length = Length(built.total_steps or book.steps, built.config.train.seconds, agree)
+        agree = distributed.Agreement(self.mesh, STEPS_IN_FLIGHT)
+        steps = experiment.total_steps or so_far.steps
+        self.length = Length(steps, experiment.config.train.seconds, agree)
 
     def __enter__(self) -> "Trainer":
         return self
@@ -77,11 +89,11 @@ class Trainer:
 
     def loop(self, state: PyTree, interruption: Interruption) -> PyTree:
         """Trains from the state's step to the end, or to an interruption; the state is then saved."""
-        settings, start = self.run.config, int(state.step)
+        settings, start = self.experiment.config, int(state.step)
         if start == self.length.steps:
             return state
         last = UNKNOWN if settings.train.seconds else self.length.steps
-        batches = self.feed.train(settings.seed, settings.train.batch_size, start, last)
+        batches = self.loader.train(settings.seed, settings.train.batch_size, start, last)
         train_step, batches = self.compile(state, batches)
         if start == 0 and settings.evaluate.before:
             self.evaluate_before(state)
@@ -90,10 +102,10 @@ class Trainer:
             if start:
                 self.progress.say(f"resumed at step {start}")
             window: list[dict[str, Any]] = list(self.book.window)  # floats, or arrays still on the device
-            agree = distributed.Agreement(self.run.mesh, STEPS_IN_FLIGHT)
+            agree = distributed.Agreement(self.mesh, STEPS_IN_FLIGHT)
             self.mark = time.monotonic()
             for at, batch in enumerate(self.timed(batches), start + 1):
-                state, step_metrics = train_step(state, batch, self.frozen())
+                state, step_metrics = train_step(state, batch, self.constants())
                 window.append(step_metrics)
                 if len(window) > self.in_flight:
                     jax.block_until_ready(window[-1 - self.in_flight])
@@ -125,20 +137,20 @@ class Trainer:
         began = time.monotonic()
         if self.active:
             self.console.print("Compiling the training step ...")
-        compiled = self.run.train_step.lower(state, first, self.frozen()).compile()
+        compiled = self.experiment.train_step.lower(state, first, self.constants()).compile()
         self.spare_memory(compiled)
         if self.active:
-            facts = describe(self.run, self.data, self.feed)
+            facts = describe(self.experiment)
             facts["memory"] = needed_memory(compiled)
             facts["compiled in"] = log.human_seconds(time.monotonic() - began)
-            parameters = jax.eval_shape(trees.unstack_layers, self.run.abstract_state.params)
-            title = f"{self.run.config.model['name']} on {self.data.dataset.name}"
+            parameters = jax.eval_shape(trees.unstack_layers, self.experiment.abstract_state.params)
+            title = f"{self.experiment.config.model['name']} on {self.data.dataset.name}"
             log.overview(self.console, title=title, rows=facts, parameters=parameters)
         return compiled, itertools.chain([first], batches)
 
     def spare_memory(self, compiled: Any) -> None:
         """Lets steps that take much of a CPU's memory run one at a time, and looks after the gaps that they leave."""
-        analysis, devices = compiled.memory_analysis(), self.run.mesh.local_devices
+        analysis, devices = compiled.memory_analysis(), self.mesh.local_devices
         of_step = len(devices) * analysis.temp_size_in_bytes if analysis else 0
         if devices[0].platform == "cpu" and memory.is_much(of_step):
             self.in_flight, self.gaps = 0, memory.Gaps(of_step)
@@ -153,24 +165,25 @@ class Trainer:
                 return
             yield batch
 
-    def frozen(self) -> dict[str, Any]:
+    def constants(self) -> dict[str, Any]:
         """What a step reads besides its batch."""
         if not self.length.seconds:
-            return self.feed.frozen
-        return {**self.feed.frozen, "total_steps": np.int32(self.length.steps)}
+            return self.experiment.constants
+        return {**self.experiment.constants, "total_steps": np.int32(self.length.steps)}
 
     def open_log(self, start: int) -> None:
-        settings = self.run.config
+        settings = self.experiment.config
         self.writer = log.MetricsWriter(
             self.workdir, resume_step=start, tensorboard=settings.log.tensorboard, active=self.active
         )
         self.progress = log.Progress(
             total_steps=start + 1 if self.length.steps == UNKNOWN else self.length.steps,
             start_step=start,
-            steps_per_epoch=self.run.steps_per_epoch,
+            steps_per_epoch=self.experiment.steps_per_epoch,
             images_per_step=settings.train.batch_size,
             every_seconds=settings.log.every_seconds,
             console=self.console,
+            metrics=self.task.train_metrics,
             active=self.active,
         )
 
@@ -183,12 +196,12 @@ class Trainer:
         return at == self.length.steps
 
     def is_evaluation_step(self, at: int) -> bool:
-        every = self.run.config.evaluate.every_steps or self.run.steps_per_epoch
+        every = self.experiment.config.evaluate.every_steps or self.experiment.steps_per_epoch
         return self.validation is not None and (at % every == 0 or at == self.length.steps)
 
     def is_checkpoint_step(self, at: int) -> bool:
-        every = self.run.config.checkpoint.every_steps
-        return at % every == 0 if every else self.validation is None and at % self.run.steps_per_epoch == 0
+        every = self.experiment.config.checkpoint.every_steps
+        return at % every == 0 if every else self.validation is None and at % self.experiment.steps_per_epoch == 0
 
     def clock(self) -> None:
         """Counts the time since the last mark as training."""
@@ -202,21 +215,22 @@ class Trainer:
         self.clock()
         seconds = self.book.training_seconds - self.book.logged_seconds
         self.book.logged_seconds = self.book.training_seconds
-        scalars = {f"train/{k}": float(np.mean([step[k] for step in steps])) for k in ("loss", "accuracy", "grad_norm")}
-        scalars |= {f"train/{k}": steps[-1][k] for k in ("lr", "param_norm", "skipped_updates")}
-        if "grad_signal" in steps[0]:
-            signal, variance = (float(np.mean([step[k] for step in steps])) for k in ("grad_signal", "grad_variance"))
-            scalars["train/gradient_noise_scale"] = np.inf if signal <= 0 else variance / signal  # NaN stays
-        scalars["train/images_per_second"] = len(steps) * self.run.config.train.batch_size / seconds
+        means = {k: float(np.mean([step[k] for step in steps])) for k in steps[-1] if k not in LAST}
+        if "grad_signal" in means:
+            signal, variance = means.pop("grad_signal"), means.pop("grad_variance")
+            means["gradient_noise_scale"] = np.inf if signal <= 0 else variance / signal  # NaN stays
+        of_last = {k: steps[-1][k] for k in LAST if k != IN_A_ROW}
+        scalars = {f"train/{k}": value for k, value in (means | of_last).items()}
+        scalars["train/images_per_second"] = len(steps) * self.experiment.config.train.batch_size / seconds
         scalars["train/input_wait_fraction"] = min(1.0, self.waited / seconds)
         self.waited = 0.0
         self.meter.kwh()  # before its counters wrap around
         self.writer.write(at, scalars)
         self.progress.update(at, scalars)
         memory.give_back_much()
-        self.diagnose(at, loss=scalars["train/loss"], accuracy=scalars["train/accuracy"])
-        in_a_row = int(steps[-1]["skipped_in_a_row"])
-        if in_a_row >= self.run.config.train.max_bad_steps:
+        self.warn_of(at, self.task.warnings(means))
+        in_a_row = int(steps[-1][IN_A_ROW])
+        if in_a_row >= self.experiment.config.train.max_bad_steps:
             raise UserError(
                 f"the last {in_a_row} gradients up to step {at} were not finite: training has diverged; "
                 "lower optim.lr, lengthen the warm-up or set optim.clip_norm=1"
@@ -238,61 +252,47 @@ class Trainer:
 
     def score(self, validation: dict[str, float]) -> float:
         """By which checkpoints are compared: higher is better, and what is not a number the worst."""
-        by_loss = self.run.config.evaluate.metric == "loss"
-        value = -validation["val/loss"] if by_loss else validation["val/accuracy"]
-        return -np.inf if np.isnan(value) else value
+        return metrics.score(self.monitor(), validation, "val")
+
+    def monitor(self) -> str:
+        """The metric that ranks checkpoints."""
+        chosen = self.experiment.config.evaluate.metric
+        return self.task.monitor if chosen == "auto" else chosen
 
     def validate(self, at: int, state: PyTree) -> None:
         """Exact metrics on the validation split."""
         assert self.validation is not None
-        found = self.predict(evaluation_variables(state), self.validation)
-        scalars = {f"val/{k}": v for k, v in evaluate.summarize(found).items()}
+        found = self.evaluate(evaluation_variables(state), self.validation)
+        scalars = {f"val/{k}": v for k, v in found.scalars().items()}
         self.book.validation = scalars
         self.writer.write(at, scalars)
         self.progress.evaluation(at, scalars)
-        predicted, share = metrics.most_predicted(found.examples.prediction, len(self.data.class_names))
-        self.diagnose(at, predicted=predicted, share=share, true_share=float(np.mean(found.label == predicted)))
+        self.warn_of(at, found.warnings())
 
-    def predict(self, variables: PyTree, feed: Feed) -> evaluate.Predictions:
-        settings, shards = self.run.config, sharding.batch_shards(self.run.mesh)
-        wanted = settings.evaluate.batch_size or settings.train.batch_size
-        size = -(-wanted // shards) * shards
-        return evaluate.predict(self.run.eval_step, variables, feed, size, settings.train.loss)
+    def split(self, purpose: str) -> Feed:
+        """The loader of another split."""
+        return self.data.feed(self.data.split(purpose), self.mesh)
+
+    def evaluate(self, variables: PyTree, loader: Feed) -> Evaluator:
+        size = evaluation_batch_size(self.experiment.config, self.mesh)
+        return evaluate_split(self.experiment.eval_step, variables, loader, size, self.task)
 
     def evaluate_before(self, state: PyTree) -> None:
         """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
-        found = self.predict(evaluation_variables(state), self.data.feed(self.data.split("test"), self.run.mesh))
-        self.book.before = {f"before/{k}": v for k, v in evaluate.summarize(found).items()}
+        found = self.evaluate(evaluation_variables(state), self.split("test")).scalars()
+        self.book.before = {f"before/{k}": v for k, v in found.items()}
         if self.active:
-            accuracy, f1 = (self.book.before[f"before/{k}"] for k in ("accuracy", "f1_macro"))
-            self.console.print(f"Before training: test accuracy {accuracy:.2%}, macro F1 {f1:.2%}")
+            shown = ", ".join(log.metric_text(k, found[k]) for k in ("accuracy", "f1_macro", "loss") if k in found)
+            self.console.print(f"Before training: test {shown}")
 
-    def diagnose(
-        self,
-        at: int,
-        *,
-        loss: float = 0.0,
-        accuracy: float = 0.0,
-        predicted: int = 0,
-        share: float = 0.0,
-        true_share: float = 1.0,
-    ) -> None:
+    def warn_of(self, at: int, warnings: Sequence[str]) -> None:
         """Warns of a model that learns nothing, once for each kind of trouble, once it had time to learn something."""
-        settings = self.run.config
-        warmup = optim.warmup_steps(settings.optim, self.run.steps_per_epoch)
+        settings = self.experiment.config
+        warmup = optim.warmup_steps(settings.optim, self.experiment.steps_per_epoch)
         if self.length.seconds:
             warmup = int(optim.shortened_warmup(warmup, self.length.steps))
         if at < warmup + min(STEPS_TO_LEARN, self.length.steps // 2):
             return
-        warnings = log.diagnose(
-            loss=loss,
-            accuracy=accuracy,
-            num_classes=len(self.data.class_names),
-            predicted_class_share=share,
-            predicted_class=self.data.class_names[predicted],
-            true_class_share=true_share,
-            kind=settings.train.loss,
-        )
         for text in warnings:
             causes = text.partition("Likely")[2]
             if not any(causes in said for said in self.book.warnings):
@@ -301,7 +301,7 @@ class Trainer:
 
     def check_warmup(self) -> None:
         """Tells of a time so short that the warm-up was shortened."""
-        warmup = optim.warmup_steps(self.run.config.optim, self.run.steps_per_epoch)
+        warmup = optim.warmup_steps(self.experiment.config.optim, self.experiment.steps_per_epoch)
         share = optim.TIMED_WARMUP
         if self.length.seconds and warmup > share * self.length.steps:
             self.warn(
@@ -323,51 +323,52 @@ class Trainer:
 
     def finish(self, variables: PyTree) -> dict[str, Any]:
         """Reads the test split, once, and writes predictions, confusion matrix and result."""
-        feed = self.data.feed(self.data.split("test"), self.run.mesh)
-        found = self.predict(variables, feed)
+        loader = self.split("test")
+        found = self.evaluate(variables, loader)
         self.account()
         book, steps = self.book, self.length.steps
-        images = steps * self.run.config.train.batch_size
+        images = steps * self.experiment.config.train.batch_size
         result = {
-            **{f"test/{k}": v for k, v in evaluate.summarize(found).items()},
+            **{f"test/{k}": v for k, v in found.scalars().items()},
             **book.validation,
             **{f"best_{k}": v for k, v in book.best.items()},
             **book.before,
+            "monitor": self.monitor(),
             "best_step": self.checkpoints.best_step(),
-            "parameters": trees.count(self.run.abstract_state.params),
-            "flops_per_image": self.run.flops_per_image,
+            "parameters": trees.count(self.experiment.abstract_state.params),
+            "flops_per_image": self.experiment.flops_per_image,
             "steps": steps,
             "seconds": book.seconds,
             "images_per_second": images / book.training_seconds if book.training_seconds else None,
             "energy_kwh": book.energy_kwh,
-            "device": sharding.device_name(self.run.mesh),
-            "skipped_images": len(self.feed.split.bad) + len(feed.split.bad),
+            "device": sharding.device_name(self.mesh),
+            "skipped_images": len(self.loader.split.bad) + len(loader.split.bad),
             "warnings": book.warnings,
             "workdir": str(self.workdir),
-            "config": config.to_dict(self.run.config),
+            "config": config.to_dict(self.experiment.config),
         }
         if self.active:
-            found.save(self.workdir / PREDICTIONS)
-            details = evaluate.confusion(found, self.data.class_names)
-            (self.workdir / CONFUSION).write_text(json.dumps(details, indent=1) + "\n")
+            found.save(self.workdir)
             temporary = self.workdir / f"{RESULT}.tmp"
             temporary.write_text(json.dumps(result, indent=1) + "\n")
             os.replace(temporary, self.workdir / RESULT)  # whole or not at all: it says that the run is finished
         return result
 
 
-def describe(built: Run, data: Data, feed: Feed) -> dict[str, str]:
+def describe(experiment: Experiment) -> dict[str, str]:
     """The overview's rows."""
-    settings = built.config
-    height, width, channels = run.input_shape(settings, built.image_shape)
-    sizes = {"train": len(feed.split), **{purpose: data.size(purpose) for purpose in ("validation", "test")}}
-    kept = "on the device" if feed.on_device else "in memory" if feed.split.images is not None else "streamed"
-    mesh = "".join(f", {axis} {n}" for axis, n in built.mesh.shape.items() if n > 1)
+    settings, data, loader = experiment.config, experiment.data, experiment.loader
+    assert loader is not None
+    height, width, channels = experiment.task.parts.image_shape
+    sizes = {"train": len(loader.split), **{purpose: data.size(purpose) for purpose in ("validation", "test")}}
+    kept = "on the device" if loader.on_device else "in memory" if loader.split.images is not None else "streamed"
+    mesh = "".join(f", {axis} {n}" for axis, n in experiment.mesh.shape.items() if n > 1)
     parts = f" in {settings.train.accumulate} parts" if settings.train.accumulate > 1 else ""
-    epochs = built.total_steps / built.steps_per_epoch
-    length = f"{built.total_steps:,} ({epochs:.3g} epochs of {built.steps_per_epoch:,})"
+    epochs = experiment.total_steps / experiment.steps_per_epoch
+    length = f"{experiment.total_steps:,} ({epochs:.3g} epochs of {experiment.steps_per_epoch:,})"
     if settings.train.seconds:
-        length = f"as many as take {log.human_seconds(settings.train.seconds)} ({built.steps_per_epoch:,} an epoch)"
+        seconds = log.human_seconds(settings.train.seconds)
+        length = f"as many as take {seconds} ({experiment.steps_per_epoch:,} an epoch)"
     recomputed = settings.model.get("remat", "none")
     return {
         "images": ", ".join(f"{purpose} {size:,}" for purpose, size in sizes.items() if size) + f" ({kept})",
@@ -375,8 +376,8 @@ def describe(built: Run, data: Data, feed: Feed) -> dict[str, str]:
         "batch": f"{settings.train.batch_size}{parts}",
         "steps": length,
         "optimizer": f"{settings.optim.name}, learning rate {settings.optim.lr:g} {settings.optim.schedule}",
-        "device": sharding.device_name(built.mesh) + mesh,
-        "forward pass": f"{log.human_count(built.flops_per_image)}FLOP per image",
+        "device": sharding.device_name(experiment.mesh) + mesh,
+        "forward pass": f"{log.human_count(experiment.flops_per_image)}FLOP per image",
         **({} if recomputed == "none" else {"recomputed": recomputed}),
     }
 

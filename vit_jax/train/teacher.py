@@ -1,26 +1,18 @@
 """The teacher of a distilled run: any finished run or published weights, looking at the student's images."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.run.build import input_shape
 from vit_jax.run.trained import Trained, open
+from vit_jax.tasks import Teacher
 from vit_jax.trees import PyTree
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """What the training step needs of a teacher; its variables are an argument of the step, not a closure."""
-
-    variables: Mapping[str, PyTree]
-    forward: Callable[[PyTree, Float[Array, "n h w c"]], Float[Array, "n k"]]
 
 
 def open_teacher(address: str, student: Config, class_names: tuple[str, ...]) -> Teacher:
@@ -51,7 +43,7 @@ def _forward(trained: Trained, student: Config) -> Callable[[PyTree, Array], Arr
     The images are normalised as the teacher learned them, and brought to its size.
     """
     ours, theirs = student.augment, trained.config.augment
-    height, width, channels = input_shape(trained.config, trained.view.shape)
+    height, width, channels = input_shape(theirs, trained.view.shape)
 
     def forward(variables: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
         images = images * _channels(ours.std) + _channels(ours.mean)

@@ -2,24 +2,38 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
 
 from vit_jax.config import Config
-from vit_jax.run.build import Run
 from vit_jax.trees import PyTree
 
+
+@runtime_checkable
+class Program(Protocol):
+    """A jitted training step on a mesh, and the shapes of its arguments."""
+
+    @property
+    def mesh(self) -> Mesh: ...
+    @property
+    def train_step(self) -> Any: ...
+    @property
+    def arguments(self) -> tuple[PyTree, PyTree, PyTree]: ...
+
+
+Built = TypeVar("Built", bound=Program)
 POLICIES = ("none", "dots", "full")  # of `model.remat`, from the fastest to the smallest
 SHARE = 0.92  # of the memory: the rest is for the runtime, and for what falls between two arrays
 
 
-def fitting(prepared: Config, build: Callable[[Config], Run], batch: PyTree, frozen: PyTree, memory: int) -> Run:
+def fitting(prepared: Config, build: Callable[[Config], Built], memory: int) -> Built:
     """`build(prepared)`; where `model.remat` is auto, with the first policy that fits into so many bytes a device.
 
     The first of all is `least`'s, taken at once where the bytes are not known, 0. The compiler counts, for a batch and
-    a `frozen` of these shapes. If no policy fits, it is the last; what to change then is for `vit_jax.plan` to say.
+    constants of the experiment's shapes. If no policy fits, it is the last; what to change then is for `vit_jax.plan`
+    to say.
     """
     if prepared.model.get("remat") != "auto":
         return build(prepared)
@@ -27,7 +41,7 @@ def fitting(prepared: Config, build: Callable[[Config], Run], batch: PyTree, fro
         built = build(dataclasses.replace(prepared, model={**prepared.model, "remat": policy}))
         if policy == "none" and least(prepared, built.mesh) != "none":
             continue
-        if not memory or policy == POLICIES[-1] or needed(built, batch, frozen) <= SHARE * memory:
+        if not memory or policy == POLICIES[-1] or needed(built) <= SHARE * memory:
             break
     return built
 
@@ -49,10 +63,10 @@ def device_memory(mesh: Mesh) -> int:
     return int(stats.get("bytes_limit", 0))
 
 
-def needed(built: Run, batch: PyTree, frozen: PyTree) -> float:
+def needed(built: Built) -> float:
     """Bytes a device while a step runs; infinite where the compiler refuses the program for want of memory."""
     try:
-        stats = built.train_step.lower(built.abstract_state, batch, frozen).compile().memory_analysis()
+        stats = built.train_step.lower(*built.arguments).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return float("inf")

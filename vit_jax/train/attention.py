@@ -19,7 +19,7 @@ from vit_jax.config import Config
 from vit_jax.models import fused
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layers import kept
-from vit_jax.run import remat
+from vit_jax.train import remat
 
 ROUNDS, CALLS = 5, 10  # the kernels take turns of so many calls; the median of the turns counts
 

@@ -12,7 +12,7 @@ from tests import tiny
 from vit_jax import config, distributed, flops, models, run, sharding
 from vit_jax.models import fused
 from vit_jax.models.attention import MultiHeadDotProductAttention as Attention
-from vit_jax.run import attention
+from vit_jax.train import attention
 
 SHAPE = (16, 16, 3)
 SMALL = models.settings(
@@ -62,7 +62,7 @@ def fastest(deterministic=False, **overrides):
     """The kernel taken, and those timed."""
     train = dataclasses.replace(GIVEN.train, deterministic=deterministic)
     given = dataclasses.replace(GIVEN, train=train, model={**SMALL, **overrides})
-    chosen, seconds = run.fastest_attention(given, sharding.make_mesh(MESH_OF, jax.devices()[:4]), SHAPE)
+    chosen, seconds = attention.fastest_attention(given, sharding.make_mesh(MESH_OF, jax.devices()[:4]), SHAPE)
     assert chosen == dataclasses.replace(given, model={**given.model, "attention": chosen.model["attention"]})
     assert all(0 < of_all < 60 for of_all in seconds.values())
     return chosen.model["attention"], set(seconds)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer
 
 from vit_jax.command import UserError
+from vit_jax.metrics.registry import METRICS, Metric, register
 
 Loss = Literal["softmax", "sigmoid", "multi_hot"]
 NO_CLASS = -1
@@ -53,13 +54,11 @@ def of_examples(
 ) -> dict[str, float]:
     """The same, of what the logits of k classes left of each example."""
     _check(labels, k, class_names)
-    metrics = {
-        "loss": math.fsum(examples.loss) / len(labels),
-        "accuracy": float(np.mean(examples.rank == 0)),
-        **({"top5": float(np.mean(examples.rank < 5))} if k > 5 else {}),
-        "f1_macro": f1_macro(examples.prediction, labels, k),
-        "ece": expected_calibration_error(examples.confidence, examples.rank == 0),
-    }
+    metrics = {"loss": math.fsum(examples.loss) / len(labels)}
+    for name, metric in METRICS.items():
+        value = metric.compute(examples, labels, k) if metric.compute else None
+        if value is not None:
+            metrics[name] = value
     accuracies = per_class_accuracy(examples.prediction, labels, k)
     occurring = ((name, share) for name, share in zip(class_names, accuracies, strict=False) if not np.isnan(share))
     return metrics | {f"accuracy/{name}": float(share) for name, share in occurring}
@@ -189,3 +188,19 @@ def error_consistency(a_correct: Bool[np.ndarray, " n"], b_correct: Bool[np.ndar
     p, q = float(np.mean(a_correct)), float(np.mean(b_correct))
     observed, expected = float(np.mean(a_correct == b_correct)), p * q + (1 - p) * (1 - q)
     return (observed - expected) / (1 - expected) if expected < 1 else math.nan
+
+
+def _top(n: int) -> Metric:
+    """The share of the examples whose label is among the n most probable classes; none where that is all of them."""
+    label, short = ("accuracy", "acc") if n == 1 else (f"top-{n} accuracy", f"top-{n}")
+    return Metric(label, short, compute=lambda found, labels, k: float(np.mean(found.rank < n)) if k > n else None)
+
+
+def _ece(found: Examples, labels: np.ndarray, k: int) -> float:
+    return expected_calibration_error(found.confidence, found.rank == 0)
+
+
+register("accuracy", _top(1))
+register("top5", _top(5))
+register("f1_macro", Metric("F1 (macro)", "F1", compute=lambda found, labels, k: f1_macro(found.prediction, labels, k)))
+register("ece", Metric("calibration error", "ECE", higher_is_better=False, compute=_ece))

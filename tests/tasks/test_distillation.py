@@ -1,0 +1,55 @@
+"""A teacher's share of the loss, by hand and in a whole step."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import quick
+from tests.step.small import CALM, LABELS, RNG, SEED, SGD, SHAPE, K, N, batch, compiled, create, start, task_of
+from vit_jax import losses, step, tasks
+
+
+def distilled(forward, weight: float, **fields) -> dict:
+    """The parts of a task with this teacher."""
+    distill = tasks.Distill(teacher="x", weight=weight, **fields)
+    scores = jnp.asarray(RNG.normal(size=(K,)), jnp.float32)
+    return {"distill": distill, "teacher": tasks.Teacher({"scores": scores}, forward)}
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_loss_takes_its_temperature_and_weight_by_hand(kind):
+    logits, taught, teachers = jnp.asarray(np.random.default_rng(1).normal(size=(3, N, K)), jnp.float32)
+    targets = losses.one_hot(jnp.asarray(LABELS[:N]), K)
+    parts = distilled(lambda variables, images: teachers, 0.3, kind=kind, temperature=3.0)
+    task = task_of(create(CALM), tasks.settings("classification"), **parts)
+    hot = losses.soft_distillation(taught, teachers, 3.0)
+    of_teacher = hot if kind == "soft" else losses.hard_distillation(taught, teachers)
+    expected = 0.7 * losses.softmax_cross_entropy(logits, targets) + 0.3 * of_teacher
+    images, sown = jnp.zeros((N, *SHAPE)), {"distillation": {"logits": (taught,)}}
+    found = task.per_example(logits, targets, images, sown, task.constants)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return quick.jit(lambda: step.init_variables(create(CALM), SEED, SHAPE)["params"])()
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_teacher_s_share_of_the_loss(params, kind):
+    """The teacher looks at the student's augmented images; its variables are an argument."""
+
+    def teacher(variables, images):
+        assert images.shape == (N, *SHAPE)
+        return variables["scores"][None] + 0 * images.mean(axis=(1, 2, 3))[:, None]
+
+    def loss(weight):
+        parts = distilled(teacher, weight, kind=kind, temperature=2.0) | {"teacher": of_one}
+        train_step = compiled(create(CALM), SGD, parts=parts)
+        _, metrics = train_step(start(params, SGD), batch(0), {"teacher": of_one.variables})
+        return float(metrics["loss"])
+
+    of_one = distilled(teacher, 0.0)["teacher"]
+    labels_only, teacher_only = loss(0.0), loss(1.0)
+    assert loss(0.25) == pytest.approx(0.75 * labels_only + 0.25 * teacher_only, rel=1e-5)
+    assert abs(labels_only - teacher_only) > 0.01

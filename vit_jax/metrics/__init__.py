@@ -1,0 +1,47 @@
+"""Exact metrics of a whole split, on the host in float64, and the registry of what metrics are called.
+
+`registry` holds names and formats, `classification` computes.
+"""
+
+from vit_jax.metrics.classification import (
+    NO_CLASS,
+    Examples,
+    Loss,
+    check_labels,
+    confusion,
+    error_consistency,
+    expected_calibration_error,
+    f1_macro,
+    most_predicted,
+    of_examples,
+    per_class_accuracy,
+    per_example,
+    predict,
+    shape_bias,
+    summarize,
+)
+from vit_jax.metrics.registry import METRICS, Metric, register, score
+
+register("loss", Metric("loss", "loss", percent=False, higher_is_better=False))
+
+__all__ = [
+    "METRICS",
+    "NO_CLASS",
+    "Examples",
+    "Loss",
+    "Metric",
+    "check_labels",
+    "confusion",
+    "error_consistency",
+    "expected_calibration_error",
+    "f1_macro",
+    "most_predicted",
+    "of_examples",
+    "per_class_accuracy",
+    "per_example",
+    "predict",
+    "register",
+    "score",
+    "shape_bias",
+    "summarize",
+]

@@ -1,0 +1,95 @@
+"""The tasks by name: `settings("classification")` gives a config's `task` group, `create` builds the task."""
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.command import UserError
+from vit_jax.tasks.base import Aux, Distill, Evaluator, Examples, Parts, Rngs, Task, Teacher, gathered, make_forward
+from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.distillation import Distillation
+
+__all__ = [
+    "TASKS",
+    "Aux",
+    "Distill",
+    "Evaluator",
+    "Examples",
+    "Parts",
+    "Rngs",
+    "Task",
+    "Teacher",
+    "check",
+    "chosen",
+    "create",
+    "fields",
+    "gathered",
+    "make_forward",
+    "names",
+    "register",
+    "settings",
+]
+
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+}
+
+
+def register(name: str, task: type[Task]) -> type[Task]:
+    """Adds a task, also from outside the package; raises `UserError` for a name that is taken."""
+    if name in TASKS:
+        raise UserError(f"the task name {name!r} is taken; choose another")
+    TASKS[name] = task
+    return task
+
+
+def names(pattern: str = "*") -> list[str]:
+    """The known names that match a shell pattern."""
+    return fnmatch.filter(TASKS, pattern)
+
+
+def fields(name: str) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a task."""
+    if name not in TASKS:
+        close = difflib.get_close_matches(name, TASKS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TASKS)}"
+        raise UserError(f"task {name!r} is unknown; {hint}")
+    return {f.name: f for f in dataclasses.fields(TASKS[name].Settings)}
+
+
+def settings(name: str, **overrides: Any) -> dict[str, Any]:
+    """The `task` group: the name, and every field with the given or the default value."""
+    known = fields(name)
+    for given in overrides:
+        if given not in known:
+            close = difflib.get_close_matches(given, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+            raise UserError(f"task {name!r} has no field {given!r}; {hint}")
+    return {"name": name} | {key: overrides.get(key, f.default) for key, f in known.items()}
+
+
+def chosen(task: Mapping[str, Any], distill: Distill) -> type[Task]:
+    """The class of a `task` group: a classification with a teacher is a distillation."""
+    if not distill.teacher:
+        return TASKS[task["name"]]
+    if task["name"] != "classification":
+        raise UserError(f"distill.teacher teaches classification, not task {task['name']!r}; leave it out")
+    return Distillation
+
+
+def check(task: Mapping[str, Any], model: Mapping[str, Any], distill: Distill) -> None:
+    """Raises `UserError` where the groups `task`, `model` and `distill` do not fit each other."""
+    kind = chosen(task, distill)
+    kind.check(_settings_of(kind, task), model, distill)
+
+
+def create(task: Mapping[str, Any], parts: Parts) -> Task:
+    """The task that a `task` group describes."""
+    kind = chosen(task, parts.distill)
+    return kind(_settings_of(kind, task), parts)
+
+
+def _settings_of(kind: type[Task], task: Mapping[str, Any]) -> Any:
+    return kind.Settings(**{key: value for key, value in task.items() if key != "name"})

@@ -1,0 +1,242 @@
+"""Classification: one class for each image, learned from labels."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vit_jax import augment, losses, metrics
+from vit_jax.command import UserError
+from vit_jax.human import human_percent
+from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Task, TaskSettings, make_forward
+from vit_jax.trees import PyTree
+
+PREDICTIONS, CONFUSION = "predictions.npz", "confusion.json"
+LOGITS_BYTES = 2**31  # more are not kept: of ImageNet-21k's test images 250 GB
+MATRIX_CLASSES = 2000  # more have no confusion matrix: of 21,843 classes 4 GB
+# Of a model that learns nothing: times the accuracy of guessing; how near the loss of guessing a loss is about it, and
+# hardly differs from it.
+LEARNED, NEAR, AT = 3, 0.02, 1e-3
+
+LOSSES = {  # `task.loss`
+    "softmax": losses.softmax_cross_entropy,
+    "sigmoid": losses.sigmoid_cross_entropy,
+    "multi_hot": losses.multi_hot_cross_entropy,
+}
+
+
+class Classification(Task):
+    """Softmax or sigmoid cross-entropy of the model's logits, with mixed and smoothed targets."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TaskSettings):
+        """The fields of `task`."""
+
+        loss: Literal["softmax", "sigmoid", "multi_hot"] = "softmax"  # multi_hot: DeiT III's, see `losses`
+        label_smoothing: float = 0.0
+
+    targets = ("label",)
+    needs_head = True
+    monitor = "accuracy"
+    train_metrics = ("loss", "accuracy")
+    mutable: ClassVar[tuple[str, ...]] = ("batch_stats", "distillation")
+
+    def __init__(self, settings: "Classification.Settings", parts: Parts) -> None:
+        super().__init__(settings, parts)
+        self.num_classes = len(parts.class_names)
+        self.forward = make_forward(self.module, parts.augment)
+
+    @classmethod
+    def check(cls, settings: "Classification.Settings", model: Mapping[str, Any], distill: Distill) -> None:
+        """Raises `UserError` for values out of range, and for a model that does not give logits for an image."""
+        if not 0 <= settings.label_smoothing < 1:
+            raise UserError(f"task.label_smoothing={settings.label_smoothing} is not in [0, 1)")
+        if settings.loss == "multi_hot" and settings.label_smoothing:
+            raise UserError(
+                f"task.label_smoothing={settings.label_smoothing} would make every class a target of "
+                "task.loss='multi_hot'; set it to 0"
+            )
+        if model.get("pooling") == "none":
+            raise UserError(
+                "model.pooling='none' gives logits for each patch, not for an image; choose gap, token or map"
+            )
+        if model.get("distillation_token") and not distill.teacher:
+            raise UserError(
+                f"model {model['name']!r} has a head that learns from a teacher, and this run has none; "
+                "set distill.teacher, or choose its twin without that head, e.g. vit/S16 for deit/S16"
+            )
+
+    def targets_of(self, labels: Int[Array, " n"]) -> Float[Array, "n k"]:
+        """The labels as probabilities, smoothed."""
+        return losses.one_hot(labels, self.num_classes, self.settings.label_smoothing)
+
+    def mixed(self, batch: Examples, rngs: Rngs) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
+        """What the model sees of a batch in training, and the targets."""
+        images, targets = self.augmented(batch, rngs), self.targets_of(batch["label"])
+        return augment.mix(self.parts.train_augment, rngs.mix, images, targets)
+
+    def loss(
+        self,
+        params: PyTree,
+        batch_stats: PyTree,
+        state: PyTree,
+        batch: Examples,
+        rngs: Rngs,
+        constants: Mapping[str, PyTree],
+    ) -> tuple[Float[Array, ""], Aux]:
+        images, targets = self.mixed(batch, rngs)
+        logits, changed = self.module.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": rngs.dropout},
+            mutable=list(self.mutable),
+        )
+        loss = self.per_example(logits, targets, images, changed, constants).mean()
+        # Of mixed images, the share that is taken for what they show most of.
+        accuracy = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
+        return loss, Aux(changed.get("batch_stats", {}), {"loss": loss, "accuracy": accuracy})
+
+    def per_example(
+        self,
+        logits: Float[Array, "n k"],
+        targets: Float[Array, "n k"],
+        images: Float[Array, "n h w c"],
+        sown: Mapping[str, PyTree],
+        constants: Mapping[str, PyTree],
+    ) -> Float[Array, " n"]:
+        """The loss of each example; `sown` is what the model left in its mutable collections."""
+        return LOSSES[self.settings.loss](logits, targets)
+
+    def outputs(self, variables: PyTree, batch: Examples, constants: Mapping[str, PyTree]) -> dict[str, Array]:
+        return {"logits": self.forward(variables, batch["image"])}
+
+    def evaluator(self, size: int) -> "ClassificationEvaluator":
+        return ClassificationEvaluator(size, self.parts.class_names, self.settings.loss)
+
+    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
+        """Of a loss that is not finite, or that stays at what guessing gives.
+
+        A model that is right far more often than by guessing has learned, however large its loss, unless that is the
+        loss of guessing: its logits then hardly differ between the classes.
+        """
+        loss, k, kind = scalars["loss"], self.num_classes, self.settings.loss
+        if not math.isfinite(loss):
+            return [
+                f"the training loss is {loss}: the parameters are lost. Likely: the learning rate is too high, the "
+                "gradient is not clipped or the warm-up too short, a low precision overflows, or the images hold NaN."
+            ]
+        guessed = guessing(k, kind)
+        guesses = loss >= (1 - NEAR) * guessed and scalars["accuracy"] < LEARNED / k
+        if k == 1 or not (guesses or abs(loss - guessed) < AT * guessed):
+            return []
+        formula = f"ln({k})" if kind == "softmax" else f"ln({k}) + {k - 1} ln({k}/{k - 1})"
+        formula = f"({formula}) / {k}" if kind == "multi_hot" else formula
+        return [
+            f"the training loss {_short(loss)} is still about {formula} = {_short(guessed)}, what guessing gives."
+            " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"
+            " the images, the images are not normalised, or it has had too few steps yet."
+        ]
+
+
+class _Part(NamedTuple):
+    place: np.ndarray  # [n] in the split
+    label: np.ndarray  # [n]
+    examples: metrics.Examples
+    logits: np.ndarray | None  # [n k] float32
+
+
+class ClassificationEvaluator:
+    """Logits, loss, rank and confidence of every example; metrics are computed once from all of them."""
+
+    def __init__(self, expected: int, class_names: tuple[str, ...], loss: metrics.Loss = "softmax") -> None:
+        self.expected, self.class_names, self.loss = expected, class_names, loss
+        self._parts: list[_Part] = []
+
+    @property
+    def size(self) -> int:
+        return sum(len(part.place) for part in self._parts)
+
+    def add(self, rows: Mapping[str, np.ndarray]) -> None:
+        label, logits = rows["label"], rows["logits"]
+        k = logits.shape[1]
+        metrics.check_labels(label, k)
+        kept = logits if self.expected * k * logits.itemsize <= LOGITS_BYTES else None
+        self._parts.append(_Part(rows["index"], label, metrics.per_example(logits, label, self.loss), kept))
+
+    @cached_property  # read once all examples are there
+    def found(self) -> _Part:
+        """All examples, in one part; logits are None where they are too many to keep."""
+        if not self._parts:
+            raise UserError("the split has no examples, so it has no metrics; choose another split or a larger share")
+        examples = metrics.Examples(*map(np.concatenate, zip(*(part.examples for part in self._parts), strict=True)))
+        place, label = (np.concatenate([getattr(part, name) for part in self._parts]) for name in ("place", "label"))
+        logits = [part.logits for part in self._parts if part.logits is not None]
+        return _Part(place, label, examples, np.concatenate(logits) if logits else None)
+
+    def scalars(self) -> dict[str, float]:
+        """Loss, and every metric of classification that is registered."""
+        return metrics.of_examples(self.found.examples, self.found.label, len(self.class_names))
+
+    def details(self) -> dict[str, Any]:
+        """The confusion matrix (rows true, columns predicted) and the accuracy of each class.
+
+        None instead of the matrix of more than `MATRIX_CLASSES`.
+        """
+        predicted, label, k = self.found.examples.prediction, self.found.label, len(self.class_names)
+        per_class = metrics.per_class_accuracy(predicted, label, k)
+        return {
+            "classes": list(self.class_names),
+            "matrix": metrics.confusion(predicted, label, k).tolist() if k <= MATRIX_CLASSES else None,
+            "per_class_accuracy": {
+                name: None if np.isnan(share) else float(share)
+                for name, share in zip(self.class_names, per_class, strict=True)
+            },
+        }
+
+    def warnings(self) -> list[str]:
+        """Of predictions that are nearly all one class, where the images are not."""
+        predicted, share = metrics.most_predicted(self.found.examples.prediction, len(self.class_names))
+        true_share = float(np.mean(self.found.label == predicted))
+        if not (share > 0.9 and true_share < 0.8 * share):
+            return []
+        return [
+            f"{human_percent(share)} of the validation predictions are {self.class_names[predicted]!r}, the class"
+            f" of {human_percent(true_share)} of the images. Likely: the model has collapsed (learning rate too"
+            " high, warm-up missing), the training images are not shuffled, or their classes are very unbalanced."
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Writes the logits, or where they are not kept each image's class and its probability, and the details."""
+        place, label, examples, logits = self.found
+        path = folder / PREDICTIONS
+        if logits is not None:
+            np.savez_compressed(path, index=place, label=label, logits=logits)
+        else:
+            prediction, confidence = examples.prediction, examples.confidence
+            np.savez_compressed(path, index=place, label=label, prediction=prediction, confidence=confidence)
+        (folder / CONFUSION).write_text(json.dumps(self.details(), indent=1) + "\n", encoding="utf-8")
+
+
+def guessing(num_classes: int, kind: metrics.Loss) -> float:
+    """The least mean loss, in nats, of a model that knows of k classes that they are equally frequent, and no more.
+
+    softmax: the entropy of the class, ln k. sigmoid, summed over the classes: k times the entropy of "is it this one?",
+    of probability 1/k, which is ln k + (k - 1) ln(k / (k - 1)). Smoothed and mixed targets leave it so: they add up to
+    1 for each image, and the loss is linear in them. multi_hot: the mean over the classes instead; mixed images have
+    two, and cost more.
+    """
+    entropy = math.log(num_classes)
+    if kind != "softmax" and num_classes > 1:
+        entropy += (num_classes - 1) * math.log(num_classes / (num_classes - 1))
+    return entropy / num_classes if kind == "multi_hot" else entropy
+
+
+def _short(loss: float) -> str:
+    return f"{loss:.2f}" if loss >= 0.1 else f"{loss:.2g}"

@@ -1,0 +1,298 @@
+"""From a configuration to everything that computes: data, mesh, task, state and steps, set up once for all commands."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from rich.console import Console
+
+from vit_jax import distributed, flops, memory, models, optim, platforms, sharding, step, tasks
+from vit_jax.augment import input_shape
+from vit_jax.command import UserError
+from vit_jax.config import Config
+from vit_jax.data import Data, Feed, RandomCrop, Split
+from vit_jax.data.batching import steps_per_epoch
+from vit_jax.train import remat
+from vit_jax.train.attention import fastest_attention
+from vit_jax.train.inputs import Inputs, model_fields, num_steps, open_inputs
+from vit_jax.train.teacher import open_teacher
+from vit_jax.trees import PyTree
+
+COPIES_AT_MOST = 1 / 16  # of a machine's memory, for the states of its cores; steps take several times as much
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that computes, for one mesh. Nothing is compiled before it is called."""
+
+    config: Config  # prepared: with what the data decides
+    data: Data
+    loader: Feed | None  # of the training images; None where they are only described
+    mesh: Mesh
+    task: tasks.Task
+    steps_per_epoch: int
+    total_steps: int  # 0: as many as fit into `train.seconds`
+    batch: dict[str, Any]  # the shapes of a training batch
+    constants: dict[str, Any]  # what steps read beside it: arrays, or where they are only described, shapes
+    abstract_state: PyTree
+    init_state: Callable[[], PyTree]  # born sharded
+    train_step: Any  # jitted: (state, batch, constants) -> (state, metrics); the state's memory is reused
+    eval_step: Any  # jitted: (variables, batch, constants) -> targets, outputs, weight
+
+    @property
+    def arguments(self) -> tuple[PyTree, PyTree, PyTree]:
+        """The shapes that the training step takes."""
+        timed = {"total_steps": jax.ShapeDtypeStruct((), jnp.int32)} if not self.total_steps else {}
+        return self.abstract_state, self.batch, self.constants | timed
+
+    @cached_property
+    def flops_per_image(self) -> int:
+        """Of a forward pass: 2 per multiply-add, attention included."""
+        return flops_per_image(self.task.module, self.task.parts.image_shape)
+
+
+def set_up(
+    given: Config | Inputs,
+    *,
+    devices: Sequence[jax.Device] = (),
+    described: bool = False,
+    device_memory: int = 0,
+    kernel: str = "",
+    console: Console | None = None,
+) -> Experiment:
+    """The experiment of a configuration, or of what `open_inputs` found for it.
+
+    Args:
+        given: the configuration or its inputs.
+        devices: those of another machine; (): all that there are.
+        described: reads no image and puts nothing on a device, to plan a run or to check it: any mean and deviation
+            stand for those of the images, a teacher is left out, and there is no loader.
+        device_memory: bytes of each device, for `model.remat='auto'`; 0: as the devices say.
+        kernel: of attention, where an earlier start found it and the configuration says auto.
+        console: where a choice by the clock is told.
+
+    Raises:
+        UserError: the configuration does not fit the data or the devices.
+    """
+    inputs = open_inputs(given) if isinstance(given, Config) else given
+    config, data = inputs.config, inputs.data
+    with distributed.same_mistakes():
+        mesh = sharding.make_mesh(config.mesh, devices) if devices else make_mesh(config, data)
+        check_batch(config, mesh)
+        crop, train = host_crop(config, data), data.split("train")
+        loader = None if described else data.feed(train, mesh, on_device=True, crop=crop)
+        prepared = with_data(config, data, None if described else train)
+        teaches = config.distill.teacher and not described
+        teacher = open_teacher(config.distill.teacher, prepared, data.class_names) if teaches else None
+    if kernel:
+        prepared = dataclasses.replace(prepared, model={**prepared.model, "attention": kernel})
+    elif not described:
+        prepared = choose_attention(prepared, mesh, data.view.shape, console)
+    cropped = crop is not None or inputs.crops_on_host
+    batch, constants = describe_batch(prepared, data, train, cropped)
+    if loader is not None:
+        constants = {"examples": loader.frozen} if loader.on_device else {}
+    if teacher is not None:
+        everywhere = sharding.replicated(mesh)
+        constants["teacher"] = jax.tree.map(lambda array: sharding.put(array, everywhere), teacher.variables)
+
+    def build(config: Config) -> Experiment:
+        task = make_task(config, data.class_names, data.view.shape, cropped=cropped, teacher=teacher)
+        per_epoch = steps_per_epoch(config.train.batch_size, len(train))
+        return Experiment(
+            config=config,
+            data=data,
+            loader=loader,
+            mesh=mesh,
+            task=task,
+            steps_per_epoch=per_epoch,
+            total_steps=num_steps(config, per_epoch),
+            batch=batch,
+            constants=constants,
+            **compiled_parts(config, task, mesh, per_epoch),
+        )
+
+    return remat.fitting(prepared, build, device_memory or (0 if described else remat.device_memory(mesh)))
+
+
+def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int) -> dict[str, Any]:
+    """The state and the steps of a task on a mesh, jitted, by their names in `Experiment`."""
+    tx = optim.create(config.optim)
+
+    def init() -> PyTree:
+        return step.init_state(task, tx, config.seed, ema=config.optim.ema_decay > 0)
+
+    abstract = jax.eval_shape(init)
+    optim.check_params(config.optim, abstract.params)
+    places = sharding.tree_shardings(abstract, mesh)
+    batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    variables = jax.eval_shape(step.evaluation_variables, abstract)
+    return {
+        "abstract_state": abstract,
+        "init_state": jax.jit(init, out_shardings=places),
+        "train_step": jax.jit(
+            sharding.on_mesh(_train_step(config, task, tx, per_epoch), mesh),
+            in_shardings=(places, batch, everywhere),
+            out_shardings=(places, everywhere),
+            donate_argnums=0,
+        ),
+        "eval_step": compile_eval_step(step.make_eval_step(task), variables, mesh),
+    }
+
+
+def compile_eval_step(eval_step: step.EvalStep, variables: PyTree, mesh: Mesh) -> step.EvalStep:
+    """The step on a mesh, whose outputs every process gets whole; `variables` are arrays or their shapes."""
+    everywhere = sharding.replicated(mesh)
+    places = sharding.tree_shardings(variables, mesh), sharding.batch_sharding(mesh), everywhere
+    return jax.jit(sharding.on_mesh(eval_step, mesh), in_shardings=places, out_shardings=everywhere)
+
+
+def _train_step(config: Config, task: tasks.Task, tx: optax.GradientTransformation, per_epoch: int) -> step.TrainStep:
+    return step.make_train_step(
+        task,
+        tx,
+        optim.schedule(config.optim, per_epoch, timed=config.train.seconds > 0),
+        seed=config.seed,
+        total_steps=num_steps(config, per_epoch),
+        trainable=partial(optim.trained, config.optim),
+        accumulate=config.train.accumulate,
+        independent=config.data.repeats == 1,
+        sam_rho=config.optim.sam_rho,
+        ema_decay=config.optim.ema_decay,
+        ema_warmup=config.optim.ema_warmup,
+    )
+
+
+def make_task(
+    config: Config,
+    class_names: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+    *,
+    cropped: bool = False,
+    teacher: tasks.Teacher | None = None,
+) -> tasks.Task:
+    """The task of a prepared configuration, for images of this shape as they leave the host.
+
+    `cropped`: the host cuts training images to the model's size. Without its teacher a distillation is a
+    classification, with the same state and evaluation.
+    """
+    distill = config.distill if teacher else tasks.Distill()
+    # To images that `host_crop` cut the device does neither.
+    on_device = dataclasses.replace(config.augment, crop_area=(), resize=()) if cropped else config.augment
+    parts = tasks.Parts(
+        model=models.create(config.model),
+        image_shape=input_shape(config.augment, image_shape),
+        class_names=class_names,
+        augment=config.augment,
+        train_augment=on_device,
+        distill=distill,
+        teacher=teacher,
+    )
+    return tasks.create(config.task, parts)
+
+
+def with_data(config: Config, data: Data, train: Split | None) -> Config:
+    """The configuration with what the data decides filled in: the number of classes, and mean and deviation.
+
+    Where the configuration gives no mean, that of the training split normalises; without the split, any.
+    """
+    settings = config.augment
+    if not settings.mean:
+        mean, std = train.statistics() if train is not None else (np.full(data.view.channels, 0.5),) * 2
+        std = np.maximum(std, 1 / 255)  # a constant channel
+        settings = dataclasses.replace(settings, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+    return dataclasses.replace(config, model=model_fields(config, data.class_names), augment=settings)
+
+
+def describe_batch(config: Config, data: Data, train: Split, cropped: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The shapes of a training batch, and of the split that lies on the devices whole, if it does."""
+    n, shape = config.train.batch_size, data.view.shape
+    shown = input_shape(config.augment, shape) if cropped else shape
+    fields = {"image": (shown, jnp.uint8), "label": ((), jnp.int32)}
+    batch = {name: jax.ShapeDtypeStruct((n, *of_one), dtype) for name, (of_one, dtype) in fields.items()}
+    if cropped or data.cache(train) != "device":
+        return batch, {}
+    whole = {name: jax.ShapeDtypeStruct((len(train), *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    return {"index": jax.ShapeDtypeStruct((n,), jnp.int32)}, {"examples": whole}
+
+
+def choose_attention(
+    prepared: Config, mesh: Mesh, image_shape: tuple[int, int, int], console: Console | None
+) -> Config:
+    """The configuration with the attention kernel that the devices run fastest, where `model.attention` is auto."""
+    chosen, seconds = fastest_attention(prepared, mesh, input_shape(prepared.augment, image_shape))
+    if seconds and console is not None:
+        times = ", ".join(f"{kernel} {1000 * of_all:.3g} ms" for kernel, of_all in seconds.items())
+        console.print(f"A layer's attention takes {times}: {chosen.model['attention']} is taken", soft_wrap=True)
+    return chosen
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """Raises `UserError` where a batch cannot be divided by the mesh's devices and the parts that it is computed in."""
+    train, shards = config.train, sharding.batch_shards(mesh)
+    if train.batch_size % (shards * train.accumulate):
+        raise UserError(
+            f"train.batch_size={train.batch_size} cannot be divided by {shards} devices x train.accumulate="
+            f"{train.accumulate}; use a multiple of {shards * train.accumulate}"
+        )
+
+
+def host_crop(config: Config, data: Data) -> RandomCrop | None:
+    """How the host crops training images to the model's input size; None where the device crops, or nothing does."""
+    size = input_shape(config.augment, data.view.shape)[:2]
+    return data.random_crop(size=size, area=config.augment.crop_area, aspect=config.augment.crop_aspect)
+
+
+def flops_per_image(module: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of a forward pass for one image: 2 per multiply-add, attention included.
+
+    Of the plain kernel: a fused one's padding is not the model's work.
+    """
+    module = module.clone(attention="plain") if hasattr(module, "attention") else module
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(lambda: step.init_variables(module, 0, shape))
+    return flops.count(lambda v, x: module.apply(v, x, train=False), variables, images)
+
+
+def prefer_determinism(config: Config) -> None:
+    """Asks XLA for bit-reproducible GPU kernels, if the configuration does; call it before a device is touched."""
+    flag = "--xla_gpu_deterministic_ops=true"
+    if config.train.deterministic and flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def use_every_core(runs: Sequence[Config]) -> None:
+    """Makes a device of each of a CPU's cores, if the batches of all runs can be divided; call it as the above.
+
+    Not where a configuration says what its mesh is, nor in one of several processes. See `platforms.device_per_core`.
+    """
+    if distributed.find(os.environ) is None and all(config.mesh == sharding.Settings() for config in runs):
+        platforms.device_per_core(config.train.batch_size // config.train.accumulate for config in runs)
+
+
+def make_mesh(config: Config, data: Data) -> Mesh:
+    """The mesh of a run: `config.mesh`, by default a copy of the state on each device.
+
+    A CPU's cores share one memory. Where copies would take more than `COPIES_AT_MOST` of it, and the configuration
+    leaves the mesh open, they share one state, too (as `mesh.fsdp` = their number): large models then need half as
+    much, and are not slower.
+    """
+    devices = jax.devices()
+    cores = len(devices) if devices[0].platform == "cpu" and "JAX_NUM_CPU_DEVICES" in os.environ else 1
+    if cores == 1 or jax.process_count() > 1 or config.mesh != sharding.Settings():
+        return sharding.make_mesh(config.mesh)
+    task = make_task(with_data(config, data, None), data.class_names, data.view.shape)
+    tx, average = optim.create(config.optim), config.optim.ema_decay > 0
+    state = jax.eval_shape(lambda: step.init_state(task, tx, 0, ema=average))
+    copies = cores * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    shared = copies > COPIES_AT_MOST * memory.installed()
+    return sharding.make_mesh(dataclasses.replace(config.mesh, fsdp=cores) if shared else config.mesh)

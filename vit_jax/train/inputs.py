@@ -1,0 +1,135 @@
+"""What a run needs before it computes: its data set, and the weights that it starts from. Touches no device."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from vit_jax import augment, command, log, models, optim, run, tasks
+from vit_jax.augment import input_shape
+from vit_jax.checkpoint import saved_steps
+from vit_jax.command import UserError
+from vit_jax.config import Config
+from vit_jax.data import Data, MissingDataset, open_data
+from vit_jax.data.batching import steps_per_epoch
+from vit_jax.pretrained import Weights
+from vit_jax.run import Arrays
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A configuration with its data set, and the arrays that its parameters start from."""
+
+    config: Config  # as it prepares images: with the size and the normalisation of its weights
+    data: Data
+    arrays: Arrays = field(default_factory=dict)  # by their paths; {}: random parameters
+    crops_on_host: bool = False  # taken for granted: of a data set that is only described
+
+
+def open_inputs(given: Config, workdir: Path | None = None, console: Console | None = None) -> Inputs:
+    """The data set and the weights of a configuration, held against it.
+
+    In the folder of a run that has begun, images are prepared as the run prepared them, and weights are not read again.
+    Raises `UserError` for what does not fit.
+    """
+    console = console or Console(quiet=True)
+    weights = published_weights(given, workdir)
+    config, data = open_images(given, workdir, weights, console)
+    if workdir is not None:
+        check_images(workdir, data)
+    if given.data.limit > data.size("train"):
+        console.print(f"data.limit={given.data.limit}: all {data.size('train'):,} training images are used")
+    check_data(config, data)
+    return Inputs(config, data, fit_weights(weights, config, data, console))
+
+
+def check_images(workdir: Path, data: Data) -> None:
+    """Raises `UserError` if the run in `workdir` began with other images, or would lie among them."""
+    if changed := run.changed_images(workdir, data):
+        raise UserError(
+            f"the images of {data.dataset.name!r} are not those that the run in {workdir} began with: {changed}; "
+            "bring the former ones back, or give another --workdir"
+        )
+    for folder in data.dataset.folders if not run.has_begun(workdir) else ():
+        if workdir.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--workdir {workdir} lies in {folder}, whose folders are classes; give one elsewhere")
+
+
+def published_weights(given: Config, workdir: Path | None) -> Weights | None:
+    """The weights that a new run starts from; None if from random ones, or if the run goes on from a checkpoint."""
+    if not given.init.weights or (workdir is not None and saved_steps(workdir / run.CHECKPOINTS)):
+        return None
+    return run.find_weights(given.init.weights)
+
+
+def open_images(given: Config, workdir: Path | None, weights: Weights | None, console: Console) -> tuple[Config, Data]:
+    """The data set, and the configuration that prepares images as the run in `workdir`, or its weights, want them."""
+    if workdir is not None and run.has_begun(workdir):
+        view, used = run.read_preprocessing(workdir, given.augment)
+        return dataclasses.replace(given, augment=used), open_or_prepare(given, console, view.size)
+    source = weights.preprocessing if weights else None
+    data = open_or_prepare(given, console, run.default_size(given, source))
+    return run.follow(given, data, source), data
+
+
+def open_or_prepare(given: Config, console: Console, size: tuple[int, int]) -> Data:
+    """The data set; one that is missing, and that needs no TensorFlow, is downloaded and converted first.
+
+    `size` is that of images which differ in size, where the configuration gives none.
+    """
+    from vit_jax.data import prepare  # also a command: imported late so that `python -m` finds it unloaded
+
+    try:
+        return open_data(given.data, size)
+    except MissingDataset:
+        if given.data.name not in prepare.PREPARABLE:
+            raise
+    data_dir = command.data_dir(given.data.data_dir)
+    console.print(
+        f"The data set {given.data.name} is not in {data_dir}: preparing it, once.", soft_wrap=True, markup=False
+    )
+    prepare.prepare(given.data.name, data_dir)
+    return open_data(given.data, size)
+
+
+def check_data(given: Config, data: Data) -> None:
+    """Raises `UserError` where the configuration does not fit the data set."""
+    fields = model_fields(given, data.class_names)
+    wanted = given.model["num_classes"]
+    if wanted not in (0, fields["num_classes"]):
+        raise UserError(
+            f"model.num_classes={wanted}, but {data.dataset.name!r} has {len(data.class_names)} classes; "
+            "leave it at 0 to follow the data set"
+        )
+    if given.augment.mean:
+        augment.check_channels(given.augment, data.view.channels)
+    models.create(fields).check(input_shape(given.augment, data.view.shape))
+    tasks.check(given.task, given.model, given.distill)
+    per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
+    if not given.train.seconds:
+        optim.check_warmup(given.optim, num_steps(given, per_epoch), per_epoch)
+
+
+def model_fields(given: Config, class_names: tuple[str, ...]) -> dict[str, object]:
+    """The group `model` with an output for each class, where the task uses the model's own head."""
+    head = tasks.chosen(given.task, given.distill).needs_head
+    return {**given.model, "num_classes": len(class_names) if head else 0}
+
+
+def num_steps(given: Config, per_epoch: int) -> int:
+    """Optimizer steps of the whole run; 0: as many as fit into its time."""
+    if given.train.seconds:
+        return 0
+    return given.train.steps or max(1, round(given.train.epochs * per_epoch))
+
+
+def fit_weights(weights: Weights | None, config: Config, data: Data, console: Console) -> Arrays:
+    """The arrays of the weights that the model takes, with a table of what became of each; none without weights."""
+    if weights is None:
+        return {}
+    arrays, report = run.fit_weights(weights, config, data)
+    if jax.process_index() == 0:
+        log.weights_table(console, f"{weights.address} ({weights.layout_name})", report.groups())
+    return arrays
