@@ -13,7 +13,7 @@ from tests import tiny
 from vit_jax import checkpoint, config, evaluate, metrics, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import Feed, open_data
-from vit_jax.tasks import classification
+from vit_jax.tasks import Task, classification
 from vit_jax.tasks.classification import ClassificationEvaluator
 from vit_jax.train import evaluation
 from vit_jax.train.evaluation import evaluate_split
@@ -115,7 +115,10 @@ def test_few_batches_are_in_flight(monkeypatch):
         one = np.ones(1)
         return {"logits": number * one[None], "label": np.zeros(1, int), "weight": one}
 
-    class AnyTask:
+    class AnyTask(Task):
+        def __init__(self):
+            pass
+
         def evaluator(self, size):
             return ClassificationEvaluator(size, ("one",))
 

@@ -71,13 +71,13 @@ def test_sam_takes_the_gradient_from_up_the_slope(state, gradient, accumulate):
 def test_sam_draws_twice_the_same_and_keeps_what_the_parameters_themselves_saw(state):
     """With gradients that tell what they were asked for: the parameters, the step and the statistics."""
 
-    def gradients(state, batch, frozen):
+    def gradients(state, batch, constants):
         asked = state.params["w"] * (1 + state.step)
-        return {"w": asked}, {"seen": state.params["w"]}, {"loss": asked.sum()}
+        return {"w": asked}, tasks.Aux({"seen": state.params["w"]}, {"loss": asked.sum()})
 
     w, zero = jnp.array([3.0, 4.0]), jnp.int32(0)
     before = TrainState(jnp.int32(1), {"w": w}, {"seen": 0 * w}, (), {}, {"skipped": zero, "in_a_row": zero})
-    grads, batch_stats, metrics = step._sharpness_aware(gradients, 0.5)(before, {}, {})
+    grads, (batch_stats, metrics, _) = step._sharpness_aware(gradients, 0.5)(before, {}, {})
     np.testing.assert_allclose(grads["w"], 2 * (w + 0.5 * w / 5), rtol=1e-6)  # at the same step, up the slope
     np.testing.assert_array_equal(batch_stats["seen"], w)
     assert metrics["loss"] == 14
