@@ -1,18 +1,29 @@
-# A new machine needs Python >= 3.11 and make. Everything else is installed into .venv, once.
+# A new machine needs Python 3.11, 3.12 or 3.13, and make. Everything else is installed into .venv, once.
+# Another Python than the first one of the PATH: `make test PYTHON=python3.12`. A .venv of another version is then made anew.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: run test test-slow lint
+ifneq ($(origin PYTHON),file)
+# A shim of pyenv does not run a version that is installed but not chosen; that version's own program does.
+PYENV := $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/*/bin/$(PYTHON))
+INTERPRETER := $(if $(shell $(PYTHON) -c 'print(1)' 2>/dev/null),$(PYTHON),$(or $(lastword $(PYENV)),$(PYTHON)))
+VERSION := -c 'import sys; print(sys.version_info[:2])'
+ifneq ($(shell $(BIN)/python $(VERSION) 2>/dev/null),$(shell $(INTERPRETER) $(VERSION)))
+REMADE := remade
+endif
+endif
+
+.PHONY: run test test-slow lint remade
 
 run: .venv/installed
 	$(BIN)/python -m vit_jax.main --config configs/digits.py
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" --durations=10
 
 test-slow: .venv/installed-parity
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(BIN)/python -m pytest -q -n 2 -m slow --durations=10
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check --quiet
@@ -20,11 +31,14 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt $(REMADE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(INSTALL) --editable .
 	@touch $@
+
+remade:
+	$(INTERPRETER) -m venv --clear .venv
 
 .venv/installed-dev: .venv/installed
 	$(INSTALL) --editable ".[dev]"
