@@ -27,15 +27,9 @@ BATCH_AXES = ("data", "fsdp")
 P = PartitionSpec
 Rule = tuple[str, PartitionSpec]
 
-# The first rule that is found in the path, and whose rank is the leaf's, decides; no rule: replicated.
+# For the kernels of every model, behind the rules of its own (`Naming.sharding`). The first rule that is found in the
+# path, and whose rank is the leaf's, decides; no rule: replicated.
 RULES: tuple[Rule, ...] = (
-    (r"(query|key|value)/kernel$", P("fsdp", "tensor", None)),
-    (r"(query|key|value)/bias$", P("tensor", None)),
-    (r"out/kernel$", P("tensor", None, "fsdp")),
-    (r"MlpBlock_\d+/(Dense_0|gate)/kernel$", P("fsdp", "tensor")),
-    (r"MlpBlock_\d+/(Dense_0|gate)/bias$", P("tensor")),
-    (r"MlpBlock_\d+/Dense_1/kernel$", P("tensor", "fsdp")),
-    (r"pos_embedding$", P(None, None, "fsdp")),
     (r"kernel$", P("fsdp", None)),
     (r"kernel$", P(None, None, None, "fsdp")),
 )
