@@ -363,7 +363,9 @@ def test_check_params_explains(parameters, fields, message):
 
 def test_a_model_without_layers_has_no_layer_decay():
     with pytest.raises(UserError, match="layer_decay=0.5: the model has no layers to tell apart; set it to 1"):
-        optim.check_params(Settings(layer_decay=0.5), random_tree({"dense": {"kernel": (3, 5)}}, 0))
+        optim.check_params(Settings(layer_decay=0.5), random_tree({"dense": {"kernel": (3, 5)}}, 0), **NAMES)
+    with pytest.raises(UserError, match="layer_decay=0.5: the model has no layers to tell apart; set it to 1"):
+        optim.create(Settings(layer_decay=0.5))
 
 
 @pytest.mark.parametrize(

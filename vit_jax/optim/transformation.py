@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from vit_jax import trees
+from vit_jax.command import UserError
 from vit_jax.optim.optimizers import OPTIMIZERS
 from vit_jax.optim.settings import Settings
 from vit_jax.trees import PyTree
@@ -29,6 +30,8 @@ def create(settings: Settings, *, layers: Sequence[str] = (), head: str = HEAD) 
     new, and their bias correction begins when the warm-up ends. `layer_decay` scales what is subtracted, decay
     included.
     """
+    if settings.layer_decay < 1 and not layers:
+        raise UserError(f"optim.layer_decay={settings.layer_decay}: the model has no layers to tell apart; set it to 1")
     parts = _trained_alone(settings, OPTIMIZERS[settings.name](settings), head)
     if settings.layer_decay < 1:
         parts.append(optax.stateless(partial(_scale_layers, settings.layer_decay, layers)))
