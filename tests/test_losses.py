@@ -1,12 +1,15 @@
 """Losses against NumPy in float64."""
 
 import doctest
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from vit_jax import losses
+from vit_jax import losses, metrics
+from vit_jax.log.diagnosis import guessing
 
 LOGITS = np.random.default_rng(3).normal(0, 5, (7, 5)).astype(np.float32)
 TARGETS = np.random.default_rng(5).dirichlet(np.ones(5), 7).astype(np.float32)
@@ -110,3 +113,64 @@ def test_smoothing_before_or_after_mixing_is_the_same():
     smoothed = 0.3 * losses.one_hot(a, 5, 0.1) + 0.7 * losses.one_hot(b, 5, 0.1)
     mixed = 0.3 * losses.one_hot(a, 5) + 0.7 * losses.one_hot(b, 5)
     np.testing.assert_allclose(smoothed, 0.9 * mixed + 0.1 / 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_evaluation_has_the_metrics_bits(name):
+    logits = np.concatenate([LOGITS, [[1e4, -1e4, 0, 0, 0], [np.nan, 0, 0, 0, 0], [np.inf, 1, 0, 0, 0]]])
+    labels = np.arange(len(logits)) % 5
+    expected = metrics.per_example(logits, labels, name)
+    x = logits.astype(np.float64)
+    x[~np.isfinite(x).all(axis=1)] = np.nan
+    loss, confidence = losses.LOSSES[name].evaluation(x, x[np.arange(len(x)), labels])
+    np.testing.assert_array_equal(loss, expected.loss)
+    np.testing.assert_array_equal(confidence, expected.confidence)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_evaluation_is_the_loss_of_training(name):
+    labels = np.arange(len(LOGITS)) % 5
+    of_training = losses.LOSSES[name].per_example(jnp.asarray(LOGITS), losses.one_hot(jnp.asarray(labels), 5))
+    x = LOGITS.astype(np.float64)
+    found, confidence = losses.LOSSES[name].evaluation(x, x[np.arange(len(x)), labels])
+    np.testing.assert_allclose(found, of_training, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(confidence, losses.LOSSES[name].probabilities(x).max(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_guessing_costs_the_least_of_equal_logits(name):
+    loss = losses.LOSSES[name]
+    for k in (2, 7, 101):
+        cost, formula = loss.guess(k)
+        assert cost == guessing(k, name)
+        assert cost == pytest.approx(eval(formula.replace(" ln", " * ln").replace("+ * ln", "+ ln"), {"ln": math.log}))
+        logit = math.log(1 / (k - 1)) if loss.independent else 0.0  # of probability 1 / k
+        logits, targets = jnp.full((1, k), logit), losses.one_hot(jnp.array([k // 2]), k)
+        assert cost == pytest.approx(float(loss.per_example(logits, targets)[0]), rel=1e-5)
+    assert loss.guess(1)[0] == 0
+
+
+def test_probabilities_of_large_logits_are_finite():
+    far = np.array([[1e4, -1e4, 0.0]])
+    np.testing.assert_allclose(losses.LOSSES["softmax"].probabilities(far), [[1, 0, 0]])
+    np.testing.assert_allclose(losses.LOSSES["sigmoid"].probabilities(far), [[1, 0, 0.5]])
+
+
+def test_only_multi_hot_refuses_smoothed_targets():
+    assert [name for name, loss in losses.LOSSES.items() if not loss.label_smoothing] == ["multi_hot"]
+    assert [name for name, loss in losses.LOSSES.items() if loss.independent] == ["sigmoid", "multi_hot"]
+
+
+def test_a_loss_can_be_added(monkeypatch):
+    monkeypatch.setattr(losses, "LOSSES", dict(losses.LOSSES))
+
+    def focal(logits, targets):
+        p = jax.nn.softmax(logits)
+        return -(targets * (1 - p) ** 2 * jnp.log(p)).sum(axis=-1)
+
+    losses.register("focal", losses.Loss(focal))
+    found = losses.LOSSES["focal"]
+    assert (found.independent, found.label_smoothing, found.guess(7)[1]) == (False, True, "ln(7)")
+    np.testing.assert_allclose(
+        found.per_example(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]])), math.log(2) / 4, rtol=1e-6
+    )

@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,8 @@ from vit_jax import checkpoint, models, optim, trees
 from vit_jax.command import UserError
 from vit_jax.optim import Settings
 
-EVERY = get_args(optim.Optimizer)
+EVERY = tuple(optim.OPTIMIZERS)
+NAMES = {"layers": models.ViT.NAMING.layers, "head": models.ViT.NAMING.whole_head}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def random_tree(shapes: dict, seed: int) -> dict:
 
 def train(settings: Settings, params: dict, gradients: list[dict]):
     """Parameters and optimizer state after one update per gradient."""
-    tx, rate = optim.create(settings), optim.schedule(settings, steps_per_epoch=7)
+    tx, rate = optim.create(settings, **NAMES), optim.schedule(settings, steps_per_epoch=7)
     state = tx.init(params)
 
     @quick.jit
@@ -157,6 +157,19 @@ def test_an_optimizer_follows_its_formula(formula):
 
     expected = trees.map_with_name(by_hand, params, *gradients)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_an_optimizer_can_be_added(monkeypatch):
+    monkeypatch.setitem(optim.OPTIMIZERS, "sign", None)  # taken out again after the test
+
+    @optim.register("sign")
+    def sign(settings: Settings) -> list[optax.GradientTransformation]:
+        return [optax.scale_by_sign(), optim.weight_decay(settings)]
+
+    settings = dataclasses.replace(SETTINGS, name="sign", schedule="constant", weight_decay=0.5, decay=".*")
+    assert optim.check(settings) is None
+    params, _ = train(settings, {"a": np.float32([2, 4])}, [{"a": np.float32([-3, 0.1])}])
+    np.testing.assert_allclose(params["a"], [2 - 0.1 * (-1 + 1), 4 - 0.1 * (1 + 2)], rtol=1e-6)
 
 
 def test_gradients_are_clipped_by_their_global_norm():
@@ -269,7 +282,7 @@ def test_the_head_trains_alone_first_and_the_rest_begins_anew_behind_it():
 def test_a_masked_state_comes_back_from_a_checkpoints_tree_and_goes_on(stacked):
     settings = dataclasses.replace(SETTINGS, freeze=r"^embedding/|Dense_0/bias", head_warmup_steps=1, clip_norm=1.0)
     arrange = trees.stack_layers if stacked else lambda tree: jax.tree.map(jnp.asarray, tree)
-    tx = optim.create(settings)
+    tx = optim.create(settings, **NAMES)
     params = arrange(random_tree(SMALL, 0))
     state = tx.init(params)
     update = quick.jit(tx.update)
@@ -291,7 +304,7 @@ def test_layer_decay_scales_the_last_update_decay_included(name, stacked):
     moves = []
     for decay in (0.5, 1.0):
         settings = dataclasses.replace(SETTINGS, name=name, layer_decay=decay)
-        tx = optim.create(settings)
+        tx = optim.create(settings, **NAMES)
         moves.append(trees.unstack_layers(tx.update(gradient, tx.init(params), params)[0]))
     by_hand = {"embedding": 0.125, "encoderblock_0": 0.25, "encoderblock_1": 0.5, "head": 1.0}
     for (path, scaled), whole in zip(named(moves[0]), jax.tree.leaves(moves[1]), strict=True):
@@ -316,7 +329,7 @@ def test_check_params_accepts_what_fits(parameters, stacked):
     off = {"decay": "(?!)", "name": "lamb"}
     decays = {"decay": r"encoderblock_\d+/", "weight_decay": 0.1}
     for fields in ({}, {"freeze": "^(?!head/)"}, {"freeze": r"encoderblock_\d+/"}, FINE_TUNING, decays, off):
-        assert optim.check_params(Settings(**fields), parameters) is None
+        assert optim.check_params(Settings(**fields), parameters, **NAMES) is None
 
 
 @pytest.mark.parametrize(
@@ -345,17 +358,21 @@ def test_check_params_accepts_what_fits(parameters, stacked):
 )
 def test_check_params_explains(parameters, fields, message):
     with pytest.raises(UserError, match=message):
-        optim.check_params(Settings(**fields), jax.eval_shape(trees.stack_layers, parameters))
+        optim.check_params(Settings(**fields), jax.eval_shape(trees.stack_layers, parameters), **NAMES)
 
 
 def test_a_model_without_layers_has_no_layer_decay():
     with pytest.raises(UserError, match="layer_decay=0.5: the model has no layers to tell apart; set it to 1"):
-        optim.check_params(Settings(layer_decay=0.5), random_tree({"dense": {"kernel": (3, 5)}}, 0))
+        optim.check_params(Settings(layer_decay=0.5), random_tree({"dense": {"kernel": (3, 5)}}, 0), **NAMES)
+    with pytest.raises(UserError, match="layer_decay=0.5: the model has no layers to tell apart; set it to 1"):
+        optim.create(Settings(layer_decay=0.5))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"name": "adam"}, "optim.name='adam' is unknown; choose from adamw, sgd, rmsprop, lion, lamb, adafactor$"),
+        ({"schedule": "cosin"}, "optim.schedule='cosin' is unknown; choose from cosine, linear, rsqrt, step, exp"),
         ({"lr": 0.0}, "optim.lr=0.0 is not positive"),
         ({"epsilon": -1e-8}, "optim.epsilon=-1e-08 is not positive"),
         ({"timescale_steps": 0}, "optim.timescale_steps=0 is not positive"),

@@ -39,6 +39,20 @@ def test_a_schedule_by_hand(fields, points):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6, err_msg=f"at step {step}")
 
 
+def test_a_schedule_can_be_added(monkeypatch):
+    monkeypatch.setitem(optim.SCHEDULES, "square", None)  # taken out again after the test
+
+    @optim.register_schedule("square")
+    def square(settings: Settings, at: optim.Place):
+        return settings.lr * (1 - at.progress) ** 2
+
+    settings = Settings(**WARM, schedule="square")
+    assert optim.check(settings) is None
+    rate = quick.jit(optim.schedule(settings, steps_per_epoch=10))
+    for step, expected in {0: 0.5, 10: 1.25, 20: 2, 60: 0.5, 100: 0}.items():
+        np.testing.assert_allclose(rate(step, 100), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_clock_shortens_the_warm_up_to_a_tenth():
     rate = quick.jit(optim.schedule(Settings(**WARM, schedule="linear"), steps_per_epoch=10, timed=True))
     for total, points in {100: {0: 0.5, 5: 1.25, 10: 2, 55: 1, 100: 0}, 300: {10: 1.25, 20: 2, 160: 1, 300: 0}}.items():

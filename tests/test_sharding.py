@@ -14,6 +14,7 @@ from vit_jax.sharding import Settings
 
 P = PartitionSpec
 BLOCK = "Transformer/encoderblock_5"
+RULES = models.ViT.NAMING.rules
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +106,15 @@ ATTENTION, MLP = f"{BLOCK}/MultiHeadDotProductAttention_1", f"{BLOCK}/MlpBlock_3
     ],
 )
 def test_each_kind_of_leaf_has_its_spec(mesh, name, shape, spec):
-    assert sharding.spec_for(name, shape, mesh) == spec
+    assert sharding.spec_for(name, shape, mesh, RULES) == spec
 
 
 def test_an_axis_that_does_not_divide_is_left_out(mesh):
     name = "MlpBlock_0/Dense_0/kernel"
-    assert sharding.spec_for(name, (10, 12), mesh) == P("fsdp", "tensor")
-    assert sharding.spec_for(name, (10, 13), mesh) == P("fsdp", None)
-    assert sharding.spec_for(name, (11, 12), mesh) == P(None, "tensor")
-    assert sharding.spec_for(f"encoderblock/{name}", (2, 11, 13), mesh) == P(None, None, None)
+    assert sharding.spec_for(name, (10, 12), mesh, RULES) == P("fsdp", "tensor")
+    assert sharding.spec_for(name, (10, 13), mesh, RULES) == P("fsdp", None)
+    assert sharding.spec_for(name, (11, 12), mesh, RULES) == P(None, "tensor")
+    assert sharding.spec_for(f"encoderblock/{name}", (2, 11, 13), mesh, RULES) == P(None, None, None)
 
 
 def test_the_first_rule_of_the_leafs_rank_decides(mesh):
@@ -127,7 +128,7 @@ def test_the_first_rule_of_the_leafs_rank_decides(mesh):
 @pytest.mark.parametrize("stacked", [False, True], ids=["looped", "scanned"])
 def test_vit_b16_is_split_over_four_devices_but_for_small_leaves(mesh, parameters, stacked):
     tree = jax.eval_shape(trees.stack_layers, parameters) if stacked else parameters
-    places = sharding.tree_shardings(tree, mesh)
+    places = sharding.tree_shardings(tree, mesh, RULES)
     shapes = dict(zip(trees.names(tree), jax.tree.leaves(tree), strict=True))
     on_one_device = 0
     for name, place in zip(trees.names(tree), jax.tree.leaves(places), strict=True):
@@ -141,8 +142,8 @@ def test_vit_b16_is_split_over_four_devices_but_for_small_leaves(mesh, parameter
 def test_an_optimizers_state_is_split_like_the_parameters(mesh, parameters):
     tx = optim.create(optim.Settings())
     state = jax.eval_shape(tx.init, parameters)
-    places = sharding.tree_shardings(state, mesh)
-    assert places[0].mu == places[0].nu == sharding.tree_shardings(parameters, mesh)
+    places = sharding.tree_shardings(state, mesh, RULES)
+    assert places[0].mu == places[0].nu == sharding.tree_shardings(parameters, mesh, RULES)
 
 
 @pytest.mark.parametrize("axes", [{}, {"fsdp": 2}, {"tensor": 2}, {"fsdp": 2, "tensor": 2}, {"tensor": 4}])

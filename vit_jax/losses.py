@@ -1,10 +1,19 @@
-"""Losses per example, unreduced, in float32 whatever the logits' dtype: the caller averages, weights or masks."""
+"""Losses per example, unreduced, in float32 whatever the logits' dtype: the caller averages, weights or masks.
+
+`LOSSES` has those of `train.loss` by name, each with what evaluation and messages must know of it. A new one is a
+function and a call of `register`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Float64, Integer
 
 
 def softmax_cross_entropy(logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, " n"]:
@@ -72,3 +81,95 @@ def one_hot(labels: Integer[Array, " n"], k: int, smoothing: float = 0.0) -> Flo
     Array([[0.05, 0.85, 0.05, 0.05]], dtype=float32)
     """
     return optax.smooth_labels(jax.nn.one_hot(labels, k), smoothing)
+
+
+def softmax_evaluation(
+    x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """`Loss.evaluation` of softmax: -log p(label) and the largest probability."""
+    largest = x.max(axis=1)
+    log_total = np.log(np.exp(x - largest[:, None]).sum(axis=1))
+    return log_total - (of_label - largest), np.exp(-log_total)
+
+
+def sigmoid_evaluation(
+    x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """`Loss.evaluation` of sigmoid: the classes' binary cross-entropies, summed, and the largest probability."""
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return np.logaddexp(0, x).sum(axis=1) - of_label, np.exp(-np.logaddexp(0, -x.max(axis=1)))
+
+
+def multi_hot_evaluation(
+    x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """`Loss.evaluation` of multi_hot: the mean over the classes."""
+    loss, confidence = sigmoid_evaluation(x, of_label)
+    return loss / x.shape[1], confidence
+
+
+def softmax_guess(k: int) -> tuple[float, str]:
+    """`Loss.guess` of softmax: the entropy of the class, ln k.
+
+    Smoothed and mixed targets leave it so: they add up to 1 for each image, and the loss is linear in them.
+    """
+    return math.log(k), f"ln({k})"
+
+
+def sigmoid_guess(k: int) -> tuple[float, str]:
+    """`Loss.guess` of sigmoid: k times the entropy of "is it this one?", of probability 1/k."""
+    rest = (k - 1) * math.log(k / (k - 1)) if k > 1 else 0.0
+    return math.log(k) + rest, f"ln({k}) + {k - 1} ln({k}/{k - 1})"
+
+
+def multi_hot_guess(k: int) -> tuple[float, str]:
+    """`Loss.guess` of multi_hot: the mean over the classes. Mixed images have two, and cost more."""
+    cost, formula = sigmoid_guess(k)
+    return cost / k, f"({formula}) / {k}"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of `train.loss`: what a step minimises, and what the rest of the program must know of it.
+
+    The defaults are those of a loss whose logits mean a softmax, as `softmax_cross_entropy`'s do.
+    """
+
+    # (logits [n k], targets [n k]) -> [n]; the targets are smoothed and mixed.
+    per_example: Callable[[Float[Array, "n k"], Float[Array, "n k"]], Float[Array, " n"]]
+    # (logits [n k], those of the labels [n]) -> (loss [n], largest probability [n]) on the host, in float64; rows of
+    # logits that are not finite come as NaN, and must stay so.
+    evaluation: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = softmax_evaluation
+    # The least mean loss of a model that knows of k classes that they are equally frequent, and no more; its formula.
+    guess: Callable[[int], tuple[float, str]] = softmax_guess
+    independent: bool = False  # each class has a probability of its own, by sigmoid
+    label_smoothing: bool = True  # whether smoothed targets make sense
+
+    def probabilities(self, logits: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+        """What the logits mean, on the host."""
+        if self.independent:
+            return 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+LOSSES: dict[str, Loss] = {}
+
+
+def register(name: str, loss: Loss) -> None:
+    """Adds the loss for `train.loss=<name>`; one of this name that is there already is replaced."""
+    LOSSES[name] = loss
+
+
+register("softmax", Loss(softmax_cross_entropy))
+register("sigmoid", Loss(sigmoid_cross_entropy, sigmoid_evaluation, sigmoid_guess, independent=True))
+register(
+    "multi_hot",
+    Loss(
+        multi_hot_cross_entropy,
+        multi_hot_evaluation,
+        multi_hot_guess,
+        independent=True,
+        label_smoothing=False,  # it would make every class a whole target
+    ),
+)

@@ -27,15 +27,9 @@ BATCH_AXES = ("data", "fsdp")
 P = PartitionSpec
 Rule = tuple[str, PartitionSpec]
 
-# The first rule that is found in the path, and whose rank is the leaf's, decides; no rule: replicated.
+# For the kernels of every model, behind the rules of its own: see `models.naming`. The first rule that is found in the
+# path, and whose rank is the leaf's, decides; no rule: replicated.
 RULES: tuple[Rule, ...] = (
-    (r"(query|key|value)/kernel$", P("fsdp", "tensor", None)),
-    (r"(query|key|value)/bias$", P("tensor", None)),
-    (r"out/kernel$", P("tensor", None, "fsdp")),
-    (r"MlpBlock_\d+/(Dense_0|gate)/kernel$", P("fsdp", "tensor")),
-    (r"MlpBlock_\d+/(Dense_0|gate)/bias$", P("tensor")),
-    (r"MlpBlock_\d+/Dense_1/kernel$", P("tensor", "fsdp")),
-    (r"pos_embedding$", P(None, None, "fsdp")),
     (r"kernel$", P("fsdp", None)),
     (r"kernel$", P(None, None, None, "fsdp")),
 )
@@ -165,7 +159,7 @@ def put(array: jax.Array | np.ndarray, place: Sharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
 
 
-def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule] = RULES) -> PartitionSpec:
+def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
     """The PartitionSpec of one leaf; an axis that does not divide its dimension is left out."""
     layer_axes = 1 if trees.is_stacked(name) else 0
     for pattern, spec in rules:
@@ -180,7 +174,7 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule
     return P()
 
 
-def tree_shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> PyTree:
+def tree_shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule]) -> PyTree:
     """The sharding of each leaf of a tree of arrays or shapes, by its path."""
     return trees.map_with_name(lambda name, leaf: NamedSharding(mesh, spec_for(name, leaf.shape, mesh, rules)), tree)
 

@@ -1,7 +1,7 @@
 """Parameter trees: paths, masks by regular expression, counts; layers in order, and stacked for a scanned model."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,16 +10,6 @@ import numpy as np
 
 PyTree = Any
 SCANNED = "encoderblock"  # the repeated module that `scan` stacks
-
-# Modules in the order of the forward pass, by how their parameters' paths begin; what is not named here comes last.
-# Modules of one kind follow each other by their numbers; those with the same numbers, and without any, are one layer.
-_FORWARD = (
-    r"(?:conv_root|norm_root|gn_root|root_block|stem)/",
-    r"stage(\d+)_(?:block(\d+)|conv|norm)|block(\d+)/unit(\d+)/",
-    r"(?:embedding|tokenizer|cls|dist|Transformer/posembed_input|Transformer/registers)(?:/|$)",
-    rf"Transformer/{SCANNED}_(\d+)/|MixerBlock_(\d+)/",
-    r"(?:tokenizer|transformer|projector)(\d+)/",  # of visual_transformer: the modules behind its ResNet
-)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -70,28 +60,32 @@ def _in_layer(name: str, i: int) -> str:
     return f"/{name}".replace(f"/{SCANNED}/", f"/{SCANNED}_{i}/", 1).removeprefix("/")
 
 
-def layers(tree: PyTree) -> PyTree:
+def layers(tree: PyTree, order: Sequence[str]) -> PyTree:
     """The layer of each parameter, counted from 0 in the order of the forward pass; of a stacked one those of its axis.
+
+    `order`: the model's `Naming.layers`, regular expressions of how paths begin, in that order; what none of them
+    matches comes last. Layers of one expression follow each other by the numbers in its groups; those with the same
+    numbers, and without any, are one layer.
 
     Of a ViT: patch embedding, class token and positions 0, `encoderblock_i` i + 1, all behind it depth + 1, as in
     BEiT (Bao et al. 2022, arXiv:2106.08254) and MAE. A ResNet's blocks and a plain CNN's stages are such layers, too.
     """
     places = [
-        [_place(own) for own in canonical_names(name, leaf)]
+        [_place(own, order) for own in canonical_names(name, leaf)]
         for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)
     ]
-    order = {place: i for i, place in enumerate(sorted({place for found in places for place in found}))}
-    numbers = [np.array([order[place] for place in found]) for found in places]
+    number = {place: i for i, place in enumerate(sorted({place for found in places for place in found}))}
+    numbers = [np.array([number[place] for place in found]) for found in places]
     flat = [n if is_stacked(name) else n[0] for name, n in zip(names(tree), numbers, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(tree), flat)
 
 
-def _place(name: str) -> tuple[int, ...]:
-    """What sorts parameters by the forward pass: the kind of module, and its numbers."""
-    for kind, pattern in enumerate(_FORWARD):
+def _place(name: str, order: Sequence[str]) -> tuple[int, ...]:
+    """The place in the forward pass: of the expression that matches, and the numbers in its groups."""
+    for place, pattern in enumerate(order):
         if found := re.match(pattern, name):
-            return kind, *(int(number) for number in found.groups() if number)
-    return (len(_FORWARD),)
+            return place, *(int(number) for number in found.groups() if number)
+    return (len(order),)
 
 
 def stack_layers(tree: PyTree) -> PyTree:

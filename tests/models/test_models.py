@@ -5,10 +5,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import linen as nn
 
 from vit_jax import config, models, trees
 from vit_jax.command import UserError
+from vit_jax.models import registry
+from vit_jax.pretrained import fit, parameter_shapes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # For 224-pixel images and 1000 classes.
@@ -107,6 +111,48 @@ def test_no_field_is_none_a_function_or_linens():
         fields = models.settings(name)
         assert "parent" not in fields
         assert all(isinstance(value, str | int | float | tuple) for value in fields.values())
+
+
+class Affine(nn.Module):
+    """A model from outside: one layer, nothing declared."""
+
+    width: int
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, images, *, train: bool):
+        x = nn.Conv(self.width, (2, 2), name="stem")(images).mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+def test_a_model_from_outside_is_registered_in_one_line(monkeypatch):
+    monkeypatch.setattr(registry, "FAMILIES", dict(models.FAMILIES))
+    models.register("affine", Affine, {"small": {"width": 5}})
+    models.register("plain", Affine)
+    assert models.names("affine*") == ["affine/small"] and models.names("plain*") == ["plain"]
+    model = models.create(models.settings("affine/small", num_classes=7))
+    assert model == Affine(5, 7) and models.module_class("plain") is Affine
+    assert trees.names(shapes(model, 8, 8, 3)["params"]) == ["head/bias", "head/kernel", "stem/bias", "stem/kernel"]
+    with pytest.raises(UserError, match=r"'affine/smal' is unknown; did you mean affine/small\?"):
+        models.settings("affine/smal")
+    with pytest.raises(ValueError, match="family='affine/small' must be a name without '/'"):
+        models.register("affine/small", Affine)
+
+
+def test_weights_of_a_model_that_declares_nothing_are_fitted(monkeypatch):
+    monkeypatch.setattr(registry, "FAMILIES", dict(models.FAMILIES))
+    models.register("plain", Affine)
+    source, model = (models.settings("plain", width=5, num_classes=k) for k in (7, 3))
+    found = {n: np.ones(shape, np.float32) for n, shape in parameter_shapes(source, (8, 8, 3)).items()}
+    wanted = parameter_shapes(model, (8, 8, 1))
+    arrays, report = fit(found, source=source, grid=(0, 0), model=model, image_shape=(8, 8, 1), shapes=wanted)
+    assert {n: array.shape for n, array in arrays.items()} == wanted
+    assert {row.name: row.action for row in report.rows} == {
+        "params/head/bias": "new",
+        "params/head/kernel": "new",
+        "params/stem/bias": "loaded",
+        "params/stem/kernel": "adapted",
+    }
 
 
 def test_create_keeps_name_and_fields_apart():

@@ -4,7 +4,7 @@ Group norm, and convolutions whose kernels are standardised (Qiao et al. 2019, a
 independent of the rest of its batch. Modules are named as in the authors' JAX code, `block1/unit01/conv1` ...
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,6 +14,7 @@ from vit_jax.command import UserError
 from vit_jax.models.checks import check_positive
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
+from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import GROUPS, check_stages
 from vit_jax.models.resnet import SIZES as RESNETS
 
@@ -119,6 +120,8 @@ class BiT(nn.Module):
 
     Departure from the authors' checkpoints: scales and biases of the norms have the shape [c], theirs [1 1 1 c].
     """
+
+    NAMING: ClassVar[Naming] = Naming(layers=("root_block/", r"block(\d+)/unit(\d+)/"))
 
     stage_sizes: tuple[int, ...]  # units of each stage; the channels double and the map halves from stage to stage
     width: int  # channels of the stem and of the first stage's 3x3 convolutions

@@ -1,6 +1,6 @@
 """Plain convolutional networks, as textbooks and class projects build them: the baselines a small ViT must beat."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from vit_jax.models.attention import dropout
 from vit_jax.models.checks import check_rates, check_widths
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
+from vit_jax.models.naming import Naming
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -27,6 +28,8 @@ class CNN(nn.Module):
 
     Images [n H W c] to logits [n k]; batch norm keeps running statistics in the collection `batch_stats`.
     """
+
+    NAMING: ClassVar[Naming] = Naming(layers=(r"stage(\d+)_",), tied="^dense0/")
 
     stages: tuple[tuple[int, ...], ...]  # channels of the convolutions of each stage
     dense_widths: tuple[int, ...]

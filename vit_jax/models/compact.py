@@ -1,6 +1,6 @@
 """Compact Transformers for small data sets (Hassani et al. 2021, arXiv:2104.05704): ViT-Lite, CVT and CCT."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from vit_jax.models.checks import check_patches, check_positive, check_rates
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.fused import Kernel
 from vit_jax.models.layers import Activation, Dtype, PatchEmbedding, Remat, square
-from vit_jax.models.vit import Encoder, EncoderBlock
+from vit_jax.models.naming import Naming
+from vit_jax.models.vit import Encoder, EncoderBlock, ViT
 
 # Layers, as the names count them: width, MLP width, heads.
 SIZES: dict[int, tuple[int, int, int]] = {
@@ -109,6 +110,15 @@ class Compact(nn.Module):
     the *normalised* tokens. Departures: projections start as Xavier, learned positions at 0.02 instead of 0.2.
     Tokens after each block and attention probabilities are sown in the collection `intermediates`.
     """
+
+    NAMING: ClassVar[Naming] = Naming(
+        layers=(
+            r"(?:embedding|tokenizer|cls|Transformer/posembed_input)(?:/|$)",
+            r"Transformer/encoderblock_(\d+)/",
+        ),
+        sharding=ViT.NAMING.sharding,
+        tokens={"cls": "pooling=token"},
+    )
 
     width: int
     depth: int

@@ -4,13 +4,15 @@ The ResNet has group norm and standardised kernels, and adds before its ReLU. Mo
 checkpoints, `block1/unit1/conv1` ...
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
 from vit_jax.models.bit import StdConv
+from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import GROUPS
 from vit_jax.models.vit import SIZES as VITS
 from vit_jax.models.vit import ViT, square
@@ -82,6 +84,10 @@ class Hybrid(ViT):
     `patch_size` counts positions of the map, of which one is 4 pixels wide after the stem and twice as much after each
     stage but the first.
     """
+
+    NAMING: ClassVar[Naming] = dataclasses.replace(
+        ViT.NAMING, layers=(r"(?:conv_root|gn_root)/", r"block(\d+)/unit(\d+)/", *ViT.NAMING.layers)
+    )
 
     stage_sizes: tuple[int, ...] = ()  # units of each stage; (): the stem alone
     resnet_width: int = 64  # channels of the stem and of the first stage's 3x3 convolutions

@@ -1,6 +1,6 @@
 """MLP-Mixer (Tolstikhin et al. 2021, arXiv:2105.01601): MLPs across patches and channels, not attention."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.checks import check_patches, check_positive, check_rates
 from vit_jax.models.layers import Activation, Dtype, MlpBlock, PatchEmbedding, Remat, drop_path, recompute, square
+from vit_jax.models.naming import Naming
 
 # width, depth, token-mixing width, channel-mixing width, patch sizes: table 1.
 SIZES: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
@@ -83,6 +84,8 @@ class Mixer(nn.Module):
     1 / (1 - rate) in training, which the authors' big_vision does not. Tokens after each block are sown in the
     collection `intermediates`.
     """
+
+    NAMING: ClassVar[Naming] = Naming(layers=("stem/", r"MixerBlock_(\d+)/"), tied="token_mixing")
 
     patch_size: tuple[int, ...]  # pixels: height and width, or one number for both
     width: int

@@ -5,7 +5,7 @@ Shapes: `n` images, `h w` map, `c` channels, `k` classes.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from vit_jax.models.attention import dropout
 from vit_jax.models.checks import check_positive, check_rates
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype, drop_path
+from vit_jax.models.naming import Naming
 
 Norm = Literal["batch", "layer", "group"]
 Stem = Literal["imagenet", "small"]
@@ -108,6 +109,8 @@ class ResNet(nn.Module):
     Batch norm keeps running statistics in the collection `batch_stats`; their variance is that of the batch, where
     PyTorch's is multiplied by size / (size - 1).
     """
+
+    NAMING: ClassVar[Naming] = Naming(layers=(r"(?:conv_root|norm_root)/", r"stage(\d+)_block(\d+)/"))
 
     stage_sizes: tuple[int, ...]  # blocks of each stage; the channels double and the map halves from stage to stage
     bottleneck: bool

@@ -6,7 +6,7 @@ biases.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models.checks import check_positive, check_rates, check_widths
 from vit_jax.models.convolutions import conv_general_dilated
 from vit_jax.models.layers import Dtype
+from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import Layer, check_stages
 
 
@@ -61,6 +62,8 @@ class ResNetV2(nn.Module):
 
     Batch norm keeps running statistics in the collection `batch_stats`.
     """
+
+    NAMING: ClassVar[Naming] = Naming(layers=("conv_root/", r"stage(\d+)_block(\d+)/"), head_hidden=r"head_hidden_\d+")
 
     stage_sizes: tuple[int, ...]  # blocks of each stage; the channels double from stage to stage
     width: int = 64  # channels of the stem and of the first stage's 3x3 convolutions

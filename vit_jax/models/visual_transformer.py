@@ -7,7 +7,7 @@ tokens by a transformer, and projects them back onto the map. The equations' num
 Shapes: `n` images, `h w` map, `c` channels of map and tokens, `l` tokens, `e` width of queries and keys.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.checks import check_positive
 from vit_jax.models.layers import drop_path
+from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import ResNet
 
 # Blocks of each stage; whether they are bottlenecks; modules; MLP width. Wu et al. 2020, s. 4: the modules replace the
@@ -148,6 +149,10 @@ class VisualTransformer(ResNet):
     Sows in the collection `intermediates`, for each module: `tokens` [n l c], `tokenizer` [n h w l] (which positions
     make a token), `attention` [n 1 l l] and `projector` [n h w l] (which tokens a position receives).
     """
+
+    NAMING: ClassVar[Naming] = Naming(
+        layers=(*ResNet.NAMING.layers, r"(?:tokenizer|transformer|projector)(\d+)/")  # behind the ResNet
+    )
 
     modules: int = 2
     tokens: int = 16

@@ -1,10 +1,11 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) and the sizes published for it."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
@@ -28,6 +29,7 @@ from vit_jax.models.layers import (
     recompute,
     square,
 )
+from vit_jax.models.naming import Naming
 from vit_jax.sharding import split_batch
 
 # width, depth, MLP width, heads, the patch sizes it was published with.
@@ -206,6 +208,28 @@ class ViT(nn.Module):
     `logits, seen = model.apply(..., train=True, mutable="distillation")` they are `seen["distillation"]["logits"][0]`.
     Without a loss on these, `head_dist` learns nothing, and evaluation averages it all the same.
     """
+
+    NAMING: ClassVar[Naming] = Naming(
+        layers=(
+            r"(?:embedding|cls|dist|Transformer/posembed_input|Transformer/registers)(?:/|$)",
+            r"Transformer/encoderblock_(\d+)/",
+        ),
+        sharding=(  # heads and MLP width over `tensor`
+            (r"(query|key|value)/kernel$", P("fsdp", "tensor", None)),
+            (r"(query|key|value)/bias$", P("tensor", None)),
+            (r"out/kernel$", P("tensor", None, "fsdp")),
+            (r"MlpBlock_\d+/(Dense_0|gate)/kernel$", P("fsdp", "tensor")),
+            (r"MlpBlock_\d+/(Dense_0|gate)/bias$", P("tensor")),
+            (r"MlpBlock_\d+/Dense_1/kernel$", P("tensor", "fsdp")),
+            (r"pos_embedding$", P(None, None, "fsdp")),
+        ),
+        head="head|head_dist",
+        head_hidden=r"head_hidden_\d+",
+        head_input="pre_logits",
+        tokens={"cls": "class_token", "dist": "distillation_token"},
+        modules={"head_dist": "distillation_token", "pre_logits": "pre_logits"},
+        tied=r"relative_embedding$",
+    )
 
     patch_size: tuple[int, ...]  # pixels: height and width, or one number for both
     width: int

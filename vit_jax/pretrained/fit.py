@@ -16,6 +16,7 @@ from jaxtyping import Float
 from vit_jax import models
 from vit_jax.command import UserError
 from vit_jax.models.layers import square
+from vit_jax.models.naming import has_part
 from vit_jax.pretrained.report import Action, Report, Row
 
 Head = Literal["auto", "keep", "new"]
@@ -34,12 +35,7 @@ FREE = frozenset(
     )
 )
 POOLS_WITH_PARAMETERS = ("map", "sequence")  # other poolings may be exchanged
-TOKENS = {"params/cls": "class_token", "params/dist": "distillation_token"}
 
-HEAD = re.compile(r"params/(head|head_dist)/(kernel|bias)")
-HIDDEN = re.compile(r"params/head_hidden_\d+/(kernel|bias)")
-PRE_LOGITS = re.compile(r"params/pre_logits/(kernel|bias)")
-FIRST_KERNEL = re.compile(r"params/((root_block/)?conv_root|embedding|stem|tokenizer/conv_0|stage0_conv0)/kernel")
 SEQUENCE, AXIS = re.compile(r".*/pos_embedding"), re.compile(r".*/([xy])_embedding")
 RELATIVE_BIAS = re.compile(r".*/relative_bias")
 FROM_WEIGHTS = "start the config from these weights: configs/finetune.py:WEIGHTS,DATASET"
@@ -80,10 +76,11 @@ def fit(
     """
     check_architecture(source, model)
     order, why = head_order(source, model, head, class_names, source_names)
-    parts = [name for name in shapes if name in found and (HEAD.fullmatch(name) or HIDDEN.fullmatch(name))]
+    naming = models.naming_of(models.module_class(model["name"]))
+    parts = [name for name in shapes if name in found and (_of(naming.head, name) or _of(naming.head_hidden, name))]
     if head == "auto" and order is not None and any(found[name].shape != shapes[name] for name in parts):
         order, why = None, "its input has another shape"
-    fitting = _Fitting(found, source, grid, model, image_shape, interpolation, order, why)
+    fitting = _Fitting(found, source, grid, model, naming, image_shape, interpolation, order, why)
     arrays, rows = {}, []
     for name, shape in shapes.items():
         array, row = fitting.one(name, shape)
@@ -102,8 +99,7 @@ def fit(
 
 def check_architecture(source: Settings, model: Settings) -> None:
     """Raises `UserError` if the weights' architecture is not the model's; see `FREE` for what may differ."""
-    families = [models.FAMILIES[settings["name"].partition("/")[0]][0] for settings in (source, model)]
-    if families[0] is not families[1]:
+    if models.module_class(source["name"]) is not models.module_class(model["name"]):
         raise UserError(f"the weights are of {source['name']!r}, not of model {model['name']!r}; {FROM_WEIGHTS}")
     theirs, ours = _decisive(source), _decisive(model)
     if "pooling" in ours and not {theirs["pooling"], ours["pooling"]} & set(POOLS_WITH_PARAMETERS):
@@ -209,9 +205,8 @@ def channels(kernel: Float[np.ndarray, "p q c d"], c: int) -> Float[np.ndarray, 
 
 def leading(settings: Settings) -> list[str]:
     """The names of the tokens that come before the patches."""
-    if "class_token" in settings:
-        return [name for name, field in TOKENS.items() if settings[field]]
-    return ["params/cls"] if settings.get("pooling") == "token" else []
+    tokens = models.naming_of(models.module_class(settings["name"])).leading_tokens(settings)
+    return [f"params/{token}" for token in tokens]
 
 
 def patch_grid(settings: Settings, image_shape: tuple[int, int, int], count: int) -> tuple[int, int]:
@@ -235,6 +230,7 @@ class _Fitting:
     source: Settings
     grid: tuple[int, int]
     model: Settings
+    naming: models.Naming
     image_shape: tuple[int, int, int]
     interpolation: str
     order: np.ndarray | None  # of the head's classes; None: the head is new
@@ -242,10 +238,10 @@ class _Fitting:
 
     def one(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Row]:
         """The array for one name (None: the caller's initial value), and what was done; no detail: not allowed."""
-        if HEAD.fullmatch(name) or HIDDEN.fullmatch(name):
+        if self._in_head(name):
             array, action, detail = self._head(name, shape)
         elif name not in self.found:
-            array, action, detail = None, "new", self._why_new(name)
+            array, action, detail = None, "new", self._lacking("weights", name)
         else:
             array, action, detail = self._known(name, shape, self.found[name])
         if array is not None and array.shape != shape:
@@ -254,15 +250,9 @@ class _Fitting:
 
     def unused(self, name: str) -> Row:
         """Why the model has no place for an array of the weights; no detail: not allowed."""
-        detail = ""
-        if name in TOKENS and name not in leading(self.model):
-            detail = f"the model has no {TOKENS[name]}"
-        elif name.startswith("params/head_dist/") and "params/dist" not in leading(self.model):
-            detail = "the model has no distillation_token"
-        elif HEAD.fullmatch(name) or HIDDEN.fullmatch(name):
-            detail = self.why if self.order is None else ""
-        elif PRE_LOGITS.fullmatch(name):
-            detail = "the model has no pre_logits"
+        detail = self._lacking("model", name)
+        if not detail and self._in_head(name) and self.order is None:
+            detail = self.why
         return Row("unused", name, detail, prod(self.found[name].shape))
 
     def _known(self, name: str, shape: tuple[int, ...], array: np.ndarray) -> tuple[np.ndarray, Action, str]:
@@ -275,7 +265,8 @@ class _Fitting:
         if RELATIVE_BIAS.fullmatch(name) and array.shape != shape:
             resized = resize(array, (shape[0], shape[1]), self.interpolation)
             return resized, "resized", self._detail(f"{_by(array.shape)} -> {_by(shape)} offsets")
-        if FIRST_KERNEL.fullmatch(name) and array.shape[2] != shape[2] == self.image_shape[2]:
+        # Of one architecture, the first layer's kernel alone depends on the images' channels.
+        if name.endswith("/kernel") and array.ndim == 4 and array.shape[2] != shape[2] == self.image_shape[2]:
             return channels(array, shape[2]), "adapted", f"{array.shape[2]} -> {shape[2]} channels"
         return array, "loaded", ""
 
@@ -291,15 +282,15 @@ class _Fitting:
         rows = dict(zip(before, array[0], strict=False))
         first = [rows.get(name, np.zeros_like(array[0, 0])) for name in after]
         told = [self._detail(f"{h}x{w} -> {_by(grid)}")] if grid != (h, w) else []
-        told += [f"{TOKENS[name]}'s dropped" for name in before if name not in after]
-        told += [f"{TOKENS[name]}'s new (zero)" for name in after if name not in before]
+        told += [f"{self._condition(name)}'s dropped" for name in before if name not in after]
+        told += [f"{self._condition(name)}'s new (zero)" for name in after if name not in before]
         if not told:
             return array, "loaded", ""
         table = np.concatenate([*(row[None] for row in first), table.reshape(-1, array.shape[2])])[None]
         return table, "resized" if grid != (h, w) else "adapted", "; ".join(told)
 
     def _head(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Action, str]:
-        last = HEAD.fullmatch(name)
+        last = _of(self.naming.head, name)
         if self.order is not None and name in self.found:
             array = self.found[name]
             if self._stands_for_both():
@@ -307,37 +298,47 @@ class _Fitting:
             if last and (self.order != np.arange(array.shape[-1])).any():
                 return array[..., self.order], "adapted", self.why
             return array, "loaded", self.why
-        if self.order is not None and not name.startswith("params/head_dist/"):
+        lacking = self._lacking("weights", name)
+        if self.order is not None and not lacking:
             return None, "new", ""
         if not last:
             return None, "new", self.why
-        value = self.model.get("head_bias", 0.0) if last[2] == "bias" else 0.0
-        return np.full(shape, value, np.float32), "new", self._why_new(name) or self.why
+        value = self.model.get("head_bias", 0.0) if name.endswith("/bias") else 0.0
+        return np.full(shape, value, np.float32), "new", lacking or self.why
 
     def _stands_for_both(self) -> bool:
         """Whether the head is twice as large beside one of zeros, so that their mean is right, and stays alone."""
-        other = self.found.get("params/head_dist/kernel")
-        return other is not None and not other.any() and "params/dist" not in leading(self.model)
+        heads = (name for name in self.found if _of(self.naming.head, name) and name.endswith("/kernel"))
+        others = [self.found[name] for name in heads if self._lacking("model", name)]
+        return bool(others) and not any(array.any() for array in others)
 
-    def _why_new(self, name: str) -> str:
-        if name in TOKENS and name not in leading(self.source):
-            return f"the weights have no {TOKENS[name]}"
-        if name.startswith("params/head_dist/") and "params/dist" not in leading(self.source):
-            return "the weights have no distillation_token"
-        if PRE_LOGITS.fullmatch(name) and not self.source["pre_logits"]:
-            return "the weights have no pre_logits"
-        return ""
+    def _in_head(self, name: str) -> bool:
+        return _of(self.naming.head, name) or _of(self.naming.head_hidden, name)
+
+    def _condition(self, name: str) -> str | None:
+        return self.naming.optional_part(name.removeprefix("params/"))
+
+    def _lacking(self, which: Literal["weights", "model"], name: str) -> str:
+        """Why the weights, or the model, have no such parameter; "" if they should."""
+        condition, settings = self._condition(name), self.source if which == "weights" else self.model
+        verb = "have" if which == "weights" else "has"
+        return "" if has_part(settings, condition) else f"the {which} {verb} no {condition}"
 
     def _detail(self, change: str) -> str:
         return f"{change}, {self.interpolation}"
 
     def _misfit(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> UserError:
         hint = FROM_WEIGHTS
-        if name.endswith("relative_embedding"):
-            hint = "positions='relative' needs the number of tokens that the weights were trained with"
-        elif "token_mixing" in name or name.startswith("params/dense0/"):
-            hint = "this model is tied to the image size that the weights were trained with; set augment.resize to it"
+        if re.search(self.naming.tied, name.removeprefix("params/")):
+            hint = (
+                "it is tied to the image size (number of tokens) that the weights were trained with; set augment.resize"
+            )
         return UserError(f"{name} is {_by(found)} in the weights, but {_by(expected)} in the model; {hint}")
+
+
+def _of(modules: str, name: str) -> bool:
+    """Whether the name is of a kernel or a bias of such a module."""
+    return re.fullmatch(rf"params/(?:{modules})/(?:kernel|bias)", name) is not None
 
 
 def _by(sizes: Sequence[int]) -> str:
