@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vit_jax import augment, command, config, distributed, log, metrics, run, sharding, step
+from vit_jax import augment, command, config, distributed, log, metrics, models, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import file_name
@@ -133,7 +133,8 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
     eval_step = step.make_eval_step(trained.model, trained.config.augment, given.perturb)
-    compiled = run.compile_eval_step(eval_step, trained.variables, mesh)
+    rules = models.naming_of(trained.model).rules
+    compiled = run.compile_eval_step(eval_step, trained.variables, mesh, rules)
     predictions = predict(compiled, trained.variables, feed, batch_size, given.train.loss)
     found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions).items()}
     return {

@@ -57,7 +57,7 @@ def mesh_losses(params, **mesh: int) -> tuple[list[float], TrainState]:
     settings = sharding.Settings(**mesh)
     devices = jax.devices()[: settings.data * settings.fsdp * settings.tensor]
     built = run.build(given, sharding.make_mesh(settings, devices), image_shape=SHAPE, train_images=29)
-    places = sharding.tree_shardings(built.abstract_state, built.mesh)
+    places = sharding.tree_shardings(built.abstract_state, built.mesh, built.rules)
     state = jax.device_put(start(params, optim.create(given.optim)), places)
     train_step = built.train_step.lower(state, batch(0), {}).compile(quick.OPTIONS)
     found, batch_place = [], sharding.batch_sharding(built.mesh)

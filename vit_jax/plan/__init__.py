@@ -55,7 +55,7 @@ def plan(given: Given, machine: Machine, *, price: float = 0.0, measured_steps: 
 def compile_step(planned: Subject) -> tuple[Any, Memory]:
     """The compiled step (None where the compiler refused it, for want of memory), and the memory of a core."""
     run, capacity = planned.run, planned.machine.memory
-    state, arguments = memory.of_arguments(planned.arguments, run.mesh)
+    state, arguments = memory.of_arguments(planned.arguments, run.mesh, run.rules)
     try:
         with compilation.keeping(planned.machine.chip is None):
             compiled = run.train_step.lower(*planned.arguments).compile()

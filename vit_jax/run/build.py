@@ -119,6 +119,11 @@ class Run:
     train_step: Any  # jitted: (state, batch, frozen) -> (state, metrics); the state's memory is reused
     eval_step: Any  # jitted: (variables, batch, frozen) -> logits, label, weight
 
+    @property
+    def rules(self) -> tuple[sharding.Rule, ...]:
+        """The rules by which the state lies on the mesh."""
+        return models.naming_of(self.model).rules
+
     @cached_property
     def flops_per_image(self) -> int:
         """Of a forward pass: 2 per multiply-add, attention included."""
@@ -155,15 +160,15 @@ def build(
     model = models.create(prepared.model)
     per_epoch = steps_per_epoch(train.batch_size, train_images)
     total = num_steps(prepared, per_epoch)
-    tx = optim.create(prepared.optim)
+    tx, naming = optimizer(prepared, model), models.naming_of(model)
     shape = input_shape(prepared, image_shape)
 
     def init() -> PyTree:
         return step.init_state(model, tx, prepared.seed, shape, ema=prepared.optim.ema_decay > 0)
 
     abstract = jax.eval_shape(init)
-    optim.check_params(prepared.optim, abstract.params)
-    places = sharding.tree_shardings(abstract, mesh)
+    optim.check_params(prepared.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
+    places = sharding.tree_shardings(abstract, mesh, naming.rules)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     view, objective = device_view(prepared, cropped=cropped), _objective(prepared, teacher)
     train_step = _train_step(prepared, model, tx, view, objective, total_steps=total, per_epoch=per_epoch)
@@ -183,14 +188,22 @@ def build(
             out_shardings=(places, everywhere),
             donate_argnums=0,
         ),
-        eval_step=compile_eval_step(step.make_eval_step(model, prepared.augment), variables, mesh),
+        eval_step=compile_eval_step(step.make_eval_step(model, prepared.augment), variables, mesh, naming.rules),
     )
 
 
-def compile_eval_step(eval_step: step.EvalStep, variables: PyTree, mesh: Mesh) -> step.EvalStep:
+def optimizer(prepared: Config, model: nn.Module) -> optax.GradientTransformation:
+    """The optimizer of a configuration for the model."""
+    naming = models.naming_of(model)
+    return optim.create(prepared.optim, layers=naming.layers, head=naming.whole_head)
+
+
+def compile_eval_step(
+    eval_step: step.EvalStep, variables: PyTree, mesh: Mesh, rules: Sequence[sharding.Rule]
+) -> step.EvalStep:
     """The step on a mesh, whose logits every process gets whole; `variables` are arrays or their shapes."""
     everywhere = sharding.replicated(mesh)
-    places = sharding.tree_shardings(variables, mesh), sharding.batch_sharding(mesh), everywhere
+    places = sharding.tree_shardings(variables, mesh, rules), sharding.batch_sharding(mesh), everywhere
     return jax.jit(sharding.on_mesh(eval_step, mesh), in_shardings=places, out_shardings=everywhere)
 
 
@@ -262,7 +275,7 @@ def make_mesh(given: Config, data: Data) -> Mesh:
         return sharding.make_mesh(given.mesh)
     model = models.create({**given.model, "num_classes": len(data.class_names)})
     shape, average = input_shape(given, data.view.shape), given.optim.ema_decay > 0
-    state = jax.eval_shape(lambda: step.init_state(model, optim.create(given.optim), 0, shape, ema=average))
+    state = jax.eval_shape(lambda: step.init_state(model, optimizer(given, model), 0, shape, ema=average))
     copies = cores * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     shared = copies > COPIES_AT_MOST * memory.installed()
     return sharding.make_mesh(dataclasses.replace(given.mesh, fsdp=cores) if shared else given.mesh)

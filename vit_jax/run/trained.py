@@ -288,12 +288,13 @@ def _open_run(workdir: Path, use: str, overrides: list[str], mesh: Mesh | None) 
     model = models.create(model_fields)
     model.check(input_shape(prepared, view.shape))
     abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared, view.shape)))
-    at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared, mesh)
+    rules = models.naming_of(model).rules
+    at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared, mesh, rules)
     return Trained(prepared, model, variables, class_names, view, at)
 
 
 def _read_variables(
-    directory: Path, abstract: PyTree, use: str, prepared: Config, mesh: Mesh | None
+    directory: Path, abstract: PyTree, use: str, prepared: Config, mesh: Mesh | None, rules: Sequence[sharding.Rule]
 ) -> tuple[int, PyTree]:
     """The variables of the best or the newest checkpoint that is not damaged, and its step."""
     steps = checkpoint.saved_steps(directory)
@@ -304,7 +305,7 @@ def _read_variables(
         order = json.loads(distributed.said_by_first(json.dumps(order[:50])))
     for at in order:
         try:
-            variables = checkpoint.restore_variables(directory, at, abstract, part, mesh)
+            variables = checkpoint.restore_variables(directory, at, abstract, part, mesh, rules)
         except checkpoint.Damaged as damage:
             logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
             damaged = True
@@ -329,6 +330,7 @@ def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None)
     shape = input_shape(prepared, view.shape)
     model = models.create(prepared.model)
     model.check(shape)
+    rules = models.naming_of(model).rules
     unnamed = tuple(f"class {label}" for label in range(weights.model["num_classes"]))
     arrays, _ = pretrained.fit(
         weights.read(),
@@ -344,10 +346,10 @@ def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None)
     if mesh is None:
         variables = jax.tree.map(jnp.asarray, nested)
     else:
-        variables = jax.tree.map(sharding.put, nested, sharding.tree_shardings(nested, mesh))
+        variables = jax.tree.map(sharding.put, nested, sharding.tree_shardings(nested, mesh, rules))
     if getattr(model, "scan", False):
         stacked = jax.eval_shape(trees.stack_layers, variables)
-        places = None if mesh is None else sharding.tree_shardings(stacked, mesh)
+        places = None if mesh is None else sharding.tree_shardings(stacked, mesh, rules)
         variables = jax.jit(trees.stack_layers, out_shardings=places)(variables)
     return Trained(prepared, model, variables, weights.class_names or unnamed, view, step=0)
 

@@ -196,7 +196,7 @@ def abstract_batch(prepared: Config, data: Data, feed: Feed) -> dict[str, jax.Sh
 
 def restore_or_init(built: Run, checkpoints: Checkpoints, arrays: Arrays) -> tuple[PyTree, Book]:
     """The newest usable checkpoint's state, or a new one that starts from published arrays, where there are any."""
-    restored = checkpoints.restore_newest(built.abstract_state, built.mesh)
+    restored = checkpoints.restore_newest(built.abstract_state, built.mesh, built.rules)
     if restored is None:
         if built.config.init.weights and not arrays:
             raise UserError(
@@ -214,7 +214,7 @@ def choose_variables(built: Run, checkpoints: Checkpoints, state: PyTree) -> PyT
     best = json.loads(distributed.said_by_first(json.dumps(checkpoints.best_step())))  # all read the same one
     if built.config.evaluate.use == "best" and best is not None and best != int(state.step):
         try:
-            state, _ = checkpoints.restore(best, built.abstract_state, built.mesh)
+            state, _ = checkpoints.restore(best, built.abstract_state, built.mesh, built.rules)
         except Damaged as damage:
             logging.getLogger(__name__).warning(
                 "the best checkpoint, %s, is damaged (%s): using the last", best, damage
