@@ -36,7 +36,7 @@ def build(*overrides: str, model=VIT, devices=1) -> Experiment:
 def fill(built: Experiment, seed: int = 0) -> step.TrainState:
     """A state of random numbers, placed as the mesh wants it."""
     rng = np.random.default_rng(seed)
-    places = sharding.tree_shardings(built.abstract_state, built.mesh)
+    places = sharding.tree_shardings(built.abstract_state, built.mesh, built.rules)
     return jax.tree.map(
         lambda leaf, place: (
             jax.device_put(rng.integers(0, 2**20, leaf.shape).astype(leaf.dtype) / 7 // 1e-3, place)
@@ -65,7 +65,7 @@ def save(directory: Path, *states, scores=(), **options) -> None:
 
 def restore(directory: Path, built: Experiment):
     checkpoints = Checkpoints(directory)
-    restored = checkpoints.restore_newest(built.abstract_state, built.mesh)
+    restored = checkpoints.restore_newest(built.abstract_state, built.mesh, built.rules)
     checkpoints.close()
     return restored
 
@@ -150,7 +150,7 @@ def test_another_mesh_resumes_exactly(tmp_path, before, after, scan):
     save(tmp_path / "c", state)
     found, _ = restore(tmp_path / "c", new)
     assert_equal(found, state)
-    places = sharding.tree_shardings(new.abstract_state, new.mesh)
+    places = sharding.tree_shardings(new.abstract_state, new.mesh, new.rules)
     assert all(
         leaf.sharding.is_equivalent_to(place, leaf.ndim)
         for leaf, place in zip(jax.tree.leaves(found), jax.tree.leaves(places), strict=True)
@@ -224,9 +224,9 @@ def test_a_flipped_byte_in_any_file_is_detected(copied, cnn):
         whole = path.read_bytes()
         flip(path)
         with pytest.raises(Damaged, match="is|has" if path.name == "checksums.json" else re.escape(path.name)):
-            checkpoints.restore(2, cnn.abstract_state, cnn.mesh)
+            checkpoints.restore(2, cnn.abstract_state, cnn.mesh, cnn.rules)
         path.write_bytes(whole)
-    assert_equal(checkpoints.restore(2, cnn.abstract_state, cnn.mesh)[0], fill(cnn, 2))
+    assert_equal(checkpoints.restore(2, cnn.abstract_state, cnn.mesh, cnn.rules)[0], fill(cnn, 2))
 
 
 DAMAGES = {
@@ -271,7 +271,7 @@ def test_damage_that_orbax_sees_is_found_without_checksums(copied, cnn, damage, 
 def test_training_goes_on_after_a_damaged_checkpoint(copied, cnn):
     flip(largest(copied / "2" / "state"))
     checkpoints = Checkpoints(copied, keep_last=2)
-    checkpoints.restore_newest(cnn.abstract_state, cnn.mesh)
+    checkpoints.restore_newest(cnn.abstract_state, cnn.mesh, cnn.rules)
     checkpoints.save(fill(cnn, 5), 2, {}, 0.3)
     checkpoints.close()
     assert_equal(restore(copied, cnn)[0], fill(cnn, 5))
@@ -310,7 +310,7 @@ def test_another_optimizer_or_dtype_is_the_users_mistake(saved_vit):
     built = build()
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), built.abstract_state)
     with pytest.raises(UserError, match=r"has .* float32\[.*\], expected bfloat16"):
-        Checkpoints(saved_vit).restore_newest(half, built.mesh)
+        Checkpoints(saved_vit).restore_newest(half, built.mesh, built.rules)
 
 
 def test_a_newer_format_is_refused(tmp_path, cnn, monkeypatch):
@@ -362,7 +362,7 @@ def test_what_fails_beside_a_whole_checkpoint_is_told_and_takes_nothing_away(cop
     checkpoints = Checkpoints(copied)
     monkeypatch.setattr(checkpoints._manager, "restore", fail)
     with pytest.raises(MemoryError):
-        checkpoints.restore_newest(cnn.abstract_state, cnn.mesh)
+        checkpoints.restore_newest(cnn.abstract_state, cnn.mesh, cnn.rules)
     assert checkpoint.saved_steps(copied) == [1, 2]
 
 
@@ -375,6 +375,6 @@ def test_a_file_that_cannot_be_read_is_damage(copied, cnn, monkeypatch, caplog):
         return digest(file, kind)
 
     monkeypatch.setattr(checkpoint.hashlib, "file_digest", read)
-    state, _ = Checkpoints(copied).restore_newest(cnn.abstract_state, cnn.mesh)
+    state, _ = Checkpoints(copied).restore_newest(cnn.abstract_state, cnn.mesh, cnn.rules)
     assert_equal(state, fill(cnn, 1))
     assert "cannot be read: Input/output error" in caplog.text

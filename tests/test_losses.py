@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from vit_jax import losses, metrics
-from vit_jax.log.diagnosis import guessing
 
 LOGITS = np.random.default_rng(3).normal(0, 5, (7, 5)).astype(np.float32)
 TARGETS = np.random.default_rng(5).dirichlet(np.ones(5), 7).astype(np.float32)
@@ -142,7 +141,7 @@ def test_guessing_costs_the_least_of_equal_logits(name):
     loss = losses.LOSSES[name]
     for k in (2, 7, 101):
         cost, formula = loss.guess(k)
-        assert cost == guessing(k, name)
+
         assert cost == pytest.approx(eval(formula.replace(" ln", " * ln").replace("+ * ln", "+ ln"), {"ln": math.log}))
         logit = math.log(1 / (k - 1)) if loss.independent else 0.0  # of probability 1 / k
         logits, targets = jnp.full((1, k), logit), losses.one_hot(jnp.array([k // 2]), k)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from orbax.checkpoint import checkpoint_managers
 from vit_jax import sharding, trees
 from vit_jax.command import UserError
 from vit_jax.trees import PyTree
+
+Rules = Sequence[sharding.Rule]  # of the mesh: a model's `Naming.rules`
 
 FORMAT = 1
 CHECKSUMS = "checksums.json"
@@ -74,14 +76,14 @@ class Checkpoints:
         )
         self._manager.save(step, args=items, metrics=None if score is None else {SCORE: score}, force=True)
 
-    def restore_newest(self, abstract: PyTree, mesh: Mesh) -> tuple[PyTree, dict[str, Any]] | None:
-        """The newest undamaged state, placed by the abstract state's rules, and its `about`; None without any.
+    def restore_newest(self, abstract: PyTree, mesh: Mesh, rules: Rules) -> tuple[PyTree, dict[str, Any]] | None:
+        """The newest undamaged state, placed by the rules, and its `about`; None without any.
 
         Damaged checkpoints are set aside, with a warning.
         """
         for step in reversed(self.steps()):
             try:
-                return self.restore(step, abstract, mesh)
+                return self.restore(step, abstract, mesh, rules)
             except Damaged as damage:
                 self._set_aside(step, damage)
                 _wait_for_all(f"checkpoint {step} set aside")  # looking again, nobody sees the step any more
@@ -89,7 +91,7 @@ class Checkpoints:
                 self._manager = self._open()
         return None
 
-    def restore(self, step: int, abstract: PyTree, mesh: Mesh) -> tuple[PyTree, dict[str, Any]]:
+    def restore(self, step: int, abstract: PyTree, mesh: Mesh, rules: Rules) -> tuple[PyTree, dict[str, Any]]:
         """The state saved at a step; raises `Damaged`, or `UserError` if it belongs to another model."""
         _verify(self.directory / str(step))
         target = _without_empty(jax.eval_shape(lambda: canonical(_zeros(abstract))))
@@ -97,7 +99,7 @@ class Checkpoints:
             saved = self._manager.item_metadata(step)["state"]
             _check_shapes(trees_of(saved), target, self.directory)
             items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(_placed(target, mesh)), about=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(_placed(target, mesh, rules)), about=ocp.args.JsonRestore()
             )
             restored = self._manager.restore(step, args=items)
         except (UserError, KeyboardInterrupt):
@@ -111,7 +113,7 @@ class Checkpoints:
                 f"checkpoint {self.directory / str(step)} has format {restored['about']['format']}, "
                 f"this version reads up to {FORMAT}; install a newer vit_jax"
             )
-        return from_canonical(restored["state"], abstract, mesh), restored["about"]
+        return from_canonical(restored["state"], abstract, mesh, rules), restored["about"]
 
     def close(self) -> None:
         """Waits until all is written."""
@@ -163,7 +165,14 @@ def best_step(directory: Path) -> int | None:
     return max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]
 
 
-def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, mesh: Mesh | None = None) -> PyTree:
+def restore_variables(
+    directory: Path,
+    step: int,
+    abstract: PyTree,
+    part: str,
+    mesh: Mesh | None = None,
+    rules: Rules = (),
+) -> PyTree:
     """`params` and `batch_stats` of a checkpoint, placed by the rules on a mesh, or on this process's first device.
 
     `part` is "ema" for their averages, else "". Nothing else is read: no optimizer state. With a mesh all of its
@@ -177,7 +186,7 @@ def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, m
     if mesh is None:
         places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), item)
     else:
-        places = sharding.tree_shardings(item, mesh)
+        places = sharding.tree_shardings(item, mesh, rules)
     args = jax.tree.map(lambda leaf, place: ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype), item, places)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**_together(mesh)), **_together(mesh)) as reader:
@@ -189,7 +198,7 @@ def restore_variables(directory: Path, step: int, abstract: PyTree, part: str, m
             raise
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
     found = found[part] if part else found
-    return from_canonical(found, abstract, mesh)
+    return from_canonical(found, abstract, mesh, rules)
 
 
 def _wait_for_all(what: str) -> None:
@@ -213,11 +222,11 @@ def canonical(state: PyTree) -> dict[str, Any]:
     return trees.unstack_layers(serialization.to_state_dict(state))
 
 
-def from_canonical(tree: Mapping[str, Any], abstract: PyTree, mesh: Mesh | None) -> PyTree:
+def from_canonical(tree: Mapping[str, Any], abstract: PyTree, mesh: Mesh | None, rules: Rules = ()) -> PyTree:
     """The inverse of `canonical`, with the layers stacked where the abstract state stacks them."""
     template = serialization.to_state_dict(abstract)
     if any(trees.is_stacked(name) for name in trees.names(template)):
-        shardings = None if mesh is None else sharding.tree_shardings(_without_empty(template), mesh)
+        shardings = None if mesh is None else sharding.tree_shardings(_without_empty(template), mesh, rules)
         tree = jax.jit(trees.stack_layers, out_shardings=shardings)(tree)
     return serialization.from_state_dict(abstract, _with_empty(template, tree))
 
@@ -226,8 +235,8 @@ def _zeros(abstract: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), abstract)
 
 
-def _placed(abstract: PyTree, mesh: Mesh) -> PyTree:
-    places = sharding.tree_shardings(abstract, mesh)
+def _placed(abstract: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+    places = sharding.tree_shardings(abstract, mesh, rules)
     return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract, places)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from vit_jax import augment, command, config, distributed, log, run, sharding, step
+from vit_jax import augment, command, config, distributed, log, models, run, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import file_name
@@ -47,8 +47,9 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
                 "the images of %r are not those that the run in %s began with: %s", data.dataset.name, workdir, numbers
             )
         feed = data.feed(data.split(given.evaluate.split), mesh)
+    rules = models.naming_of(trained.model).rules
     task = make_task(trained.config, trained.class_names, trained.view.shape)
-    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), trained.variables, mesh)
+    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), trained.variables, mesh, rules)
     found = evaluate_split(eval_step, trained.variables, feed, evaluation_batch_size(given, mesh), task)
     return {
         "step": trained.step,

@@ -1,7 +1,5 @@
 """A small step and its batches, and how two of its results are compared."""
 
-from typing import get_args
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +43,7 @@ def rate(count: jax.Array, total_steps: int) -> jax.Array:
     return jnp.where(count == 3, jnp.inf, 0.01)
 
 
-EVERY = get_args(optim.Optimizer)
+EVERY = tuple(optim.OPTIMIZERS)
 
 
 def all_in_one() -> optax.GradientTransformation:

@@ -6,7 +6,6 @@
 from vit_jax.metrics.classification import (
     NO_CLASS,
     Examples,
-    Loss,
     check_labels,
     confusion,
     error_consistency,
@@ -28,7 +27,6 @@ __all__ = [
     "METRICS",
     "NO_CLASS",
     "Examples",
-    "Loss",
     "Metric",
     "check_labels",
     "confusion",

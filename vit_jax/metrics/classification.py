@@ -6,15 +6,15 @@ A row of logits that holds a NaN or an infinity predicts no class, -1: it counts
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer
 
 from vit_jax.command import UserError
+from vit_jax.losses import LOSSES
 from vit_jax.metrics.registry import METRICS, Metric, register
 
-Loss = Literal["softmax", "sigmoid", "multi_hot"]
 NO_CLASS = -1
 ROWS_AT_ONCE = 1024  # bounds the memory: 21,841 classes in float64 are 180 MB
 
@@ -32,12 +32,11 @@ def summarize(
     logits: Float[np.ndarray, "n k"],
     labels: Integer[np.ndarray, " n"],
     class_names: Sequence[str] = (),
-    loss: Loss = "softmax",
+    loss: str = "softmax",
 ) -> dict[str, float]:
     """`loss` (cross-entropy), `accuracy`, `top5` (where there are more classes), `f1_macro` and `ece`.
 
-    What a class's probability is, and hence loss and confidence, the model's `loss` says: `softmax`; `sigmoid` and
-    `multi_hot` take each class by itself, and their loss is the classes' sum or mean (see `losses`).
+    What a class's probability is, and hence loss and confidence, the model's `loss` says, one of `losses.LOSSES`.
     With `class_names` also `accuracy/<name>` for each class that occurs among the labels.
     Equal logits rank by class index, as `predict` does: constant logits are right for class 0 only.
     Raises `UserError` for an empty split, labels outside 0..k-1, or a wrong number of rows or names.
@@ -86,16 +85,14 @@ def predict(logits: Float[np.ndarray, "n k"]) -> Int64[np.ndarray, " n"]:
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), NO_CLASS)
 
 
-def per_example(
-    logits: Float[np.ndarray, "n k"], labels: Integer[np.ndarray, " n"], loss: Loss = "softmax"
-) -> Examples:
+def per_example(logits: Float[np.ndarray, "n k"], labels: Integer[np.ndarray, " n"], loss: str = "softmax") -> Examples:
     """The loss, confidence, prediction and rank of every example, a block of rows at a time."""
     starts = range(0, len(labels), ROWS_AT_ONCE)
     blocks = [_block(logits[i : i + ROWS_AT_ONCE], labels[i : i + ROWS_AT_ONCE], loss) for i in starts]
     return Examples(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
-def _block(logits: np.ndarray, labels: np.ndarray, loss: Loss) -> Examples:
+def _block(logits: np.ndarray, labels: np.ndarray, loss: str) -> Examples:
     x = logits.astype(np.float64)
     k = x.shape[1]
     prediction = predict(x)
@@ -103,17 +100,7 @@ def _block(logits: np.ndarray, labels: np.ndarray, loss: Loss) -> Examples:
     of_label = np.take_along_axis(x, labels[:, None].astype(np.int64), axis=1)
     before = (x > of_label) | ((x == of_label) & (np.arange(k) < labels[:, None]))
     rank = np.where(prediction == NO_CLASS, k, before.sum(axis=1))
-    return Examples(*_loss_and_confidence(x, of_label[:, 0], loss), prediction, rank)
-
-
-def _loss_and_confidence(x: np.ndarray, of_label: np.ndarray, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
-    largest = x.max(axis=1)
-    if loss == "softmax":
-        log_total = np.log(np.exp(x - largest[:, None]).sum(axis=1))
-        return log_total - (of_label - largest), np.exp(-log_total)
-    classes = x.shape[1] if loss == "multi_hot" else 1
-    with np.errstate(invalid="ignore"):  # NaN stays NaN
-        return (np.logaddexp(0, x).sum(axis=1) - of_label) / classes, np.exp(-np.logaddexp(0, -largest))
+    return Examples(*LOSSES[loss].evaluation(x, of_label[:, 0]), prediction, rank)
 
 
 def expected_calibration_error(

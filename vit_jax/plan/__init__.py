@@ -56,7 +56,7 @@ def plan(planned: Planned, machine: Machine, *, price: float = 0.0, measured_ste
 def compile_step(built: Subject) -> tuple[Any, Memory]:
     """The compiled step (None where the compiler refused it, for want of memory), and the memory of a core."""
     experiment, capacity = built.experiment, built.machine.memory
-    state, arguments = memory.of_arguments(experiment.arguments, experiment.mesh)
+    state, arguments = memory.of_arguments(experiment.arguments, experiment.mesh, experiment.rules)
     try:
         with compilation.keeping(built.machine.chip is None):
             compiled = experiment.train_step.lower(*experiment.arguments).compile()

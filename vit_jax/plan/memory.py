@@ -1,6 +1,7 @@
 """The memory of a core: what the compiler plans to use of it, whether that fits, and what to change if not."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax import sharding
+from vit_jax import models, sharding
 from vit_jax.config import Config
 from vit_jax.trees import PyTree
 
@@ -73,11 +74,11 @@ def per_core(tree: PyTree, shardings: PyTree) -> int:
     return sum(int(np.prod(place.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf, place in leaves)
 
 
-def of_arguments(arguments: tuple[Any, Any, Any], mesh: Mesh) -> tuple[int, int]:
+def of_arguments(arguments: tuple[Any, Any, Any], mesh: Mesh, rules: Sequence[sharding.Rule]) -> tuple[int, int]:
     """The bytes of one core's part of the state, and of all arguments (state, batch, frozen)."""
     state, batch, frozen = arguments
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    own = per_core(state, sharding.tree_shardings(state, mesh))
+    own = per_core(state, sharding.tree_shardings(state, mesh, rules))
     rest = [(batch, split), (frozen, whole)]
     return own, own + sum(per_core(tree, jax.tree.map(lambda _, p=place: p, tree)) for tree, place in rest)
 
@@ -90,23 +91,24 @@ def advice(given: Config, memory: Memory, state: PyTree, mesh: Mesh) -> list[str
     if memory.fits:
         return []
     remat = ["--config.model.remat=full"] if given.model.get("remat", "full") != "full" else []
+    rules = models.naming_of(models.module_class(given.model["name"])).rules
     images = given.train.batch_size // sharding.batch_shards(mesh) // given.train.accumulate
     wider = [k for k in divisors(mesh.devices.size // given.mesh.tensor) if k > given.mesh.fsdp]
     changes = [*((m, 0) for m in divisors(images)[1:]), *((1, k) for k in wider)]
     both = [(m, k) for k in wider for m in divisors(images)[1:]]
-    fitting = [change for change in changes if _fits(memory, state, mesh, *change)]
+    fitting = [change for change in changes if _fits(memory, state, mesh, rules, *change)]
     alone = [c for c in fitting if c[0] > 1][:1] + [c for c in fitting if c[1]][:1]
-    found = alone or [c for c in both if _fits(memory, state, mesh, *c)][:1]
+    found = alone or [c for c in both if _fits(memory, state, mesh, rules, *c)][:1]
     flags = [_flags(m * given.train.accumulate if m > 1 else 0, k) for m, k in found]
     return flags + remat or ["more devices, or a smaller model: one image at a time is too much for a core"]
 
 
-def _fits(memory: Memory, state: PyTree, mesh: Mesh, parts: int, fsdp: int) -> bool:
+def _fits(memory: Memory, state: PyTree, mesh: Mesh, rules: Sequence[sharding.Rule], parts: int, fsdp: int) -> bool:
     """Whether it would fit with the batch in so many more parts, and `fsdp` as given (0: as it is).
 
     Accumulation adds the sum of the gradients: at most a third of a state that has two moments.
     """
-    kept = sharded_state(state, mesh, fsdp) if fsdp else memory.state
+    kept = sharded_state(state, mesh, rules, fsdp) if fsdp else memory.state
     gradients = kept // 3 if parts > 1 else 0
     total = memory.total - memory.temporaries - memory.state + kept + gradients + memory.temporaries / parts
     return total <= memory.capacity
@@ -121,8 +123,8 @@ def divisors(n: int) -> list[int]:
     return [m for m in range(1, n + 1) if n % m == 0]
 
 
-def sharded_state(state: PyTree, mesh: Mesh, fsdp: int) -> int:
+def sharded_state(state: PyTree, mesh: Mesh, rules: Sequence[sharding.Rule], fsdp: int) -> int:
     """The bytes of a core's part of the state, were it sharded over `fsdp` cores."""
     settings = sharding.Settings(fsdp=fsdp, tensor=mesh.shape["tensor"])
     other = sharding.make_mesh(settings, list(mesh.devices.flat))
-    return per_core(state, sharding.tree_shardings(state, other))
+    return per_core(state, sharding.tree_shardings(state, other, rules))

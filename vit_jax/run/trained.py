@@ -18,7 +18,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from vit_jax import augment, checkpoint, config, distributed, models, pretrained, sharding, step, tasks, trees
+from vit_jax import augment, checkpoint, config, distributed, losses, models, pretrained, sharding, step, tasks, trees
 from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
@@ -168,11 +168,7 @@ class Trained:
         return [blocks[path] for path in sorted(blocks, key=lambda path: int(re.findall(r"\d+$", path[-2])[0]))]
 
     def _predictions(self, logits: Float[np.ndarray, "n k"], files: tuple[str, ...]) -> Predictions:
-        if self.config.task["loss"] != "softmax":
-            probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
-        else:
-            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-            probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        probabilities = losses.LOSSES[self.config.task["loss"]].probabilities(logits)
         return Predictions(probabilities, self.class_names, files)
 
     def _all(self, apply: Callable[..., Any], pictures: Pictures, batch_size: int) -> Any:
@@ -288,12 +284,13 @@ def _open_run(workdir: Path, use: str, overrides: list[str], mesh: Mesh | None) 
     model = models.create(model_fields)
     model.check(input_shape(prepared.augment, view.shape))
     abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared.augment, view.shape)))
-    at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared, mesh)
+    rules = models.naming_of(model).rules
+    at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared, mesh, rules)
     return Trained(prepared, model, variables, class_names, view, at)
 
 
 def _read_variables(
-    directory: Path, abstract: PyTree, use: str, prepared: Config, mesh: Mesh | None
+    directory: Path, abstract: PyTree, use: str, prepared: Config, mesh: Mesh | None, rules: Sequence[sharding.Rule]
 ) -> tuple[int, PyTree]:
     """The variables of the best or the newest checkpoint that is not damaged, and its step."""
     steps = checkpoint.saved_steps(directory)
@@ -304,7 +301,7 @@ def _read_variables(
         order = json.loads(distributed.said_by_first(json.dumps(order[:50])))
     for at in order:
         try:
-            variables = checkpoint.restore_variables(directory, at, abstract, part, mesh)
+            variables = checkpoint.restore_variables(directory, at, abstract, part, mesh, rules)
         except checkpoint.Damaged as damage:
             logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
             damaged = True
@@ -329,6 +326,7 @@ def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None)
     shape = input_shape(prepared.augment, view.shape)
     model = models.create(prepared.model)
     model.check(shape)
+    rules = models.naming_of(model).rules
     unnamed = tuple(f"class {label}" for label in range(weights.model["num_classes"]))
     arrays, _ = pretrained.fit(
         weights.read(),
@@ -344,10 +342,10 @@ def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None)
     if mesh is None:
         variables = jax.tree.map(jnp.asarray, nested)
     else:
-        variables = jax.tree.map(sharding.put, nested, sharding.tree_shardings(nested, mesh))
+        variables = jax.tree.map(sharding.put, nested, sharding.tree_shardings(nested, mesh, rules))
     if getattr(model, "scan", False):
         stacked = jax.eval_shape(trees.stack_layers, variables)
-        places = None if mesh is None else sharding.tree_shardings(stacked, mesh)
+        places = None if mesh is None else sharding.tree_shardings(stacked, mesh, rules)
         variables = jax.jit(trees.stack_layers, out_shardings=places)(variables)
     return Trained(prepared, model, variables, weights.class_names or unnamed, view, step=0)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -24,12 +24,6 @@ MATRIX_CLASSES = 2000  # more have no confusion matrix: of 21,843 classes 4 GB
 # hardly differs from it.
 LEARNED, NEAR, AT = 3, 0.02, 1e-3
 
-LOSSES = {  # `task.loss`
-    "softmax": losses.softmax_cross_entropy,
-    "sigmoid": losses.sigmoid_cross_entropy,
-    "multi_hot": losses.multi_hot_cross_entropy,
-}
-
 
 class Classification(Task):
     """Softmax or sigmoid cross-entropy of the model's logits, with mixed and smoothed targets."""
@@ -38,7 +32,7 @@ class Classification(Task):
     class Settings(TaskSettings):
         """The fields of `task`."""
 
-        loss: Literal["softmax", "sigmoid", "multi_hot"] = "softmax"  # multi_hot: DeiT III's, see `losses`
+        loss: str = "softmax"  # one of `losses.LOSSES`: softmax, sigmoid, multi_hot (DeiT III's) ...
         label_smoothing: float = 0.0
 
     targets = ("label",)
@@ -55,12 +49,14 @@ class Classification(Task):
     @classmethod
     def check(cls, settings: "Classification.Settings", model: Mapping[str, Any], distill: Distill) -> None:
         """Raises `UserError` for values out of range, and for a model that does not give logits for an image."""
-        if not 0 <= settings.label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={settings.label_smoothing} is not in [0, 1)")
-        if settings.loss == "multi_hot" and settings.label_smoothing:
+        smoothing, name = settings.label_smoothing, settings.loss
+        if name not in losses.LOSSES:
+            raise UserError(f"task.loss={name!r} is unknown; choose from {', '.join(losses.LOSSES)}")
+        if not 0 <= smoothing < 1:
+            raise UserError(f"task.label_smoothing={smoothing} is not in [0, 1)")
+        if smoothing and not losses.LOSSES[name].label_smoothing:
             raise UserError(
-                f"task.label_smoothing={settings.label_smoothing} would make every class a target of "
-                "task.loss='multi_hot'; set it to 0"
+                f"task.label_smoothing={smoothing} would make every class a target of task.loss={name!r}; set it to 0"
             )
         if model.get("pooling") == "none":
             raise UserError(
@@ -112,7 +108,7 @@ class Classification(Task):
         constants: Mapping[str, PyTree],
     ) -> Float[Array, " n"]:
         """The loss of each example; `sown` is what the model left in its mutable collections."""
-        return LOSSES[self.settings.loss](logits, targets)
+        return losses.LOSSES[self.settings.loss].per_example(logits, targets)
 
     def outputs(self, variables: PyTree, batch: Examples, constants: Mapping[str, PyTree]) -> dict[str, Array]:
         return {"logits": self.forward(variables, batch["image"])}
@@ -126,18 +122,16 @@ class Classification(Task):
         A model that is right far more often than by guessing has learned, however large its loss, unless that is the
         loss of guessing: its logits then hardly differ between the classes.
         """
-        loss, k, kind = scalars["loss"], self.num_classes, self.settings.loss
+        loss, k = scalars["loss"], self.num_classes
         if not math.isfinite(loss):
             return [
                 f"the training loss is {loss}: the parameters are lost. Likely: the learning rate is too high, the "
                 "gradient is not clipped or the warm-up too short, a low precision overflows, or the images hold NaN."
             ]
-        guessed = guessing(k, kind)
+        guessed, formula = losses.LOSSES[self.settings.loss].guess(k)
         guesses = loss >= (1 - NEAR) * guessed and scalars["accuracy"] < LEARNED / k
         if k == 1 or not (guesses or abs(loss - guessed) < AT * guessed):
             return []
-        formula = f"ln({k})" if kind == "softmax" else f"ln({k}) + {k - 1} ln({k}/{k - 1})"
-        formula = f"({formula}) / {k}" if kind == "multi_hot" else formula
         return [
             f"the training loss {_short(loss)} is still about {formula} = {_short(guessed)}, what guessing gives."
             " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"
@@ -155,7 +149,7 @@ class _Part(NamedTuple):
 class ClassificationEvaluator:
     """Logits, loss, rank and confidence of every example; metrics are computed once from all of them."""
 
-    def __init__(self, expected: int, class_names: tuple[str, ...], loss: metrics.Loss = "softmax") -> None:
+    def __init__(self, expected: int, class_names: tuple[str, ...], loss: str = "softmax") -> None:
         self.expected, self.class_names, self.loss = expected, class_names, loss
         self._parts: list[_Part] = []
 
@@ -222,20 +216,6 @@ class ClassificationEvaluator:
             prediction, confidence = examples.prediction, examples.confidence
             np.savez_compressed(path, index=place, label=label, prediction=prediction, confidence=confidence)
         (folder / CONFUSION).write_text(json.dumps(self.details(), indent=1) + "\n", encoding="utf-8")
-
-
-def guessing(num_classes: int, kind: metrics.Loss) -> float:
-    """The least mean loss, in nats, of a model that knows of k classes that they are equally frequent, and no more.
-
-    softmax: the entropy of the class, ln k. sigmoid, summed over the classes: k times the entropy of "is it this one?",
-    of probability 1/k, which is ln k + (k - 1) ln(k / (k - 1)). Smoothed and mixed targets leave it so: they add up to
-    1 for each image, and the loss is linear in them. multi_hot: the mean over the classes instead; mixed images have
-    two, and cost more.
-    """
-    entropy = math.log(num_classes)
-    if kind != "softmax" and num_classes > 1:
-        entropy += (num_classes - 1) * math.log(num_classes / (num_classes - 1))
-    return entropy / num_classes if kind == "multi_hot" else entropy
 
 
 def _short(loss: float) -> str:

@@ -113,7 +113,7 @@ def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
 
 def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, inputs: Inputs) -> tuple[PyTree, TrainerState]:
     """The newest usable checkpoint's state, or a new one that starts from published arrays, where there are any."""
-    restored = checkpoints.restore_newest(experiment.abstract_state, experiment.mesh)
+    restored = checkpoints.restore_newest(experiment.abstract_state, experiment.mesh, experiment.rules)
     if restored is None:
         if inputs.config.init.weights and not inputs.arrays:
             raise UserError(
@@ -131,7 +131,7 @@ def choose_variables(experiment: Experiment, checkpoints: Checkpoints, state: Py
     best = json.loads(distributed.said_by_first(json.dumps(checkpoints.best_step())))  # all read the same one
     if experiment.config.evaluate.use == "best" and best is not None and best != int(state.step):
         try:
-            state, _ = checkpoints.restore(best, experiment.abstract_state, experiment.mesh)
+            state, _ = checkpoints.restore(best, experiment.abstract_state, experiment.mesh, experiment.rules)
         except Damaged as damage:
             logging.getLogger(__name__).warning(
                 "the best checkpoint, %s, is damaged (%s): using the last", best, damage

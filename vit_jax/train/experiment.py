@@ -54,6 +54,11 @@ class Experiment:
         timed = {"total_steps": jax.ShapeDtypeStruct((), jnp.int32)} if not self.total_steps else {}
         return self.abstract_state, self.batch, self.constants | timed
 
+    @property
+    def rules(self) -> tuple[sharding.Rule, ...]:
+        """The rules by which the state lies on the mesh."""
+        return models.naming_of(self.task.module).rules
+
     @cached_property
     def flops_per_image(self) -> int:
         """Of a forward pass: 2 per multiply-add, attention included."""
@@ -126,14 +131,14 @@ def set_up(
 
 def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int) -> dict[str, Any]:
     """The state and the steps of a task on a mesh, jitted, by their names in `Experiment`."""
-    tx = optim.create(config.optim)
+    tx, naming = optimizer(config, task), models.naming_of(task.module)
 
     def init() -> PyTree:
         return step.init_state(task, tx, config.seed, ema=config.optim.ema_decay > 0)
 
     abstract = jax.eval_shape(init)
-    optim.check_params(config.optim, abstract.params)
-    places = sharding.tree_shardings(abstract, mesh)
+    optim.check_params(config.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
+    places = sharding.tree_shardings(abstract, mesh, naming.rules)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     variables = jax.eval_shape(step.evaluation_variables, abstract)
     return {
@@ -145,14 +150,22 @@ def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int)
             out_shardings=(places, everywhere),
             donate_argnums=0,
         ),
-        "eval_step": compile_eval_step(step.make_eval_step(task), variables, mesh),
+        "eval_step": compile_eval_step(step.make_eval_step(task), variables, mesh, naming.rules),
     }
 
 
-def compile_eval_step(eval_step: step.EvalStep, variables: PyTree, mesh: Mesh) -> step.EvalStep:
+def optimizer(config: Config, task: tasks.Task) -> optax.GradientTransformation:
+    """The optimizer of a configuration, for the parameters of a task."""
+    naming = models.naming_of(task.module)
+    return optim.create(config.optim, layers=naming.layers, head=naming.whole_head)
+
+
+def compile_eval_step(
+    eval_step: step.EvalStep, variables: PyTree, mesh: Mesh, rules: Sequence[sharding.Rule]
+) -> step.EvalStep:
     """The step on a mesh, whose outputs every process gets whole; `variables` are arrays or their shapes."""
     everywhere = sharding.replicated(mesh)
-    places = sharding.tree_shardings(variables, mesh), sharding.batch_sharding(mesh), everywhere
+    places = sharding.tree_shardings(variables, mesh, rules), sharding.batch_sharding(mesh), everywhere
     return jax.jit(sharding.on_mesh(eval_step, mesh), in_shardings=places, out_shardings=everywhere)
 
 
@@ -291,7 +304,7 @@ def make_mesh(config: Config, data: Data) -> Mesh:
     if cores == 1 or jax.process_count() > 1 or config.mesh != sharding.Settings():
         return sharding.make_mesh(config.mesh)
     task = make_task(with_data(config, data, None), data.class_names, data.view.shape)
-    tx, average = optim.create(config.optim), config.optim.ema_decay > 0
+    tx, average = optimizer(config, task), config.optim.ema_decay > 0
     state = jax.eval_shape(lambda: step.init_state(task, tx, 0, ema=average))
     copies = cores * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     shared = copies > COPIES_AT_MOST * memory.installed()
