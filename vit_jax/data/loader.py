@@ -1,4 +1,4 @@
-"""Batches on their way to the devices: indices into a split that lies on them whole, or uint8 images by Grain."""
+"""Batches on their way to the devices: indices into a split that lies on them whole, or its examples by Grain."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,22 +11,26 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from vit_jax import sharding
+from vit_jax.command import UserError
 from vit_jax.data import batching
 from vit_jax.data.crop import RandomCrop
-from vit_jax.data.split import Split
+from vit_jax.data.split import Arrays, Split
 
 Batch = dict[str, jax.Array]
+Spec = dict[str, jax.ShapeDtypeStruct]
 
 
-class Feed:
-    """One split as seen by the steps: `frozen`, which every step reads, and a batch for each step.
+class Loader:
+    """One split as seen by the steps: `constants`, which every step reads, and a batch for each step.
 
-    With `on_device` the whole split is `frozen` ({"image", "label"}) and a batch holds {"index"}: a step gathers its
-    images itself. Otherwise `frozen` is empty and a batch holds {"image" uint8 [n h w c], "label" int32 [n]}.
-    Evaluation batches have a "weight" too, 0 for padding and for broken images, and the image's "number" in the split.
+    A batch holds the `fields` of its examples: "image" uint8 [n h w c], "label" int32 [n], "mask" uint8 [n h w]. With
+    `on_device` it holds {"index"}, and the whole split is in `constants["examples"]`: a step gathers its rows itself.
+    `spec` and `constants_spec` describe both before anything is decoded. Evaluation batches have a "weight" too, 0 for
+    padding and for broken images, and the image's "number" in the split.
 
-    Only for training: each image comes `repeats` times in a row (see `batching.train_indices`), and `crop`, of a split
-    that is streamed, has a random part of each image instead of the split's view, at the size that it says.
+    `in_memory`: the split is decoded once; otherwise it is read again each time. Only for training: each image comes
+    `repeats` times in a row (see `batching.train_indices`), and `crop`, of a split that is streamed, has a random part
+    of each image instead of what the split's preprocessing makes of it, at the size that it says.
     """
 
     def __init__(
@@ -34,30 +38,56 @@ class Feed:
         split: Split,
         mesh: Mesh,
         *,
-        on_device: bool,
+        on_device: bool = False,
+        in_memory: bool = False,
         threads: int = 4,
         repeats: int = 1,
         crop: RandomCrop | None = None,
+        fields: Sequence[str] = ("image", "label"),
     ) -> None:
-        self.split, self.mesh, self.on_device, self.threads = split, mesh, on_device, threads
-        self.repeats, self.crop = repeats, crop
-        self.frozen: Batch = {}
-        if on_device:
-            split.load()
-            whole = {"image": split.images, "label": split.labels}
-            place = sharding.replicated(mesh)
-            self.frozen = {k: jax.make_array_from_process_local_data(place, v) for k, v in whole.items()}
+        if missing := [f for f in fields if f not in split.fields]:
+            raise UserError(
+                f"the examples of split {split.name!r} have no {' and no '.join(missing)}, only "
+                f"{' and '.join(split.fields)}; choose another data set, or a task that does without"
+            )
+        self.split, self.mesh, self.on_device, self.in_memory = split, mesh, on_device, in_memory or on_device
+        self.threads, self.repeats, self.crop, self.fields = threads, repeats, crop, tuple(fields)
+        self._constants: dict[str, Any] = {}
+
+    def spec(self, batch_size: int) -> Spec:
+        """The shapes and types of a training batch."""
+        if self.on_device:
+            return {"index": jax.ShapeDtypeStruct((batch_size,), np.int32)}
+        return self.split.spec(batch_size, self.fields, self.crop)
+
+    def constants_spec(self) -> dict[str, Spec]:
+        """The shapes and types of `constants`."""
+        return {"examples": self.split.spec(len(self.split), self.fields)} if self.on_device else {}
+
+    def load(self) -> "Loader":
+        """Decodes now what is kept in memory or on the devices, not when the first batch is asked for."""
+        if self.in_memory:
+            self.split.load(self.fields)
+        if self.on_device and "examples" not in self._constants:
+            place, arrays = sharding.replicated(self.mesh), self.split.arrays
+            examples = {f: jax.make_array_from_process_local_data(place, arrays[f]) for f in self.fields}
+            self._constants["examples"] = examples
+        return self
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return self.load()._constants
 
     def train(self, seed: int, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps start .. stop - 1."""
+        self.load()
         rows = sharding.local_rows(self.mesh, batch_size)
 
-        def load(step: int) -> dict[str, np.ndarray]:
+        def load(step: int) -> Arrays:
             indices, crops = self.chosen(seed, step, batch_size, rows)
             if self.on_device:
                 return {"index": self.split.usable(indices).astype(np.int32)}
-            images, labels = self.split.read(indices, crops)
-            return {"image": images, "label": labels}
+            return self.split.read(indices, crops, self.fields)
 
         return self._stream(load, range(start, stop), batch_size)
 
@@ -70,21 +100,23 @@ class Feed:
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Every image of the split once, in order, the last batch padded."""
+        self.load()
         rows = sharding.local_rows(self.mesh, batch_size)
         batches = list(batching.evaluation_batches(batch_size, len(self.split)))
 
-        def load(i: int) -> dict[str, np.ndarray]:
+        def load(i: int) -> Arrays:
             indices, weights = batches[i].indices[rows], batches[i].weights[rows]
             number = indices.astype(np.int32)
-            if self.split.good is not None and self.on_device:
-                good = self.split.good[indices].astype(np.float32)
-                return {"index": number, "number": number, "weight": weights * good}
-            images, labels, good = self.split.read_marked(indices)
-            return {"image": images, "label": labels, "number": number, "weight": weights * good}
+            if self.on_device:
+                assert self.split.good is not None
+                arrays, good = {"index": number}, self.split.good[indices]
+            else:
+                arrays, good = self.split.read_marked(indices, self.fields)
+            return {**arrays, "number": number, "weight": weights * good.astype(np.float32)}
 
         return self._stream(load, range(len(batches)), batch_size)
 
-    def _stream(self, load: Callable[[int], dict[str, np.ndarray]], steps: range, batch_size: int) -> Iterator[Batch]:
+    def _stream(self, load: Callable[[int], Arrays], steps: range, batch_size: int) -> Iterator[Batch]:
         place = sharding.batch_sharding(self.mesh)
         with contextlib.ExitStack() as stack:
             loaded: Iterator[Any] = map(load, steps)
