@@ -1,6 +1,9 @@
-"""A source of random images, some of which may be broken."""
+"""A source of random images, some of which may be broken; a photo, and files of images."""
+
+import io
 
 import numpy as np
+from PIL import Image
 
 from vit_jax.data import Example
 
@@ -25,3 +28,19 @@ class Images:
 
     def describe(self, index: int) -> str:
         return f"image {index}"
+
+
+def photo(height: int, width: int, scale: float = 37) -> np.ndarray:
+    """A picture without much detail, as JPEG likes it: waves."""
+    y, x = np.mgrid[:height, :width] / scale
+    return np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", orientation: int = 0, **options) -> bytes:
+    """The bytes of an image file."""
+    file, exif = io.BytesIO(), Image.Exif()
+    if orientation:  # as EXIF says
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, kind, **options)
+    return file.getvalue()

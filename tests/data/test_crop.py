@@ -1,13 +1,11 @@
 """Random crops on the host: a function of (seed, step, row) alone, with the distribution of the device's."""
 
-import io
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.data.images import encoded, photo
 from tests.quick import jit
 from vit_jax.augment import geometry
 from vit_jax.data import RandomCrop, decoding, jpeg, resizing
@@ -22,15 +20,7 @@ def parts(crop: RandomCrop, shape: tuple[int, int], draws: int = DRAWS) -> np.nd
 
 
 def as_jpeg(pixels: np.ndarray, orientation: int = 1) -> bytes:
-    file, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(pixels).save(file, "JPEG", quality=95, exif=exif)
-    return file.getvalue()
-
-
-def photo(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width] / 37
-    return np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
+    return encoded(pixels, "JPEG", orientation, quality=95)
 
 
 def test_a_draw_depends_on_seed_step_and_row_alone():
@@ -97,9 +87,7 @@ def test_the_pixels_are_those_of_the_device(interpolation):
     )
     expected = np.clip(np.einsum("Hh,hwc,Ww->HWc", rows, pixels.astype(float), columns), 0, 255)
     assert np.abs(crop(pixels) - expected).max() <= 1
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    np.testing.assert_array_equal(crop(file.getvalue()), crop(pixels))
+    np.testing.assert_array_equal(crop(encoded(pixels)), crop(pixels))
 
 
 def test_a_crop_of_everything_is_a_resize():
@@ -152,6 +140,4 @@ def test_a_mask_is_cropped_as_its_image_is(row):
         image, mask = crop(ramp[..., None])[..., 0], crop.mask(ramp)
         off = (image.astype(int) - mask)[3:-3, 3:-3]
         assert mask.shape == (29, 37) and np.abs(off).max() <= 2 and abs(off.mean()) < 0.5
-    file = io.BytesIO()
-    Image.fromarray(ramp).save(file, "PNG")
-    np.testing.assert_array_equal(crop.mask(file.getvalue()), mask)
+    np.testing.assert_array_equal(crop.mask(encoded(ramp)), mask)

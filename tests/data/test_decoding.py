@@ -1,12 +1,12 @@
 """Decoding files of every kind: their pixels, channels, orientation, and what is refused; masks."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.images import encoded
 from vit_jax.data import decoding, jpeg, resizing
 
 RNG = np.random.default_rng(0)
@@ -15,20 +15,14 @@ GREY = RNG.integers(0, 256, (7, 11, 1), np.uint8)
 CORNERS = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)[..., None]  # 2 x 3, all different
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.rint((colour.astype(float) * alpha + 255.0 * (255 - alpha)) / 255)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_lossless_files_decode_to_their_pixels(kind):
-    np.testing.assert_array_equal(decoding.decode(encoded(Image.fromarray(RGB), kind), 0), RGB)
-    np.testing.assert_array_equal(decoding.decode(encoded(Image.fromarray(GREY[..., 0]), kind), 0), GREY)
+    np.testing.assert_array_equal(decoding.decode(encoded(RGB, kind), 0), RGB)
+    np.testing.assert_array_equal(decoding.decode(encoded(GREY[..., 0], kind), 0), GREY)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -70,7 +64,7 @@ def test_palettes_with_and_without_transparency():
 
 def test_one_bit_images_are_black_and_white():
     bits = np.array([[True, False, True]])
-    np.testing.assert_array_equal(decoding.decode(encoded(Image.fromarray(bits)), 0)[0, :, 0], [255, 0, 255])
+    np.testing.assert_array_equal(decoding.decode(encoded(bits), 0)[0, :, 0], [255, 0, 255])
 
 
 def test_cmyk_becomes_rgb():
@@ -81,15 +75,15 @@ def test_cmyk_becomes_rgb():
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_is_scaled_to_8_bits(kind):
     values = np.array([[0, 128, 129, 257, 25700, 65406, 65535]], np.uint16)
-    found = decoding.decode(encoded(Image.fromarray(values), kind), 0)
+    found = decoding.decode(encoded(values, kind), 0)
     np.testing.assert_array_equal(found[0, :, 0], [0, 0, 1, 1, 100, 254, 255])
 
 
 def test_pixels_without_a_range_are_refused():
     with pytest.raises(decoding.BrokenImage, match="floating-point"):
-        decoding.decode(encoded(Image.fromarray(np.zeros((2, 3), np.float32)), "TIFF"), 0)
+        decoding.decode(encoded(np.zeros((2, 3), np.float32), "TIFF"), 0)
     with pytest.raises(decoding.BrokenImage, match="-1..70000"):
-        decoding.decode(encoded(Image.fromarray(np.array([[-1, 70000]], np.int32)), "TIFF"), 0)
+        decoding.decode(encoded(np.array([[-1, 70000]], np.int32), "TIFF"), 0)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -117,9 +111,7 @@ UPRIGHT = {
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation_is_applied_once_and_known_from_the_header(tmp_path, kind, orientation):
     stored = np.kron(CORNERS, np.ones((8, 8, 1), np.uint8))  # in JPEG's blocks, so that it hardly loses
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(Image.fromarray(stored[..., 0]), kind, exif=exif)
+    data = encoded(stored[..., 0], kind, orientation)
     found = decoding.decode(data, 0)
     np.testing.assert_allclose(found, UPRIGHT[orientation](stored), atol=2)
     (tmp_path / "image").write_bytes(data)
@@ -138,7 +130,7 @@ def test_the_header_says_what_decode_returns(tmp_path, mode, channels):
 @pytest.mark.parametrize("options", [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {})])
 def test_a_truncated_file_never_gives_half_an_image(options):
     kind, more = options
-    data = encoded(Image.fromarray(np.kron(RGB, np.ones((3, 3, 1), np.uint8))), kind, **more)
+    data = encoded(np.kron(RGB, np.ones((3, 3, 1), np.uint8)), kind, **more)
     whole, refused = decoding.decode(data, 0), 0
     cuts = range(0, len(data), 17)
     for cut in cuts:
@@ -180,7 +172,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 def test_a_reduced_jpeg_is_no_smaller_than_asked_for_and_knows_what_it_fills(shape, at_least, divisor):
     if shape == (317, 475) and at_least == (40, 20):
         divisor = 4  # 317 / 8 is 39.6
-    data = encoded(Image.fromarray(smooth(*shape)), "JPEG", quality=95)
+    data = encoded(smooth(*shape), "JPEG", quality=95)
     image, extent = decoding.decode_reduced(data, 3, at_least)
     assert extent == (shape[0] / divisor, shape[1] / divisor)
     assert image.shape == (-(-shape[0] // divisor), -(-shape[1] // divisor), 3)
@@ -204,7 +196,7 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives(shape, mode, subsampling, progr
 
 def test_damaged_jpegs_are_read_or_refused_as_pillow_does(monkeypatch):
     """A byte changed somewhere: most such files still decode, to other pixels."""
-    whole = bytearray(encoded(Image.fromarray(smooth(40, 56)), "JPEG"))
+    whole = bytearray(encoded(smooth(40, 56), "JPEG"))
     rng, outcomes = np.random.default_rng(0), []
     for place in rng.integers(2, len(whole), 200):
         data = bytes(whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :])
@@ -227,9 +219,7 @@ def outcome(data: bytes) -> bytes | str:
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("shape", [(320, 480), (317, 475)])
 def test_a_reduced_jpeg_shows_the_same_picture_in_the_same_place(shape, orientation, how):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(Image.fromarray(smooth(*shape)), "JPEG", quality=95, exif=exif)
+    data = encoded(smooth(*shape), "JPEG", orientation, quality=95)
     image, extent = decoding.decode_reduced(data, 3, (38, 38))
     assert (image.shape[0] < 100) == (shape == (320, 480) or orientation == 1)
     for size in ((19, 19), (13, 17)):
@@ -238,10 +228,10 @@ def test_a_reduced_jpeg_shows_the_same_picture_in_the_same_place(shape, orientat
 
 
 def test_only_jpeg_files_come_reduced_and_broken_ones_are_refused():
-    data = encoded(Image.fromarray(smooth(320, 480)))
+    data = encoded(smooth(320, 480))
     image, extent = decoding.decode_reduced(data, 0, (10, 10))
     assert extent == image.shape[:2] == (320, 480)
-    half = encoded(Image.fromarray(smooth(320, 480)), "JPEG")
+    half = encoded(smooth(320, 480), "JPEG")
     with pytest.raises(decoding.BrokenImage):
         decoding.decode_reduced(half[: len(half) // 2], 3, (10, 10))
 
@@ -256,7 +246,7 @@ def test_a_mask_is_the_class_of_each_pixel():
     few.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     np.testing.assert_array_equal(decoding.decode_mask(encoded(few, bits=2)), classes % 3)
     bits = classes > 1
-    np.testing.assert_array_equal(decoding.decode_mask(encoded(Image.fromarray(bits))), bits)
+    np.testing.assert_array_equal(decoding.decode_mask(encoded(bits)), bits)
     assert decoding.decode_mask(classes) is classes
 
 

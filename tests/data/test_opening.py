@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.images import photo
 from vit_jax import data, sharding
 from vit_jax.command import UserError
 from vit_jax.data import Data, Dataset, Settings, decoding, open_data, opening, resizing
@@ -199,6 +200,10 @@ def test_what_is_chosen_by_label_needs_labels():
         ({"crop_fraction": 0.0}, r"data\.crop_fraction=0\.0 is not in \(0, 1\]"),
         ({"crop_fraction": 1.1}, r"data\.crop_fraction=1\.1 is not in"),
         ({"max_bad_fraction": -0.1}, r"data\.max_bad_fraction=-0\.1"),
+        ({"limit": -1}, r"data\.limit=-1 is negative"),
+        ({"images_per_class": -1}, r"data\.images_per_class=-1 is negative"),
+        ({"choice": -1}, r"data\.choice=-1 is negative"),
+        ({"limit": 1, "images_per_class": 1}, r"data\.limit and data\.images_per_class are both given"),
         ({"repeats": 0}, r"data\.repeats=0 is not positive"),
         ({"crop_on": "host", "cache": "device"}, r"data\.crop_on='host' .* set data\.cache=none or auto"),
     ],
@@ -246,8 +251,7 @@ def photos(tmp_path_factory) -> str:
 
 
 def test_a_data_set_of_large_photos_is_decoded_in_draft_where_that_is_asked_for(tmp_path):
-    y, x = np.mgrid[:160, :240] / 19
-    pixels = np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
+    pixels = photo(160, 240, scale=19)
     for label in "ab":
         (tmp_path / label).mkdir()
         for i in range(5):
@@ -257,9 +261,7 @@ def test_a_data_set_of_large_photos_is_decoded_in_draft_where_that_is_asked_for(
         for asked in (False, True)
     )
     assert 0 < np.abs(whole.astype(int) - draft).max() <= 4
-    with pytest.raises(
-        UserError, match=r"data\.draft changes nothing: the images of 'synth.* are no files"
-    ):
+    with pytest.raises(UserError, match=r"data\.draft changes nothing: the images of 'synth.* are no files"):
         open_data(Settings(name="synthetic/5x7x3/2/23", draft=True))
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -171,56 +171,29 @@ def test_missing_archives(tmp_path: Path) -> None:
         prepare("mnist", data_dir, "http://127.0.0.1:1", checksum=False)
 
 
-def damage_magic(folder: Path) -> None:
-    archives.write_idx(folder / "train-images-idx3-ubyte.gz", np.zeros((23, 28 * 28), np.uint8))
-
-
-def damage_sizes(folder: Path) -> None:
-    archives.write_idx(folder / "train-images-idx3-ubyte.gz", np.zeros((23, 28, 27), np.uint8))
-
-
-def damage_bytes(folder: Path) -> None:
-    path = folder / "train-images-idx3-ubyte.gz"
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
-
-
-def damage_header(folder: Path) -> None:
-    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08"))
-
-
-def damage_gzip(folder: Path) -> None:
-    path = folder / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-1009])
-
-
-def damage_not_gzip(folder: Path) -> None:
-    (folder / "train-images-idx3-ubyte.gz").write_text("<html>not found</html>")
-
-
-def damage_counts(folder: Path) -> None:
-    archives.write_idx(folder / "train-labels-idx1-ubyte.gz", np.zeros(22, np.uint8))
-
-
-def damage_label(folder: Path) -> None:
-    archives.write_idx(folder / "train-labels-idx1-ubyte.gz", np.full(23, 10, np.uint8))
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
 @pytest.mark.parametrize(
-    ("damage", "why"),
+    ("file", "damage", "why"),  # the whole file's bytes -> those of a damaged one, or values to write
     [
-        (damage_magic, "begins with 00000802, expected 00000803"),
-        (damage_sizes, "expected 18032 of n x \\[28, 28\\]"),
-        (damage_bytes, "18031 bytes of 23 x \\[28, 28\\]"),
-        (damage_header, "begins with 000008, expected 00000801"),
-        (damage_gzip, "ended before"),
-        (damage_not_gzip, "Not a gzipped file"),
-        (damage_counts, "22 labels .*expected 23"),
-        (damage_label, "23 labels up to 10, expected 23 up to 9"),
+        (IMAGES, lambda whole: np.zeros((23, 28 * 28), np.uint8), "begins with 00000802, expected 00000803"),
+        (IMAGES, lambda whole: np.zeros((23, 28, 27), np.uint8), "expected 18032 of n x \\[28, 28\\]"),
+        (IMAGES, lambda whole: gzip.compress(gzip.decompress(whole)[:-1]), "18031 bytes of 23 x \\[28, 28\\]"),
+        (LABELS, lambda whole: gzip.compress(b"\0\0\x08"), "begins with 000008, expected 00000801"),
+        (IMAGES, lambda whole: whole[:-1009], "ended before"),
+        (IMAGES, lambda whole: b"<html>not found</html>", "Not a gzipped file"),
+        (LABELS, lambda whole: np.zeros(22, np.uint8), "22 labels .*expected 23"),
+        (LABELS, lambda whole: np.full(23, 10, np.uint8), "23 labels up to 10, expected 23 up to 9"),
     ],
 )
-def test_damaged_mnist_archives(damage: object, why: str, tmp_path: Path) -> None:
+def test_damaged_mnist_archives(file: str, damage: Callable[[bytes], bytes | np.ndarray], why: str, tmp_path: Path):
     data_dir, folder, _ = tiny("mnist", tmp_path)
-    damage(folder)
+    content = damage((folder / file).read_bytes())
+    if isinstance(content, bytes):
+        (folder / file).write_bytes(content)
+    else:
+        archives.write_idx(folder / file, content)
     with pytest.raises(UserError, match=f"train-.*is damaged or another file .*{why}"):
         prepare("mnist", data_dir, str(folder), checksum=False)
     assert not (data_dir / "mnist").exists()

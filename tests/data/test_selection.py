@@ -87,20 +87,6 @@ def test_too_few_images_are_known_before_any_is_decoded():
         data.size("train")
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"limit": -1}, "data.limit=-1 is negative"),
-        ({"images_per_class": -1}, "data.images_per_class=-1 is negative"),
-        ({"choice": -1}, "data.choice=-1 is negative"),
-        ({"limit": 1, "images_per_class": 1}, "data.limit and data.images_per_class are both given"),
-    ],
-)
-def test_settings_out_of_range(settings, expected):
-    with pytest.raises(UserError, match=expected):
-        open_data(Settings(**settings))
-
-
 def given(**splits: list[int]) -> Dataset:
     """A data set of 1x1 images that hold their number, with these labels."""
 

@@ -1,14 +1,13 @@
 """Decoded images of a split: in memory or read again each time, exact statistics, broken images never silent."""
 
 import errno
-import io
 import logging
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.images import SHAPE, Images
+from tests.data.images import SHAPE, Images, encoded, photo
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing, decoding
 from vit_jax.data import split as split_module
@@ -95,18 +94,16 @@ def test_a_mask_of_another_size_than_its_image_is_broken_and_a_broken_one_is_voi
 
 
 def test_a_draft_of_a_large_photo_is_close_and_of_all_else_the_same():
-    y, x = np.mgrid[:320, :480] / 37
-    photo = np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(photo).save(file, "JPEG", quality=95)
+    pixels = photo(320, 480)
+    file = encoded(pixels, "JPEG", quality=95)
     small = Preprocessing((23, 19), "crop", 3, 0.9, "bicubic")
     large, grey = Preprocessing((200, 200), "crop", 3), Preprocessing((9, 9), "crop", 1)
-    difference = small(file.getvalue(), draft=True).astype(int) - small(file.getvalue())
+    difference = small(file, draft=True).astype(int) - small(file)
     assert 0 < np.abs(difference).max() <= 3
-    np.testing.assert_array_equal(large(file.getvalue(), draft=True), large(file.getvalue()))
-    np.testing.assert_array_equal(grey(photo, draft=True), grey(photo))  # decoded already
+    np.testing.assert_array_equal(large(file, draft=True), large(file))
+    np.testing.assert_array_equal(grey(pixels, draft=True), grey(pixels))  # decoded already
     always = Preprocessing((23, 19), "crop", 3, 0.9, "bicubic", draft=True)
-    np.testing.assert_array_equal(always(file.getvalue()), small(file.getvalue(), draft=True))
+    np.testing.assert_array_equal(always(file), small(file, draft=True))
 
 
 @pytest.mark.parametrize("broken", [[], [13]])
