@@ -75,8 +75,8 @@ def opened(given: config.Config, patch: pytest.MonkeyPatch) -> data.Data:
     shape, k, train, test = DATA_SETS[given.data.name]
     classes = tuple(f"class {i}" for i in range(k))
     dataset = Dataset(given.data.name, classes, shape, {"train": train, "test": test}, Unread)
-    patch.setattr(data, "open_dataset", lambda name, data_dir: dataset)
-    patch.setattr(data, "choose_classes", lambda dataset, names: replace(dataset, class_names=names))
+    patch.setattr(data.opening, "open_dataset", lambda name, data_dir: dataset)
+    patch.setattr(data.opening, "choose_classes", lambda dataset, names: replace(dataset, class_names=names))
     return data.open_data(given.data, SOURCE.size)
 
 
@@ -88,11 +88,11 @@ def test_config(spec, monkeypatch):
     if given.init.weights:
         given = run.follow(given, images, SOURCE)
     run.check_data(given, images)
-    height, width, channels = images.view.shape
+    height, width, channels = images.preprocessing.shape
     filled = {"model.num_classes": len(images.class_names), "augment.mean": (0.5,), "augment.std": (0.5,)}
     prepared = config.from_dict(config.to_dict(given), [f"{key}={value}" for key, value in filled.items()])
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])
-    built = run.build(prepared, mesh, image_shape=images.view.shape, train_images=images.size("train"))
+    built = run.build(prepared, mesh, image_shape=images.preprocessing.shape, train_images=images.size("train"))
     n = given.train.batch_size
     batch = {
         "image": jax.ShapeDtypeStruct((n, height, width, channels), jnp.uint8),

@@ -166,13 +166,13 @@ def _check_run(
     prepared = run.prepare(settings, data, data.split("train"))
     cropped = run.host_crop(settings, data) is not None
     mesh, size = run.make_mesh(settings, data), data.size("train")
-    run.build(prepared, mesh, image_shape=data.view.shape, train_images=size, cropped=cropped)
+    run.build(prepared, mesh, image_shape=data.preprocessing.shape, train_images=size, cropped=cropped)
     teacher = given.distill.teacher
     if teacher and Path(teacher).resolve() not in planned:
         run.open_teacher(teacher, prepared, data.class_names)
     for name, chosen in evaluations(sweeps).items():
         changed = config.from_dict(config.to_dict(given), chosen)
-        augment.check_perturbed(changed.perturb, data.view.channels)
+        augment.check_perturbed(changed.perturb, data.preprocessing.channels)
         if (changed.data, changed.evaluate.split) != (given.data, given.evaluate.split):
             _check_split(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:
@@ -182,7 +182,7 @@ def _check_run(
 
 def _check_split(name: str, changed: Settings, split: str, data: Data) -> None:
     """Raises `UserError` for a split that is not there, or of other classes than the trained model's."""
-    asked = open_data(changed, data.view.size)
+    asked = open_data(changed, data.preprocessing.size)
     asked.split(split)
     if asked.class_names != data.class_names:
         raise UserError(f"--evaluate {name}: {changed.name!r} does not have the classes of {data.settings.name!r}")
@@ -190,7 +190,7 @@ def _check_split(name: str, changed: Settings, split: str, data: Data) -> None:
 
 def _check_parameters(name: str, changed: Mapping[str, Any], prepared: Config, data: Data) -> None:
     """Raises `UserError` for a model that has other parameters than the trained one."""
-    shape = run.input_shape(prepared, data.view.shape)
+    shape = run.input_shape(prepared, data.preprocessing.shape)
 
     def variables(fields: Mapping[str, Any]) -> Any:
         model = models.create({**fields, "num_classes": prepared.model["num_classes"]})

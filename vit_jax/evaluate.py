@@ -24,7 +24,7 @@ from vit_jax import augment, command, config, distributed, log, metrics, run, sh
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import file_name
-from vit_jax.data import Feed, open_data
+from vit_jax.data import Loader, open_data
 from vit_jax.trees import PyTree
 
 LOGITS_BYTES = 2**31  # more are not kept: of ImageNet-21k's test images 250 GB
@@ -54,9 +54,9 @@ class Predictions:
 
 
 def predict(
-    eval_step: Callable[..., Any], variables: PyTree, feed: Feed, batch_size: int, loss: metrics.Loss = "softmax"
+    eval_step: Callable[..., Any], variables: PyTree, loader: Loader, batch_size: int, loss: metrics.Loss = "softmax"
 ) -> Predictions:
-    """What the model makes of every image of the feed, in the split's order; `loss` is what it was trained with."""
+    """What the model makes of every image of the loader, in the split's order; `loss` is what it was trained with."""
     parts: list[Predictions] = []
     waiting: deque[dict[str, jax.Array]] = deque()
     begins = itertools.count(0, batch_size)
@@ -70,11 +70,11 @@ def predict(
         if not len(index):
             return
         metrics.check_labels(label, k)
-        kept = logits if len(feed.split) * k * logits.itemsize <= LOGITS_BYTES else None
+        kept = logits if len(loader.split) * k * logits.itemsize <= LOGITS_BYTES else None
         parts.append(Predictions(begin + index, label, metrics.per_example(logits, label, loss), k, kept))
 
-    for batch in feed.evaluation(batch_size):
-        waiting.append(eval_step(variables, batch, feed.frozen))
+    for batch in loader.evaluation(batch_size):
+        waiting.append(eval_step(variables, batch, loader.constants))
         if len(waiting) > IN_FLIGHT:
             fetch()
     while waiting:
@@ -117,7 +117,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     mesh = sharding.make_mesh(given.mesh)
     trained = run.open(workdir, overrides=list(overrides), mesh=mesh)
     with distributed.same_mistakes():
-        data = dataclasses.replace(open_data(given.data, trained.view.size), view=trained.view)
+        data = dataclasses.replace(open_data(given.data, trained.view.size), preprocessing=trained.view)
         if data.class_names != trained.class_names:
             raise UserError(
                 f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
@@ -129,12 +129,12 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
             logging.getLogger(__name__).warning(
                 "the images of %r are not those that the run in %s began with: %s", data.dataset.name, workdir, numbers
             )
-        feed = data.feed(data.split(given.evaluate.split), mesh)
+        loader = data.loader(data.split(given.evaluate.split), mesh).load()
     shards = sharding.batch_shards(mesh)
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
     eval_step = step.make_eval_step(trained.model, trained.config.augment, given.perturb)
     compiled = run.compile_eval_step(eval_step, trained.variables, mesh)
-    predictions = predict(compiled, trained.variables, feed, batch_size, given.train.loss)
+    predictions = predict(compiled, trained.variables, loader, batch_size, given.train.loss)
     found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions).items()}
     return {
         "step": trained.step,

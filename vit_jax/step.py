@@ -1,7 +1,7 @@
 """One training step and one evaluation step, as pure functions of arrays.
 
-A batch holds either uint8 images and labels, or indices into `frozen`, the whole split on the device. Randomness is a
-function of (seed, step, purpose): nothing random is kept in the state.
+A batch holds either uint8 images and labels, or indices into `frozen["examples"]`, the whole split on the device.
+Randomness is a function of (seed, step, purpose): nothing random is kept in the state.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,7 +87,7 @@ def init_state(
 def fetch(batch: Batch, frozen: Frozen) -> tuple[Array, Array]:
     """Images uint8 [n h w c] and labels [n] of a batch."""
     if "index" in batch:
-        return frozen["image"][batch["index"]], frozen["label"][batch["index"]]
+        batch = {field: values[batch["index"]] for field, values in frozen["examples"].items()}
     return batch["image"], batch["label"]
 
 

@@ -35,7 +35,7 @@ from vit_jax.step import TrainState
 
 
 def test_a_batch_by_index_is_the_batch_by_images_to_the_bit(calm_state, calm_step, eval_step):
-    frozen = {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}
+    frozen = {"examples": {"image": jnp.asarray(IMAGES), "label": jnp.asarray(LABELS)}}
     index = {"index": jnp.asarray(INDICES[0])}
     assert_same_bits(calm_step(calm_state, index, frozen), calm_step(calm_state, batch(0), {}))
     weight = {"weight": jnp.ones(N)}

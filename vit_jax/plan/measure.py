@@ -55,14 +55,16 @@ def _random(subject: Subject) -> tuple[Any, Any]:
     """Images, labels and indices as the step takes them, on the devices."""
     rng = np.random.default_rng(0)
     _, batch, frozen = subject.arguments
-    images = frozen["image"].shape[0] if "image" in frozen else 0
+    images = frozen["examples"]["image"].shape[0] if "examples" in frozen else 0
     num_classes = subject.run.config.model["num_classes"]
     highest = {"image": 256, "label": num_classes, "index": images, "total_steps": 1000}
     mesh = subject.run.mesh
 
-    def draw(tree: dict[str, Any], place: jax.sharding.Sharding) -> dict[str, jax.Array]:
-        drawn = {k: np.asarray(rng.integers(0, highest[k], x.shape, x.dtype)) for k, x in tree.items()}
-        return {k: jax.device_put(x, place) for k, x in drawn.items()}
+    def draw(tree: dict[str, Any], place: jax.sharding.Sharding) -> Any:
+        def drawn(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+            return jax.device_put(np.asarray(rng.integers(0, highest[path[-1].key], x.shape, x.dtype)), place)
+
+        return jax.tree_util.tree_map_with_path(drawn, tree)
 
     return draw(batch, sharding.batch_sharding(mesh)), draw(frozen, sharding.replicated(mesh))
 

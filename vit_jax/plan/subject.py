@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vit_jax import run, sharding
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.data import Data, MissingDataset, open_data
+from vit_jax.data import Data, MissingDataset, RandomCrop, open_data
 from vit_jax.plan.topology import Machine
 from vit_jax.run import Run
 
@@ -53,7 +53,7 @@ def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Given:
     """The configuration with its data set's sizes; `images` to train with and `classes` replace what would be found."""
     data, assumed = _open(given, images, classes)
     stand_in = bool(assumed)
-    view, channels = given.augment, data.view.channels
+    view, channels = given.augment, data.preprocessing.channels
     if not view.mean:  # any will do: the work is the same
         view = dataclasses.replace(view, mean=(0.5,) * channels, std=(0.5,) * channels)
     given = dataclasses.replace(given, augment=view, data=data.settings)
@@ -93,17 +93,12 @@ def build(given: Given, machine: Machine) -> Subject:
     """The run on the machine's mesh; touches no device, and compiles only to choose where `model.remat` is auto."""
     train = given.data.split("train")
     mesh = sharding.make_mesh(given.config.mesh, machine.devices)
-    n, shape, cropped = given.config.train.batch_size, given.data.view.shape, _cropped(given)
+    n, shape, cropped = given.config.train.batch_size, given.data.preprocessing.shape, _cropped(given)
     shown = run.input_shape(given.config, shape) if cropped else shape
-    batch: dict[str, Any] = {
-        "image": jax.ShapeDtypeStruct((n, *shown), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((n,), jnp.int32),
-    }
-    frozen: dict[str, Any] = {}
-    if given.data.cache(train) == "device":  # as `Feed` has it
-        frozen = {k: jax.ShapeDtypeStruct((len(train), *x.shape[1:]), x.dtype) for k, x in batch.items()}
-        batch = {"index": jax.ShapeDtypeStruct((n,), jnp.int32)}
-    frozen["total_steps"] = jax.ShapeDtypeStruct((), jnp.int32)  # read where `train.seconds` decides
+    crop = RandomCrop(shown[:2], shown[2], (1.0, 1.0), (1.0, 1.0)) if cropped else None
+    loader = given.data.loader(train, mesh, on_device=True, crop=crop)
+    length = jax.ShapeDtypeStruct((), jnp.int32)  # read where `train.seconds` decides
+    batch, frozen = loader.spec(n), {**loader.constants_spec(), "total_steps": length}
 
     def build(config: Config) -> Run:
         return run.build(config, mesh, image_shape=shape, train_images=len(train), cropped=cropped)

@@ -28,15 +28,15 @@ def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
     data = open_data(given.data, run.default_size(given, source))
     given = run.follow(given, data, source)
     one_device = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])  # batches are the same on any mesh
-    feed = data.feed(data.split("train"), one_device, crop=run.host_crop(given, data))
-    view = run.device_view(run.prepare(given, data, feed.split), cropped=feed.crop is not None)
+    loader = data.loader(data.split("train"), one_device, crop=run.host_crop(given, data))
+    view = run.device_view(run.prepare(given, data, loader.split), cropped=loader.crop is not None)
     part = np.arange(0, given.train.batch_size, given.train.accumulate)
     ends = np.union1d(part[:images], part[-images:])  # MixUp and CutMix mix the first with the last
     shown = {}
     for at in range(rows):
-        indices, crops = feed.chosen(given.seed, at, given.train.batch_size, ends)
-        unchanged, _ = feed.split.read(indices)
-        cropped = feed.split.read(indices, crops)[0] if crops else unchanged
+        indices, crops = loader.chosen(given.seed, at, given.train.batch_size, ends)
+        unchanged = loader.split.read(indices)["image"]
+        cropped = loader.split.read(indices, crops)["image"] if crops else unchanged
         seen, shares = step.augmented(
             view, jnp.asarray(cropped), jnp.eye(len(ends)), seed=given.seed, step=at, rows=jnp.asarray(ends)
         )

@@ -37,9 +37,9 @@ def check_data(given: Config, data: Data) -> None:
             "leave it at 0 to follow the data set"
         )
     if given.augment.mean:
-        augment.check_channels(given.augment, data.view.channels)
+        augment.check_channels(given.augment, data.preprocessing.channels)
     model = models.create({**given.model, "num_classes": k})
-    model.check(input_shape(given, data.view.shape))
+    model.check(input_shape(given, data.preprocessing.shape))
     if given.model.get("pooling") == "none":
         raise UserError("model.pooling='none' gives logits for each patch, not for an image; choose gap, token or map")
     if given.model.get("distillation_token") and not given.distill.teacher:
@@ -75,7 +75,7 @@ def input_shape(given: Config, image_shape: tuple[int, int, int]) -> tuple[int, 
 
 def host_crop(given: Config, data: Data) -> RandomCrop | None:
     """How the host crops training images to the model's input size; None where the device crops, or nothing does."""
-    height, width, _ = input_shape(given, data.view.shape)
+    height, width, _ = input_shape(given, data.preprocessing.shape)
     return data.random_crop(size=(height, width), area=given.augment.crop_area, aspect=given.augment.crop_aspect)
 
 
@@ -261,7 +261,7 @@ def make_mesh(given: Config, data: Data) -> Mesh:
     if cores == 1 or jax.process_count() > 1 or given.mesh != sharding.Settings():
         return sharding.make_mesh(given.mesh)
     model = models.create({**given.model, "num_classes": len(data.class_names)})
-    shape, average = input_shape(given, data.view.shape), given.optim.ema_decay > 0
+    shape, average = input_shape(given, data.preprocessing.shape), given.optim.ema_decay > 0
     state = jax.eval_shape(lambda: step.init_state(model, optim.create(given.optim), 0, shape, ema=average))
     copies = cores * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     shared = copies > COPIES_AT_MOST * memory.installed()

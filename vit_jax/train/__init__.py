@@ -14,7 +14,7 @@ from vit_jax import command, config, distributed, log, run, sharding
 from vit_jax.checkpoint import Checkpoints, Damaged, saved_steps
 from vit_jax.command import Interruption, UserError
 from vit_jax.config import Config
-from vit_jax.data import Data, Feed, MissingDataset, open_data
+from vit_jax.data import Data, Loader, MissingDataset, open_data
 from vit_jax.pretrained import Weights
 from vit_jax.run import Arrays, Run
 from vit_jax.step import evaluation_variables
@@ -46,11 +46,12 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
 
         mesh = run.make_mesh(settings, data)
         run.check_batch(settings, mesh)
-        feed = data.feed(data.split("train"), mesh, on_device=True, crop=run.host_crop(settings, data))
-        prepared = run.prepare(settings, data, feed.split)
-    forward = add_teacher(prepared, data, feed)
-    prepared = choose_attention(run.with_kernel(workdir, prepared), data, feed, console)
-    built = build_fitting(prepared, data, feed, forward)
+        crop = run.host_crop(settings, data)
+        loader = data.loader(data.split("train"), mesh, on_device=True, crop=crop).load()
+        prepared = run.prepare(settings, data, loader.split)
+    forward = add_teacher(prepared, data, loader)
+    prepared = choose_attention(run.with_kernel(workdir, prepared), data, loader, console)
+    built = build_fitting(prepared, data, loader, forward)
     with distributed.same_mistakes():
         if jax.process_index() == 0:
             run.save_description(workdir, given, prepared, data)
@@ -59,7 +60,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> int:
         workdir / run.CHECKPOINTS, keep_last=given.checkpoint.keep_last, keep_best=given.checkpoint.keep_best
     )
     state, book = restore_or_init(built, checkpoints, arrays)
-    with Interruption() as interruption, Trainer(built, data, feed, workdir, checkpoints, book, console) as trainer:
+    with Interruption() as interruption, Trainer(built, data, loader, workdir, checkpoints, book, console) as trainer:
         state = trainer.loop(state, interruption)
         checkpoints.finish()
         if interruption.signal and int(state.step) < trainer.length.steps:
@@ -152,46 +153,36 @@ def fit_weights(weights: Weights | None, settings: Config, data: Data, console: 
     return arrays
 
 
-def add_teacher(prepared: Config, data: Data, feed: Feed) -> Callable[..., jax.Array] | None:
+def add_teacher(prepared: Config, data: Data, loader: Loader) -> Callable[..., jax.Array] | None:
     """The forward pass of the teacher, whose variables join what every step reads; None without a teacher."""
     if not prepared.distill.teacher:
         return None
     with distributed.same_mistakes():
         teacher = run.open_teacher(prepared.distill.teacher, prepared, data.class_names)
-    everywhere = sharding.replicated(feed.mesh)
-    feed.frozen["teacher"] = jax.tree.map(lambda array: sharding.put(array, everywhere), teacher.variables)
+    everywhere = sharding.replicated(loader.mesh)
+    loader.constants["teacher"] = jax.tree.map(lambda array: sharding.put(array, everywhere), teacher.variables)
     return teacher.forward
 
 
-def choose_attention(prepared: Config, data: Data, feed: Feed, console: Console) -> Config:
+def choose_attention(prepared: Config, data: Data, loader: Loader, console: Console) -> Config:
     """The configuration with the attention kernel that the devices run fastest, where `model.attention` is auto."""
-    chosen, seconds = run.fastest_attention(prepared, feed.mesh, run.input_shape(prepared, data.view.shape))
+    chosen, seconds = run.fastest_attention(prepared, loader.mesh, run.input_shape(prepared, data.preprocessing.shape))
     if seconds:
         times = ", ".join(f"{kernel} {1000 * of_all:.3g} ms" for kernel, of_all in seconds.items())
         console.print(f"A layer's attention takes {times}: {chosen.model['attention']} is taken", soft_wrap=True)
     return chosen
 
 
-def build_fitting(prepared: Config, data: Data, feed: Feed, teacher: Callable[..., jax.Array] | None) -> Run:
-    """The run on the feed's mesh; with `model.remat='auto'` it recomputes what the devices cannot keep."""
-    mesh = feed.mesh
+def build_fitting(prepared: Config, data: Data, loader: Loader, teacher: Callable[..., jax.Array] | None) -> Run:
+    """The run on the loader's mesh; with `model.remat='auto'` it recomputes what the devices cannot keep."""
+    mesh = loader.mesh
 
     def build(chosen: Config) -> Run:
-        shape, size, cropped = data.view.shape, len(feed.split), feed.crop is not None
+        shape, size, cropped = data.preprocessing.shape, len(loader.split), loader.crop is not None
         return run.build(chosen, mesh, image_shape=shape, train_images=size, cropped=cropped, teacher=teacher)
 
-    frozen = {**feed.frozen, "total_steps": jax.ShapeDtypeStruct((), "int32")}
-    return run.fitting(prepared, build, abstract_batch(prepared, data, feed), frozen, run.device_memory(mesh))
-
-
-def abstract_batch(prepared: Config, data: Data, feed: Feed) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of the feed."""
-    n = prepared.train.batch_size
-    whole = {
-        "image": jax.ShapeDtypeStruct((n, *(feed.crop or data.view).shape), "uint8"),
-        "label": jax.ShapeDtypeStruct((n,), "int32"),
-    }
-    return {"index": jax.ShapeDtypeStruct((n,), "int32")} if feed.on_device else whole
+    frozen = {**loader.constants, "total_steps": jax.ShapeDtypeStruct((), "int32")}
+    return run.fitting(prepared, build, loader.spec(prepared.train.batch_size), frozen, run.device_memory(mesh))
 
 
 def restore_or_init(built: Run, checkpoints: Checkpoints, arrays: Arrays) -> tuple[PyTree, Book]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from vit_jax import config, distributed, evaluate, log, memory, metrics, optim, run, sharding, trees
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import Interruption, UserError
-from vit_jax.data import Data, Feed
+from vit_jax.data import Data, Loader
 from vit_jax.energy import Meter
 from vit_jax.run import Run
 from vit_jax.step import evaluation_variables
@@ -49,12 +49,21 @@ class Trainer:
     """The loop of one run and what it keeps on the way: metrics, evaluations, checkpoints, the final result."""
 
     def __init__(
-        self, built: Run, data: Data, feed: Feed, workdir: Path, checkpoints: Checkpoints, book: Book, console: Console
+        self,
+        built: Run,
+        data: Data,
+        loader: Loader,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        book: Book,
+        console: Console,
     ) -> None:
-        self.run, self.data, self.feed, self.workdir = built, data, feed, workdir
+        self.run, self.data, self.loader, self.workdir = built, data, loader, workdir
         self.checkpoints, self.book, self.console = checkpoints, book, console
         self.active = jax.process_index() == 0
-        self.validation = data.feed(data.split("validation"), built.mesh) if "validation" in data.specs else None
+        self.validation = (
+            data.loader(data.split("validation"), built.mesh).load() if "validation" in data.specs else None
+        )
         self.started, self.earlier_seconds = time.monotonic(), book.seconds
         self.one_machine = distributed.on_one_machine()  # whose counters tell the energy of the whole run
         self.meter, self.earlier_kwh = Meter(built.mesh.devices.flat[0].platform), book.energy_kwh
@@ -81,7 +90,7 @@ class Trainer:
         if start == self.length.steps:
             return state
         last = UNKNOWN if settings.train.seconds else self.length.steps
-        batches = self.feed.train(settings.seed, settings.train.batch_size, start, last)
+        batches = self.loader.train(settings.seed, settings.train.batch_size, start, last)
         train_step, batches = self.compile(state, batches)
         if start == 0 and settings.evaluate.before:
             self.evaluate_before(state)
@@ -128,7 +137,7 @@ class Trainer:
         compiled = self.run.train_step.lower(state, first, self.frozen()).compile()
         self.spare_memory(compiled)
         if self.active:
-            facts = describe(self.run, self.data, self.feed)
+            facts = describe(self.run, self.data, self.loader)
             facts["memory"] = needed_memory(compiled)
             facts["compiled in"] = log.human_seconds(time.monotonic() - began)
             parameters = jax.eval_shape(trees.unstack_layers, self.run.abstract_state.params)
@@ -156,8 +165,8 @@ class Trainer:
     def frozen(self) -> dict[str, Any]:
         """What a step reads besides its batch."""
         if not self.length.seconds:
-            return self.feed.frozen
-        return {**self.feed.frozen, "total_steps": np.int32(self.length.steps)}
+            return self.loader.constants
+        return {**self.loader.constants, "total_steps": np.int32(self.length.steps)}
 
     def open_log(self, start: int) -> None:
         settings = self.run.config
@@ -253,15 +262,15 @@ class Trainer:
         predicted, share = metrics.most_predicted(found.examples.prediction, len(self.data.class_names))
         self.diagnose(at, predicted=predicted, share=share, true_share=float(np.mean(found.label == predicted)))
 
-    def predict(self, variables: PyTree, feed: Feed) -> evaluate.Predictions:
+    def predict(self, variables: PyTree, loader: Loader) -> evaluate.Predictions:
         settings, shards = self.run.config, sharding.batch_shards(self.run.mesh)
         wanted = settings.evaluate.batch_size or settings.train.batch_size
         size = -(-wanted // shards) * shards
-        return evaluate.predict(self.run.eval_step, variables, feed, size, settings.train.loss)
+        return evaluate.predict(self.run.eval_step, variables, loader, size, settings.train.loss)
 
     def evaluate_before(self, state: PyTree) -> None:
         """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
-        found = self.predict(evaluation_variables(state), self.data.feed(self.data.split("test"), self.run.mesh))
+        found = self.predict(evaluation_variables(state), self.data.loader(self.data.split("test"), self.run.mesh))
         self.book.before = {f"before/{k}": v for k, v in evaluate.summarize(found).items()}
         if self.active:
             accuracy, f1 = (self.book.before[f"before/{k}"] for k in ("accuracy", "f1_macro"))
@@ -323,8 +332,8 @@ class Trainer:
 
     def finish(self, variables: PyTree) -> dict[str, Any]:
         """Reads the test split, once, and writes predictions, confusion matrix and result."""
-        feed = self.data.feed(self.data.split("test"), self.run.mesh)
-        found = self.predict(variables, feed)
+        loader = self.data.loader(self.data.split("test"), self.run.mesh)
+        found = self.predict(variables, loader)
         self.account()
         book, steps = self.book, self.length.steps
         images = steps * self.run.config.train.batch_size
@@ -341,7 +350,7 @@ class Trainer:
             "images_per_second": images / book.training_seconds if book.training_seconds else None,
             "energy_kwh": book.energy_kwh,
             "device": sharding.device_name(self.run.mesh),
-            "skipped_images": len(self.feed.split.bad) + len(feed.split.bad),
+            "skipped_images": len(self.loader.split.bad) + len(loader.split.bad),
             "warnings": book.warnings,
             "workdir": str(self.workdir),
             "config": config.to_dict(self.run.config),
@@ -356,12 +365,12 @@ class Trainer:
         return result
 
 
-def describe(built: Run, data: Data, feed: Feed) -> dict[str, str]:
+def describe(built: Run, data: Data, loader: Loader) -> dict[str, str]:
     """The overview's rows."""
     settings = built.config
     height, width, channels = run.input_shape(settings, built.image_shape)
-    sizes = {"train": len(feed.split), **{purpose: data.size(purpose) for purpose in ("validation", "test")}}
-    kept = "on the device" if feed.on_device else "in memory" if feed.split.images is not None else "streamed"
+    sizes = {"train": len(loader.split), **{purpose: data.size(purpose) for purpose in ("validation", "test")}}
+    kept = "on the device" if loader.on_device else "in memory" if loader.split.arrays else "streamed"
     mesh = "".join(f", {axis} {n}" for axis, n in built.mesh.shape.items() if n > 1)
     parts = f" in {settings.train.accumulate} parts" if settings.train.accumulate > 1 else ""
     epochs = built.total_steps / built.steps_per_epoch
