@@ -12,10 +12,9 @@ class Batches:
     def __init__(self, case: Case) -> None:
         data = open_data(case.config().data)
         split = data.split("train").load()
-        assert split.images is not None and split.labels is not None
         self.whole = case.mode != "train" or len(split) == case.batch_size
         taken = case.batch_size if self.whole else len(split)
-        self.images, self.labels = split.images[:taken], split.labels[:taken].astype(np.int32)
+        self.images, self.labels = split.arrays["image"][:taken], split.arrays["label"][:taken]
         self.classes, self.batch_size = len(data.class_names), case.batch_size
         self._rng, self._order = np.random.default_rng(0), np.empty(0, np.int32)
 

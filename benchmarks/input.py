@@ -1,11 +1,11 @@
-"""How fast images leave the host: our feed against a PyTorch DataLoader with the same work on the same cores.
+"""How fast images leave the host: our loader against a PyTorch DataLoader with the same work on the same cores.
 
     python -m benchmarks.input --data imagenette/160px-v2 --image-size 160
 
 Both read the same records from disk, in a random order; both give batches uint8 [n h w c]. The DataLoader decodes with
 Pillow, as torchvision does. `crop`: the image is resized until its shorter side fits, and its centre taken: what our
 host does in training, where random crop and flip are the device's work; `crop, our decoder`: by the very code of ours.
-`train`: the DataLoader crops at random, resizes and flips on the host, as PyTorch's recipes do. The feed's rates:
+`train`: the DataLoader crops at random, resizes and flips on the host, as PyTorch's recipes do. The loader's rates:
 streamed; from the host's memory; as indices, with the images on the device.
 """
 
@@ -26,7 +26,7 @@ from benchmarks import device, machine
 from benchmarks.throughput import list_of
 from vit_jax import command, data, memory, sharding
 from vit_jax.command import UserError
-from vit_jax.data import Feed, Split
+from vit_jax.data import Loader, Split
 
 OURS = {"feed, streamed": "disk", "feed, in host memory": "memory", "feed, on the device": "memory"}
 PEERS = ("torch, crop", "torch, crop, our decoder", "torch, train")
@@ -39,16 +39,16 @@ class TorchImages:
     """A map-style data set for a DataLoader: a split's records, decoded and cropped one by one, as the peer does."""
 
     def __init__(self, split: Split, peer: str) -> None:
-        self.source, self.view, self.size = split.source, split.view, split.view.size
-        self.look = {PEERS[0]: self.centre, PEERS[1]: self.view, PEERS[2]: self.random_crop}[peer]
+        self.source, self.size = split.source, split.preprocessing.size
+        self.look = {PEERS[0]: self.centre, PEERS[1]: split.preprocessing, PEERS[2]: self.random_crop}[peer]
         self.rng: np.random.Generator | None = None  # each worker's own
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        encoded, label = self.source.read(index)
-        return self.look(encoded), label
+        example: Any = self.source.read(index)
+        return self.look(example["image"]), example["label"]
 
     def centre(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
         """Resized until it covers the size, the centre taken."""
@@ -109,13 +109,13 @@ def clock(batches: Iterator[Any], batch_size: int) -> Clock:
 
 
 def our_batches(flags: Any, splits: Mapping[str, Split]) -> dict[str, Iterator[Any]]:
-    """The feed's ways, over one split that streams and one that is in memory."""
+    """The loader's ways, over one split that streams and one that is in memory."""
     mesh = sharding.make_mesh(sharding.Settings())
-    feeds = {
-        name: Feed(splits[kept], mesh, on_device=name == "feed, on the device", threads=flags.threads)
+    loaders = {
+        name: Loader(splits[kept], mesh, on_device=name == "feed, on the device", threads=flags.threads)
         for name, kept in OURS.items()
     }
-    return {name: feed.train(SEED, flags.batch_size, 0, MANY_STEPS) for name, feed in feeds.items()}
+    return {name: loader.train(SEED, flags.batch_size, 0, MANY_STEPS) for name, loader in loaders.items()}
 
 
 def parse(argv: Sequence[str]) -> Any:

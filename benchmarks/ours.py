@@ -26,14 +26,14 @@ class Ours:
         data = open_data(given.data)
         run.check_data(given, data)
         mesh = run.make_mesh(given, data)
-        self.feed = data.feed(data.split("train"), mesh, on_device=True)
-        prepared = run.prepare(given, data, self.feed.split)
+        self.loader = data.loader(data.split("train"), mesh, on_device=True).load()
+        prepared = run.prepare(given, data, self.loader.split)
         self.attention_seconds: dict[str, float] = {}  # of each kernel that was tried
         if case.mode == "train":
-            shape = run.input_shape(prepared, data.view.shape)
+            shape = run.input_shape(prepared, data.preprocessing.shape)
             prepared, self.attention_seconds = run.fastest_attention(prepared, mesh, shape)
         self.attention = prepared.model.get("attention")
-        built = run.build(prepared, mesh, image_shape=data.view.shape, train_images=len(self.feed.split))
+        built = run.build(prepared, mesh, image_shape=data.preprocessing.shape, train_images=len(self.loader.split))
         self.batch_size, self.flops_per_image = case.batch_size, built.flops_per_image
         self.state: Any = built.init_state()
         self.input_seconds = 0.0  # of the host, for batches: at most so long does the device wait for them
@@ -43,7 +43,7 @@ class Ours:
         began = time.perf_counter()
         first = next(self.batches)
         if self.train:
-            self.lowered = built.train_step.lower(self.state, first, self.feed.frozen)
+            self.lowered = built.train_step.lower(self.state, first, self.loader.constants)
         else:
             self.lowered = built.eval_step.lower(evaluation_variables(self.state), first, {})
         self.step = self.lowered.compile()
@@ -51,12 +51,12 @@ class Ours:
 
     def _train_batches(self, seed: int) -> Any:
         """Indices into the split on the device, new ones each step; images: always the same ones, on the device."""
-        batches = self.feed.train(seed, self.batch_size, 0, MANY_STEPS)
-        return batches if self.feed.on_device else itertools.repeat(next(batches))
+        batches = self.loader.train(seed, self.batch_size, 0, MANY_STEPS)
+        return batches if self.loader.on_device else itertools.repeat(next(batches))
 
     def _images(self, mesh: Any) -> dict[str, jax.Array]:
-        images, labels = self.feed.split.read(np.arange(self.batch_size))
-        batch = {"image": images, "label": labels, "number": labels, "weight": np.ones(self.batch_size, np.float32)}
+        batch = self.loader.split.read(np.arange(self.batch_size))
+        batch |= {"number": batch["label"], "weight": np.ones(self.batch_size, np.float32)}
         return {k: jax.device_put(v, sharding.batch_sharding(mesh)) for k, v in batch.items()}
 
     def run(self, steps: int) -> None:
@@ -67,7 +67,7 @@ class Ours:
             batch = next(self.batches)
             self.input_seconds += time.perf_counter() - began
             if self.train:
-                self.state, out = self.step(self.state, batch, self.feed.frozen)
+                self.state, out = self.step(self.state, batch, self.loader.constants)
             else:
                 out = self.step(evaluation_variables(self.state), batch, {})
             flying.append(out)

@@ -21,8 +21,8 @@ def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
     assert (best.step, last.step) == (9, 23) and tiny.result(tmp_path)["best_step"] == 9
     split = open_data(best.config.data).split("test").load()
     logits = np.load(tmp_path / "predictions.npz")["logits"]
-    np.testing.assert_allclose(logits, best.logits(split.images), atol=1e-5)
-    assert np.abs(logits - last.logits(split.images)).max() > 0.1
+    np.testing.assert_allclose(logits, best.logits(split.arrays["image"]), atol=1e-5)
+    assert np.abs(logits - last.logits(split.arrays["image"])).max() > 0.1
 
 
 def test_of_equal_validations_the_last_is_the_best_everywhere(tmp_path, monkeypatch):

@@ -76,8 +76,8 @@ def opened(given: config.Config, patch: pytest.MonkeyPatch) -> data.Data:
     shape, k, train, test = DATA_SETS[given.data.name]
     classes = tuple(f"class {i}" for i in range(k))
     dataset = Dataset(given.data.name, classes, shape, {"train": train, "test": test}, Unread)
-    patch.setattr(data, "open_dataset", lambda name, data_dir: dataset)
-    patch.setattr(data, "choose_classes", lambda dataset, names: replace(dataset, class_names=names))
+    patch.setattr(data.opening, "open_dataset", lambda name, data_dir: dataset)
+    patch.setattr(data.opening, "choose_classes", lambda dataset, names: replace(dataset, class_names=names))
     return data.open_data(given.data, SOURCE.size)
 
 

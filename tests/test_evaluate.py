@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from vit_jax import checkpoint, config, evaluate, metrics, run, sharding, step
 from vit_jax.command import UserError
-from vit_jax.data import Feed, open_data
+from vit_jax.data import Loader, open_data
 from vit_jax.tasks import Task, classification
 from vit_jax.tasks.classification import ClassificationEvaluator
 from vit_jax.train import evaluation
@@ -41,7 +41,7 @@ def predict(trained: run.Trained, batch_size: int, devices: int, split: str = "t
     data, task = open_data(trained.config.data), make_task(trained.config, trained.class_names, trained.view.shape)
     eval_step = jax.jit(step.make_eval_step(task))
     variables = jax.device_put(trained.variables, sharding.replicated(mesh))
-    return evaluate_split(eval_step, variables, data.feed(data.split(split), mesh), batch_size, task)
+    return evaluate_split(eval_step, variables, data.loader(data.split(split), mesh), batch_size, task)
 
 
 def test_the_command_finds_what_the_run_found(copied):
@@ -93,16 +93,18 @@ def test_every_image_is_predicted_once_in_order(finished):
     found = predict(run.open(finished), 7, 1).found
     split = open_data(run.open(finished).config.data).split("test").load()
     assert list(found.place) == list(range(40)) and found.logits.shape == (40, 3)
-    np.testing.assert_array_equal(found.label, split.labels)
+    np.testing.assert_array_equal(found.label, split.arrays["label"])
 
 
 def test_few_batches_are_in_flight(monkeypatch):
     begun, finished = [], []
     monkeypatch.setattr(jax, "device_get", lambda rows: finished.append(int(rows["logits"][0, 0])) or rows)
 
-    class Numbers(Feed):
+    class Numbers(Loader):
+        constants = {}
+
         def __init__(self):
-            self.on_device, self.split = False, range(40)
+            self.split = range(40)
 
         def evaluation(self, batch_size):
             for number in range(40):
@@ -143,12 +145,12 @@ def test_where_logits_would_be_too_many_what_they_say_is_kept(finished, monkeypa
 def test_masked_batches_give_what_numpy_finds_without_padding(finished):
     trained = run.open(finished)
     split = open_data(trained.config.data).split("test").load()
-    logits = trained.logits(split.images, batch_size=40).astype(np.float64)
+    logits = trained.logits(split.arrays["image"], batch_size=40).astype(np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     found = predict(trained, 12, 4).scalars()
-    assert found["loss"] == pytest.approx(-log_p[np.arange(40), split.labels].mean(), abs=1e-6)
-    assert found["accuracy"] == np.mean(logits.argmax(axis=1) == split.labels)
+    assert found["loss"] == pytest.approx(-log_p[np.arange(40), split.arrays["label"]].mean(), abs=1e-6)
+    assert found["accuracy"] == np.mean(logits.argmax(axis=1) == split.arrays["label"])
 
 
 def test_an_opened_run_gives_the_runs_own_logits(finished):
@@ -156,9 +158,9 @@ def test_an_opened_run_gives_the_runs_own_logits(finished):
     split = open_data(trained.config.data).split("test").load()
     expected = np.load(finished / "predictions.npz")["logits"]
     for batch_size in (1, 7, 128):
-        np.testing.assert_allclose(trained.logits(split.images, batch_size), expected, atol=1e-5)
+        np.testing.assert_allclose(trained.logits(split.arrays["image"], batch_size), expected, atol=1e-5)
     assert trained.class_names == ("class 0", "class 1", "class 2") and trained.view.shape == (5, 7, 3)
-    assert trained.logits(split.images[:0]).shape == (0, 3)
+    assert trained.logits(split.arrays["image"][:0]).shape == (0, 3)
 
 
 def test_images_of_another_shape_or_dtype(finished):

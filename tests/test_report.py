@@ -89,20 +89,20 @@ def test_a_row_is_what_a_training_step_sees_of_its_batch(rows, more):
 
     data = open_data(given.data)
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])
-    feed = data.feed(data.split("train"), mesh, on_device=True, crop=host_crop(given, data))
-    view = with_data(given, data, feed.split).augment
+    loader = data.loader(data.split("train"), mesh, on_device=True, crop=host_crop(given, data))
+    view = with_data(given, data, loader.load().split).augment
     if more == HOST_CROP:
         view = dataclasses.replace(view, crop_area=())
     tx, classes = optim.create(given.optim), ("a", "b", "c")
-    of_task = tasks.Parts(Watching(), data.view.shape, classes, augment=view, train_augment=view)
+    of_task = tasks.Parts(Watching(), data.preprocessing.shape, classes, augment=view, train_augment=view)
     task = tasks.create(tasks.settings("classification"), of_task)
     train_step = step.make_train_step(
         task, tx, lambda at, total: jnp.float32(0), seed=5, total_steps=9, accumulate=parts
     )
     state = step.init_state(task, tx, 5, ema=False)
     del seen[:]
-    for batch in feed.train(5, 40, 0, 2):
-        state, _ = train_step(state, batch, {"examples": feed.frozen} if feed.on_device else {})
+    for batch in loader.train(5, 40, 0, 2):
+        state, _ = train_step(state, batch, loader.constants)
         jax.effects_barrier()
     assert len(seen) == 2 * parts
     assert [c.split(":")[0] for c in rows] == ["step 0, unchanged", "step 0", "step 1, unchanged", "step 1"]
@@ -125,7 +125,7 @@ def test_an_image_that_repeats_comes_so_often_each_time_augmented_anew(rows):
     given = config.load(tiny.spec("cnn"), ["data.repeats=3", "augment.crop_area=(0.3,0.6)"])
     augmentations.sheet(given, images=7, rows=1, height=1)
     unchanged, seen = rows.values()
-    first = open_data(given.data).split("train").read(train_indices(given.seed, 0, 40, 180)[:3])[0]
+    first = open_data(given.data).split("train").read(train_indices(given.seed, 0, 40, 180)[:3])["image"]
     np.testing.assert_array_equal(unchanged, first[[0, 0, 0, 1, 1, 1, 2]])
     assert len(np.unique(seen, axis=0)) == 7
 

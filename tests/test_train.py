@@ -16,7 +16,7 @@ import pytest
 from tests import tiny
 from vit_jax import checkpoint, config, log, memory, metrics, run, train
 from vit_jax.command import UserError
-from vit_jax.data import Feed
+from vit_jax.data import Loader
 from vit_jax.train import loop
 
 CACHES = ("device", "host", "none")
@@ -220,14 +220,14 @@ def test_predictions_and_confusion_are_those_of_the_result(finished):
 
 
 def test_waiting_for_images_is_measured(tmp_path, monkeypatch):
-    read = Feed.train
+    read = Loader.train
 
     def late(self, *arguments):
         for batch in read(self, *arguments):
             time.sleep(0.05)
             yield batch
 
-    monkeypatch.setattr(Feed, "train", late)
+    monkeypatch.setattr(Loader, "train", late)
     assert tiny.start(tmp_path, "cnn", "train.steps=14")[0] == 0
     lines = [line for line in log.read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in line]
     assert all(0.5 < line["train/input_wait_fraction"] <= 1 for line in lines)
@@ -341,14 +341,14 @@ def test_parts_tell_the_noise_of_the_gradient(finished):
 def test_streamed_images_are_cropped_on_the_host_and_a_run_resumes_so(tmp_path, monkeypatch):
     crop = ["data.cache=none", "data.crop_on=host", "data.image_size=(4,5)", "augment.crop_area=(0.3,1)"]
     seen = set()
-    read = Feed.train
+    read = Loader.train
 
     def watched(self, *arguments):
         for batch in read(self, *arguments):
             seen.add((self.crop is not None, batch["image"].shape))
             yield batch
 
-    monkeypatch.setattr(Feed, "train", watched)
+    monkeypatch.setattr(Loader, "train", watched)
     assert tiny.start(tmp_path / "whole", "cnn", *crop)[0] == 0
     assert seen == {(True, (40, 4, 5, 3))}
     with pytest.MonkeyPatch.context() as patch:

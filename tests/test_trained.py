@@ -12,7 +12,7 @@ from tests import quick, tiny
 from tests.pretrained import google_files
 from vit_jax import config, models, pretrained, run, sharding, step, trees
 from vit_jax.command import UserError
-from vit_jax.data import View
+from vit_jax.data import Preprocessing as HostPreprocessing
 from vit_jax.pretrained.write import save_huggingface
 from vit_jax.run.trained import Predictions, Trained
 
@@ -29,7 +29,7 @@ def untrained(name: str, size: tuple[int, int] = (10, 15), **fields) -> Trained:
     shapes = jax.eval_shape(lambda: step.init_variables(looped, 0, (*size, 3)))
     values = jax.tree.map(lambda leaf: rng.normal(0.3, 0.3, leaf.shape).astype(np.float32), shapes)
     values = jax.tree.map(np.asarray, trees.stack_layers(values)) if settings.get("scan") else values
-    return Trained(prepared, model, values, tuple("abcd"), View(size, "crop", 3), 0)
+    return Trained(prepared, model, values, tuple("abcd"), HostPreprocessing(size, "crop", 3), 0)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_a_folder_of_published_weights_is_no_run_and_names_its_classes(tmp_path)
     save_huggingface(tmp_path, settings, variables, ("cat", "dög", "emu"), view, (10, 15))
     trained = run.open(tmp_path)
     assert trained.class_names == ("cat", "dög", "emu")
-    assert trained.view == View((10, 15), "stretch", 3, interpolation="bicubic")
+    assert trained.view == HostPreprocessing((10, 15), "stretch", 3, interpolation="bicubic")
     assert trained.config.augment.std == (0.25,) * 3
     assert set(trained.predict(pictures(2, 31, 17, 3)).labels) <= {"cat", "dög", "emu"}
 

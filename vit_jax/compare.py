@@ -179,7 +179,7 @@ def _check_run(
         open_teacher(teacher, prepared, data.class_names)
     for name, chosen in evaluations(sweeps).items():
         changed = config.from_dict(config.to_dict(given), chosen)
-        augment.check_perturbed(changed.perturb, data.view.channels)
+        augment.check_perturbed(changed.perturb, data.preprocessing.channels)
         if (changed.data, changed.evaluate.split) != (given.data, given.evaluate.split):
             _check_split(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:
@@ -189,7 +189,7 @@ def _check_run(
 
 def _check_split(name: str, changed: Settings, split: str, data: Data) -> None:
     """Raises `UserError` for a split that is not there, or of other classes than the trained model's."""
-    asked = open_data(changed, data.view.size)
+    asked = open_data(changed, data.preprocessing.size)
     asked.split(split)
     if asked.class_names != data.class_names:
         raise UserError(f"--evaluate {name}: {changed.name!r} does not have the classes of {data.settings.name!r}")
@@ -197,7 +197,7 @@ def _check_split(name: str, changed: Settings, split: str, data: Data) -> None:
 
 def _check_parameters(name: str, changed: Mapping[str, Any], prepared: Config, data: Data) -> None:
     """Raises `UserError` for a model that has other parameters than the trained one."""
-    shape = augment.input_shape(prepared.augment, data.view.shape)
+    shape = augment.input_shape(prepared.augment, data.preprocessing.shape)
 
     def variables(fields: Mapping[str, Any]) -> Any:
         model = models.create({**fields, "num_classes": prepared.model["num_classes"]})

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from vit_jax import augment, command, config, distributed, log, models, run, sharding, step
+from vit_jax import augment, command, config, distributed, log, models, run, sharding, step, tasks
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import file_name
@@ -34,7 +34,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     mesh = sharding.make_mesh(given.mesh)
     trained = run.open(workdir, overrides=list(overrides), mesh=mesh)
     with distributed.same_mistakes():
-        data = dataclasses.replace(open_data(given.data, trained.view.size), view=trained.view)
+        data = dataclasses.replace(open_data(given.data, trained.view.size), preprocessing=trained.view)
         if data.class_names != trained.class_names:
             raise UserError(
                 f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
@@ -46,11 +46,12 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
             logging.getLogger(__name__).warning(
                 "the images of %r are not those that the run in %s began with: %s", data.dataset.name, workdir, numbers
             )
-        feed = data.feed(data.split(given.evaluate.split), mesh)
+        fields = ("image", *tasks.chosen(given.task, tasks.Distill()).targets)
+        loader = data.loader(data.split(given.evaluate.split), mesh, fields=fields).load()
     rules = models.naming_of(trained.model).rules
     task = make_task(trained.config, trained.class_names, trained.view.shape)
     eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), trained.variables, mesh, rules)
-    found = evaluate_split(eval_step, trained.variables, feed, evaluation_batch_size(given, mesh), task)
+    found = evaluate_split(eval_step, trained.variables, loader, evaluation_batch_size(given, mesh), task)
     return {
         "step": trained.step,
         "images": found.size,

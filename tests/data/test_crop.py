@@ -1,36 +1,26 @@
 """Random crops on the host: a function of (seed, step, row) alone, with the distribution of the device's."""
 
-import io
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.data.images import encoded, photo
 from tests.quick import jit
 from vit_jax.augment import geometry
-from vit_jax.data import RandomCrop, jpeg, ops
+from vit_jax.data import RandomCrop, decoding, jpeg, resizing
 
 USUAL = RandomCrop((11, 13), 3, (0.08, 1.0), (3 / 4, 4 / 3))
 DRAWS = 4000
 
 
-def parts(crop: RandomCrop, shape: tuple[int, int]) -> np.ndarray:
+def parts(crop: RandomCrop, shape: tuple[int, int], draws: int = DRAWS) -> np.ndarray:
     """Top, left, height and width of many draws."""
-    return np.array([crop.at(7, step, row).part(shape) for step in range(DRAWS // 8) for row in range(8)])
+    return np.array([crop.at(7, step, row).part(shape) for step in range(draws // 8) for row in range(8)])
 
 
 def as_jpeg(pixels: np.ndarray, orientation: int = 1) -> bytes:
-    file, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(pixels).save(file, "JPEG", quality=95, exif=exif)
-    return file.getvalue()
-
-
-def photo(height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width] / 37
-    return np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
+    return encoded(pixels, "JPEG", orientation, quality=95)
 
 
 def test_a_draw_depends_on_seed_step_and_row_alone():
@@ -41,7 +31,7 @@ def test_a_draw_depends_on_seed_step_and_row_alone():
 
 @pytest.mark.parametrize("shape", [(500, 375), (17, 101), (101, 17), (1, 1), (2, 300)])
 def test_a_part_lies_within_the_image(shape):
-    top, left, height, width = parts(USUAL, shape).T
+    top, left, height, width = parts(USUAL, shape, 800).T
     assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
     assert (top + height <= shape[0]).all() and (left + width <= shape[1]).all()
 
@@ -90,21 +80,20 @@ def test_the_pixels_are_those_of_the_device(interpolation):
     crop = RandomCrop((11, 13), 3, (0.3, 0.5), (3 / 4, 4 / 3), interpolation).at(0, 0, 0)
     pixels = photo(61, 83)
     top, left, height, width = crop.part((61, 83))
+    weights = jit(geometry.resize_weights, static_argnums=(2, 3, 4))
     rows, columns = (
-        geometry.resize_weights(jnp.int32(start), jnp.int32(size), given, wanted, interpolation)
+        weights(jnp.int32(start), jnp.int32(size), given, wanted, interpolation)
         for start, size, given, wanted in ((top, height, 61, 11), (left, width, 83, 13))
     )
     expected = np.clip(np.einsum("Hh,hwc,Ww->HWc", rows, pixels.astype(float), columns), 0, 255)
     assert np.abs(crop(pixels) - expected).max() <= 1
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    np.testing.assert_array_equal(crop(file.getvalue()), crop(pixels))
+    np.testing.assert_array_equal(crop(encoded(pixels)), crop(pixels))
 
 
 def test_a_crop_of_everything_is_a_resize():
     pixels = photo(24, 32)
     crop = RandomCrop((11, 13), 3, (1.0, 1.0), (4 / 3, 4 / 3))
-    np.testing.assert_array_equal(crop(pixels), ops.resize(pixels, (11, 13), "stretch"))
+    np.testing.assert_array_equal(crop(pixels), resizing.resize(pixels, (11, 13), "stretch"))
     assert crop.shape == (11, 13, 3) and RandomCrop((11, 13), 1, (1.0, 1.0), (1.0, 1.0))(pixels).shape == (11, 13, 1)
 
 
@@ -113,7 +102,7 @@ def test_a_crop_of_everything_is_a_resize():
 def test_a_reduced_photo_is_close_to_the_whole_one(orientation, shape):
     """Upright or turned, its sides multiples of 8 or not. A part off by one reduced pixel would differ by 6 or more."""
     file = as_jpeg(photo(*shape), orientation)
-    whole = ops.decode(file, 3)
+    whole = decoding.decode(file, 3)
     for row in range(5):
         crop = RandomCrop((23, 19), 3, (0.2, 1.0), (3 / 4, 4 / 3)).at(0, 0, row)
         difference = np.abs(crop(file).astype(int) - crop(whole))
@@ -139,5 +128,16 @@ def test_a_broken_file_says_why():
         (b"hello", "not an image"),
         (b"", "file is empty"),
     ):
-        with pytest.raises(ops.BrokenImage, match=why):
+        with pytest.raises(decoding.BrokenImage, match=why):
             USUAL(content)
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_a_mask_is_cropped_as_its_image_is(row):
+    """An image and a mask whose pixels hold their row, or their column."""
+    crop = RandomCrop((29, 37), 1, (0.2, 1.0), (3 / 4, 4 / 3)).at(3, 0, row)
+    for ramp in np.indices((131, 173)).astype(np.uint8):
+        image, mask = crop(ramp[..., None])[..., 0], crop.mask(ramp)
+        off = (image.astype(int) - mask)[3:-3, 3:-3]
+        assert mask.shape == (29, 37) and np.abs(off).max() <= 2 and abs(off.mean()) < 0.5
+    np.testing.assert_array_equal(crop.mask(encoded(ramp)), mask)

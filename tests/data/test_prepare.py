@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -171,56 +171,29 @@ def test_missing_archives(tmp_path: Path) -> None:
         prepare("mnist", data_dir, "http://127.0.0.1:1", checksum=False)
 
 
-def damage_magic(folder: Path) -> None:
-    archives.write_idx(folder / "train-images-idx3-ubyte.gz", np.zeros((23, 28 * 28), np.uint8))
-
-
-def damage_sizes(folder: Path) -> None:
-    archives.write_idx(folder / "train-images-idx3-ubyte.gz", np.zeros((23, 28, 27), np.uint8))
-
-
-def damage_bytes(folder: Path) -> None:
-    path = folder / "train-images-idx3-ubyte.gz"
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
-
-
-def damage_header(folder: Path) -> None:
-    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08"))
-
-
-def damage_gzip(folder: Path) -> None:
-    path = folder / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-1009])
-
-
-def damage_not_gzip(folder: Path) -> None:
-    (folder / "train-images-idx3-ubyte.gz").write_text("<html>not found</html>")
-
-
-def damage_counts(folder: Path) -> None:
-    archives.write_idx(folder / "train-labels-idx1-ubyte.gz", np.zeros(22, np.uint8))
-
-
-def damage_label(folder: Path) -> None:
-    archives.write_idx(folder / "train-labels-idx1-ubyte.gz", np.full(23, 10, np.uint8))
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
 @pytest.mark.parametrize(
-    ("damage", "why"),
+    ("file", "damage", "why"),  # the whole file's bytes -> those of a damaged one, or values to write
     [
-        (damage_magic, "begins with 00000802, expected 00000803"),
-        (damage_sizes, "expected 18032 of n x \\[28, 28\\]"),
-        (damage_bytes, "18031 bytes of 23 x \\[28, 28\\]"),
-        (damage_header, "begins with 000008, expected 00000801"),
-        (damage_gzip, "ended before"),
-        (damage_not_gzip, "Not a gzipped file"),
-        (damage_counts, "22 labels .*expected 23"),
-        (damage_label, "23 labels up to 10, expected 23 up to 9"),
+        (IMAGES, lambda whole: np.zeros((23, 28 * 28), np.uint8), "begins with 00000802, expected 00000803"),
+        (IMAGES, lambda whole: np.zeros((23, 28, 27), np.uint8), "expected 18032 of n x \\[28, 28\\]"),
+        (IMAGES, lambda whole: gzip.compress(gzip.decompress(whole)[:-1]), "18031 bytes of 23 x \\[28, 28\\]"),
+        (LABELS, lambda whole: gzip.compress(b"\0\0\x08"), "begins with 000008, expected 00000801"),
+        (IMAGES, lambda whole: whole[:-1009], "ended before"),
+        (IMAGES, lambda whole: b"<html>not found</html>", "Not a gzipped file"),
+        (LABELS, lambda whole: np.zeros(22, np.uint8), "22 labels .*expected 23"),
+        (LABELS, lambda whole: np.full(23, 10, np.uint8), "23 labels up to 10, expected 23 up to 9"),
     ],
 )
-def test_damaged_mnist_archives(damage: object, why: str, tmp_path: Path) -> None:
+def test_damaged_mnist_archives(file: str, damage: Callable[[bytes], bytes | np.ndarray], why: str, tmp_path: Path):
     data_dir, folder, _ = tiny("mnist", tmp_path)
-    damage(folder)
+    content = damage((folder / file).read_bytes())
+    if isinstance(content, bytes):
+        (folder / file).write_bytes(content)
+    else:
+        archives.write_idx(folder / file, content)
     with pytest.raises(UserError, match=f"train-.*is damaged or another file .*{why}"):
         prepare("mnist", data_dir, str(folder), checksum=False)
     assert not (data_dir / "mnist").exists()
@@ -279,17 +252,24 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert len(original_order(source, ("label",), content["train"])) == archives.TRAIN
 
 
-def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+def test_a_killed_conversion_leaves_nothing_that_looks_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data_dir, folder, _ = tiny("mnist", tmp_path)
-    code = (
-        "import os, sys; from pathlib import Path; from vit_jax.data import prepare as p; "
-        "p._check_counts = lambda *_: os._exit(9); p.prepare('mnist', Path(sys.argv[1]), sys.argv[2], checksum=False)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, data_dir, folder]).returncode == 9
-    assert (data_dir / "downloads" / "mnist" / "unfinished").exists()
-    assert not (data_dir / "mnist").exists()
+    unfinished, left = data_dir / "downloads" / "mnist" / "unfinished", tmp_path / "left"
+
+    def at_the_last_moment(*arguments: object) -> None:
+        assert not (data_dir / "mnist").exists()
+        shutil.copytree(unfinished, left, dirs_exist_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_check_counts", at_the_last_moment)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("mnist", data_dir, str(folder), checksum=False)
+    left.rename(unfinished)  # a process that is killed clears nothing up
     prepare("mnist", data_dir, str(folder), checksum=False)
-    assert not (data_dir / "downloads" / "mnist" / "unfinished").exists()
+    assert not unfinished.exists()
     assert len(tfds.data_source("mnist", split="train", data_dir=data_dir)) == archives.TRAIN
 
 
@@ -344,21 +324,28 @@ def test_tf_command_survives_the_shell(tmp_path: Path) -> None:
         assert done.stdout == f"('NAME',) {dict(data_dir=where, file_format='array_record')}\ndone\n", done.stderr
 
 
+COMMAND = """
+import runpy, sys
+import vit_jax.data
+before = set(sys.modules)
+import vit_jax.data.prepare
+heavy = {"tensorflow", "tensorflow_datasets", "array_record", "rich"} & (set(sys.modules) - before)
+assert not heavy and "tensorflow" not in sys.modules, f"importing is not cheap: {heavy}"
+del sys.modules["vit_jax.data.prepare"]
+runpy.run_module("vit_jax.data.prepare", run_name="__main__", alter_sys=True)  # as python -m
+"""
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     data_dir, folder, _ = tiny("mnist", tmp_path)
     archives.write("cifar10", folder)
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-m", "vit_jax.data.prepare", *words]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return done.returncode, done.stdout, done.stderr
-
     lines = f"mnist: prepared in {data_dir}/mnist/3.0.1\ncifar10: prepared in {data_dir}/cifar10/3.0.2\n"
-    assert run("mnist", "cifar10", "--source", str(folder), "--no_checksum") == (0, lines, "")
-    code, out, err = run("mnist", "cifra10")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: 'cifra10' is none of mnist")
+    words = ["mnist", "cifar10", "--source", str(folder), "--no_checksum"]
+    done = subprocess.run([sys.executable, "-c", COMMAND, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, lines, "")
+    with pytest.raises(UserError, match="^'cifra10' is none of mnist"):
+        module.main(["mnist", "cifra10"])
     capsys.readouterr()
     assert module.main(["mnist", "cifar10"]) == 0
     assert capsys.readouterr().out == lines.replace("prepared", "already prepared")
@@ -368,14 +355,3 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_wrong_words_are_the_users_mistake(words: list[str]) -> None:
     with pytest.raises(UserError):
         module.main(words)
-
-
-def test_importing_is_cheap() -> None:
-    code = (
-        "import sys, vit_jax.data; before = set(sys.modules); import vit_jax.data.prepare; "
-        "print(*{name.split('.')[0] for name in set(sys.modules) - before}, 'tensorflow' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    *imported, tensorflow = done.stdout.split()
-    assert tensorflow == "False", done.stderr
-    assert not {"tensorflow_datasets", "array_record", "PIL", "rich"} & set(imported)

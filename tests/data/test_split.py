@@ -1,76 +1,120 @@
 """Decoded images of a split: in memory or read again each time, exact statistics, broken images never silent."""
 
 import errno
-import io
 import logging
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.images import SHAPE, Images
+from tests.data.images import SHAPE, Images, encoded, photo
 from vit_jax.command import UserError
+from vit_jax.data import Preprocessing, decoding
 from vit_jax.data import split as split_module
 from vit_jax.data.sources.folder import open_folder
-from vit_jax.data.split import Split, View
+from vit_jax.data.split import Split
+
+WHOLE = Preprocessing(SHAPE[:2], "crop", 3)
 
 
-def make(count=23, broken=(), view=None, **options) -> Split:
-    return Split("train", Images(count, broken), view or View(SHAPE[:2], "crop", 3), **options)
+def make(count=23, broken=(), preprocessing=WHOLE, **options) -> Split:
+    return Split("train", Images(count, broken), preprocessing, **options)
 
 
-def everything(split: Split):
-    return split.read_marked(np.arange(len(split)))
+def everything(split: Split) -> dict[str, np.ndarray]:
+    """All examples, broken ones among them, which `good` tells."""
+    arrays, good = split.read_marked(np.arange(len(split)))
+    return {**arrays, "good": good}
 
 
 def test_in_memory_and_read_again_are_alike():
     streamed, loaded = make(), make().load()
-    assert streamed.images is None and loaded.images is not None and len(streamed) == len(loaded) == 23
-    for found, expected in zip(everything(streamed), everything(loaded), strict=True):
-        np.testing.assert_array_equal(found, expected)
-        assert found.dtype == expected.dtype
-    images, labels, good = everything(loaded)
-    np.testing.assert_array_equal(images, loaded.source.pixels)
-    assert list(labels) == [i % 11 for i in range(23)] and good.all()
+    assert not streamed.arrays and loaded.arrays and len(streamed) == len(loaded) == 23
+    found, expected = everything(streamed), everything(loaded)
+    assert found.keys() == expected.keys() == {"image", "label", "good"}
+    for key in found:
+        np.testing.assert_array_equal(found[key], expected[key])
+        assert found[key].dtype == expected[key].dtype
+    np.testing.assert_array_equal(found["image"], loaded.source.pixels)
+    assert list(found["label"]) == [i % 11 for i in range(23)] and found["good"].all()
     rows = np.array([17, 2, 17])
-    np.testing.assert_array_equal(streamed.read(rows)[0], loaded.source.pixels[rows])
-    np.testing.assert_array_equal(loaded.read(rows)[1], rows % 11)
+    np.testing.assert_array_equal(streamed.read(rows)["image"], loaded.source.pixels[rows])
+    np.testing.assert_array_equal(loaded.read(rows)["label"], rows % 11)
     assert loaded.num_bytes == streamed.num_bytes == 23 * 5 * 7 * 3
 
 
-def test_the_view_decides_size_and_channels():
-    loaded = make(view=View((3, 2), "stretch", 1)).load()
-    assert loaded.images.shape == (23, 3, 2, 1)
+def test_preprocessing_decides_size_and_channels():
+    loaded = make(preprocessing=Preprocessing((3, 2), "stretch", 1)).load()
+    assert loaded.arrays["image"].shape == (23, 3, 2, 1)
     grey = Image.fromarray(loaded.source.pixels[5]).convert("L").resize((2, 3), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(loaded.images[5, ..., 0], np.asarray(grey))
+    np.testing.assert_array_equal(loaded.arrays["image"][5, ..., 0], np.asarray(grey))
+
+
+ALL = ("image", "label", "mask")
+
+
+@pytest.mark.parametrize("load", [(), ("label",), ALL], ids=str)
+@pytest.mark.parametrize("fields", [("image",), ("mask", "label"), ALL], ids=str)
+def test_only_the_fields_asked_for_are_read_whatever_is_loaded(fields, load):
+    split = make(fields=ALL, preprocessing=Preprocessing((5, 5), "crop", 3))
+    assert split.num_bytes == 23 * 5 * 5 * 4
+    if load:
+        split.load(load)
+    expected = {
+        "image": split.source.pixels[:, :, 1:6],
+        "label": np.arange(23) % 11,
+        "mask": split.source.pixels[:, :, 1:6, 0] // 16,
+    }
+    rows = np.array([17, 2, 17])
+    for found in (split.read(rows, fields=fields), split.read_marked(rows, fields)[0]):
+        assert list(found) == list(fields)
+        spec = split.spec(3, fields)
+        for key, values in found.items():
+            np.testing.assert_array_equal(values, expected[key][rows])
+            assert (values.shape, values.dtype) == (spec[key].shape, spec[key].dtype)
+
+
+def test_what_is_not_asked_for_is_not_decoded():
+    split = Split("train", Images(7), WHOLE, fields=ALL)
+    split.source.pixels = np.zeros((7, 5, 7, 5), np.uint8)  # no image
+    assert list(split.read(np.arange(7), fields=["label"])["label"]) == list(range(7))
+    with pytest.raises(UserError, match="1 or 3 channels, not 5"):
+        split.read(np.arange(7))
+
+
+def test_a_mask_of_another_size_than_its_image_is_broken_and_a_broken_one_is_void():
+    split = Split("train", Images(7, broken=[2]), WHOLE, 0.9, fields=ALL)
+    whole = split.source.read
+    split.source.read = lambda index: whole(index) | ({"mask": np.zeros((5, 6), np.uint8)} if index == 4 else {})
+    found = everything(split.load())
+    assert "a mask of (5, 6) pixels (h, w) for an image of (5, 7)" in split.bad[4]
+    assert list(np.flatnonzero(~found["good"])) == [2, 4]
+    assert (found["mask"][[2, 4]] == decoding.VOID).all() and not found["image"][[2, 4]].any()
+    np.testing.assert_array_equal(split.read(np.array([4]))["mask"][0], whole(5)["mask"])
 
 
 def test_a_draft_of_a_large_photo_is_close_and_of_all_else_the_same():
-    y, x = np.mgrid[:320, :480] / 37
-    photo = np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(photo).save(file, "JPEG", quality=95)
-    small, large, grey = View((23, 19), "crop", 3, 0.9, "bicubic"), View((200, 200), "crop", 3), View((9, 9), "crop", 1)
-    difference = small(file.getvalue(), draft=True).astype(int) - small(file.getvalue())
+    pixels = photo(320, 480)
+    file = encoded(pixels, "JPEG", quality=95)
+    small = Preprocessing((23, 19), "crop", 3, 0.9, "bicubic")
+    large, grey = Preprocessing((200, 200), "crop", 3), Preprocessing((9, 9), "crop", 1)
+    difference = small(file, draft=True).astype(int) - small(file)
     assert 0 < np.abs(difference).max() <= 3
-    np.testing.assert_array_equal(large(file.getvalue(), draft=True), large(file.getvalue()))
-    np.testing.assert_array_equal(grey(photo, draft=True), grey(photo))  # decoded already
-    always = View((23, 19), "crop", 3, 0.9, "bicubic", draft=True)
-    np.testing.assert_array_equal(always(file.getvalue()), small(file.getvalue(), draft=True))
+    np.testing.assert_array_equal(large(file, draft=True), large(file))
+    np.testing.assert_array_equal(grey(pixels, draft=True), grey(pixels))  # decoded already
+    always = Preprocessing((23, 19), "crop", 3, 0.9, "bicubic", draft=True)
+    np.testing.assert_array_equal(always(file), small(file, draft=True))
 
 
-@pytest.mark.parametrize("load", [False, True])
-def test_statistics_are_those_of_numpy(load):
-    split = make().load() if load else make()
-    pixels = split.source.pixels / 255
-    mean, std = split.statistics()
-    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-14)
-    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-14)
-
-
-def test_statistics_in_memory_and_streamed_are_equal_to_the_last_bit():
-    for ours, theirs in zip(make().statistics(), make().load().statistics(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+@pytest.mark.parametrize("broken", [[], [13]])
+def test_statistics_are_those_of_numpy_in_memory_and_streamed_to_the_last_bit(broken):
+    """Broken images are left out."""
+    split = make(broken=broken, max_bad_fraction=0.5)
+    pixels = np.delete(split.source.pixels, broken, axis=0) / 255
+    streamed, in_memory = split.statistics(), split.load().statistics()
+    np.testing.assert_array_equal(streamed, in_memory)
+    np.testing.assert_allclose(streamed[0], pixels.mean(axis=(0, 1, 2)), rtol=1e-14)
+    np.testing.assert_allclose(streamed[1], pixels.std(axis=(0, 1, 2)), rtol=1e-14)
 
 
 def test_statistics_of_a_large_streamed_split_look_at_evenly_spaced_images(monkeypatch):
@@ -118,11 +162,9 @@ def test_as_many_as_allowed_are_skipped_and_counted_and_warned_of_once(look, cap
 def test_training_reads_the_next_good_image_instead_of_a_broken_one(loaded):
     split = make(broken=[13, 14, 22], max_bad_fraction=0.5)
     split = split.load() if loaded else split
-    images, labels = split.read(np.array([22, 5, 13, 14]))
-    np.testing.assert_array_equal(images, split.source.pixels[[0, 5, 15, 15]])
-    assert list(labels) == [0, 5, 4, 4]
-    again = make(broken=[13, 14, 22], max_bad_fraction=0.5).read(np.array([22, 5, 13, 14]))
-    np.testing.assert_array_equal(again[0], images)
+    found = split.read(np.array([22, 5, 13, 14]))
+    np.testing.assert_array_equal(found["image"], split.source.pixels[[0, 5, 15, 15]])
+    assert list(found["label"]) == [0, 5, 4, 4]
 
 
 def test_usable_images_of_a_loaded_split():
@@ -134,17 +176,10 @@ def test_usable_images_of_a_loaded_split():
 @pytest.mark.parametrize("loaded", [False, True])
 def test_evaluation_marks_a_broken_image_and_keeps_its_place(loaded):
     split = make(broken=[13], max_bad_fraction=0.5)
-    images, labels, good = everything(split.load() if loaded else split)
+    found = everything(split.load() if loaded else split)
     assert len(split) == 23
-    assert list(np.flatnonzero(~good)) == [13] and not images[13].any()
-    assert list(np.delete(labels, 13)) == [i % 11 for i in range(23) if i != 13]
-
-
-def test_statistics_leave_broken_images_out():
-    broken, whole = make(broken=[13], max_bad_fraction=0.5), make()
-    pixels = np.delete(whole.source.pixels, 13, axis=0)
-    for split in (broken, make(broken=[13], max_bad_fraction=0.5).load()):
-        np.testing.assert_allclose(split.statistics()[0], pixels.mean((0, 1, 2)) / 255, rtol=1e-14)
+    assert list(np.flatnonzero(~found["good"])) == [13] and not found["image"][13].any()
+    assert list(np.delete(found["label"], 13)) == [i % 11 for i in range(23) if i != 13]
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "no image"])
@@ -159,10 +194,9 @@ def test_a_broken_file_in_a_folder_is_named(tmp_path, damage):
     path = tmp_path / source.describe(2)
     whole = path.read_bytes()
     path.write_bytes({"cut off": whole[: len(whole) // 2], "empty": b"", "no image": b"hello" * 9}[damage])
-    view = View(SHAPE[:2], "crop", 3)
     with pytest.raises(UserError, match=f"broken image {path}: "):
-        Split("train", source, view).load()
-    allowed = Split("train", source, view, max_bad_fraction=0.2).load()
+        Split("train", source, WHOLE).load()
+    allowed = Split("train", source, WHOLE, max_bad_fraction=0.2).load()
     assert list(allowed.bad) == [2] and allowed.good is not None and list(np.flatnonzero(~allowed.good)) == [2]
 
 

@@ -13,7 +13,7 @@ from tests.models.random_params import random_params
 from tests.pretrained import parity
 from vit_jax import models
 from vit_jax.command import UserError
-from vit_jax.data import ops
+from vit_jax.data import resizing
 from vit_jax.pretrained import open_weights, write
 from vit_jax.pretrained.huggingface import processor
 from vit_jax.pretrained.layout import Preprocessing
@@ -119,7 +119,7 @@ def test_others_scale_images_as_we_do(fraction):
     for side in range(16, 400):
         given = Preprocessing((side, side), "crop", fraction, "bilinear", (0.5,), (0.5,))
         edge = write.processor(given, 3)["size"]["shortest_edge"]
-        assert (edge, edge) == ops.covering((side, side), fraction) == ops.covering((side, side), side / edge)
+        assert (edge, edge) == resizing.covering((side, side), fraction) == resizing.covering((side, side), side / edge)
 
 
 def test_a_crop_that_is_no_square_is_refused_and_grey_statistics_are_repeated(tmp_path):

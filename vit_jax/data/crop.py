@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import UInt8
 
-from vit_jax.data import ops
+from vit_jax.data import decoding, resizing
 
 ATTEMPTS = 10  # to draw a part that fits
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A view of one image: a random part of it, at the model's input size.
+    """A random part of one image, at the model's input size.
 
     The distribution is that of `augment.random_resized_crop`: area and aspect (width : height) as given, each position
     equally likely; if none of 10 draws fits, as much of the middle as the aspects allow. What is drawn is a function of
@@ -24,11 +24,11 @@ class RandomCrop:
     channels: int
     area: tuple[float, ...]  # smallest and largest fraction of the image's
     aspect: tuple[float, float]
-    interpolation: ops.Interpolation = "bilinear"
+    interpolation: resizing.Interpolation = "bilinear"
     draw: tuple[int, int, int] = (0, 0, 0)  # seed, step, row
 
     def at(self, seed: int, step: int, row: int) -> "RandomCrop":
-        """The view of the image in one row of a step's batch."""
+        """The crop of the image in one row of a step's batch."""
         return replace(self, draw=(seed, step, row))
 
     @property
@@ -41,9 +41,15 @@ class RandomCrop:
         Parts of 160-pixel photos, the smallest that are reduced, differ by 0.6 to 0.8 levels of 255 in the mean then,
         and by 18 at most (with a `DRAFT_MARGIN` of 1: by 1.5 to 1.8, and 51).
         """
-        return ops.decode_part(encoded, self.channels, self.part, self.size, self.interpolation)
+        return decoding.decode_part(encoded, self.channels, self.part, self.size, self.interpolation)
 
-    def part(self, shape: tuple[int, int]) -> ops.Box:
+    def mask(self, encoded: bytes | np.ndarray) -> UInt8[np.ndarray, "h w"]:
+        """The same part of the image's mask; of each pixel's place the nearest class."""
+        mask = decoding.decode_mask(encoded)
+        top, left, height, width = map(float, self.part(mask.shape))
+        return resizing.nearest(mask, self.size, (left, top, left + width, top + height))
+
+    def part(self, shape: tuple[int, int]) -> decoding.Part:
         """What is taken of an image of this (h, w), in whole pixels."""
         seed, step, row = self.draw
         # The counter keeps these draws apart from those of `batching.epoch_order`, whose key is alike.
@@ -58,7 +64,7 @@ class RandomCrop:
                 return int(down * (shape[0] - height + 1)), int(across * (shape[1] - width + 1)), height, width
         return self._middle(shape)
 
-    def _middle(self, shape: tuple[int, int]) -> ops.Box:
+    def _middle(self, shape: tuple[int, int]) -> decoding.Part:
         narrow, wide = self.aspect
         height, width = (
             min(shape[0], max(1, round(shape[1] / narrow))),

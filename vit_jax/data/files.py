@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vit_jax.command import UserError
+from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.sources.folder import images_below
-from vit_jax.data.split import View
 
 Decoded = UInt8[np.ndarray, "h w c"]
 Batch = tuple[list[int], UInt8[np.ndarray, "n h w c"], dict[int, str]]
@@ -39,18 +39,18 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
 
 def read_images(
-    paths: Sequence[Path | str], view: View, batch_size: int, threads: int, *, draft: bool = False
+    paths: Sequence[Path | str], preprocessing: Preprocessing, batch_size: int, threads: int, *, draft: bool = False
 ) -> Iterator[Batch]:
     """Batches of decoded images, in order: their positions in `paths`, uint8 [n h w c], and broken files' reasons.
 
     Every batch holds `batch_size` images but the last, which may be empty where only broken files are left. A broken
     file is skipped, and reported by its position in the batch that would have held it. At most two batches are decoded
-    ahead. `draft`: see `View`.
+    ahead. `draft`: see `Preprocessing`.
     """
 
     def decode(path: Path | str) -> Decoded:
         with open(path, "rb") as file:
-            return view(file.read(), draft=draft)
+            return preprocessing(file.read(), draft=draft)
 
     good: list[int] = []
     images: list[Decoded] = []
@@ -71,6 +71,6 @@ def read_images(
                     yield good, np.stack(images), broken
                     good, images, broken = [], [], {}
             if good or broken:
-                yield good, np.stack(images) if images else np.empty((0, *view.shape), np.uint8), broken
+                yield good, np.stack(images) if images else np.empty((0, *preprocessing.shape), np.uint8), broken
         finally:  # the reader of the batches may have left early
             pool.shutdown(wait=False, cancel_futures=True)

@@ -6,20 +6,16 @@ Names, versions, features, addresses and checksums are TFDS's own (read from its
 and `tfds.builder` find the result as if TFDS had prepared it; even the order of the records is the same.
 """
 
-import gzip
 import hashlib
 import io
+import itertools
 import json
-import math
 import re
 import shlex
 import shutil
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,45 +23,9 @@ from jaxtyping import UInt8
 
 from vit_jax import command, download
 from vit_jax.command import UserError
+from vit_jax.data import archives
 
 PREPARABLE: tuple[str, ...] = ("mnist", "fashion_mnist", "cifar10", "cifar100")
-
-
-@dataclass(frozen=True)
-class _Split:
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Mapping[str, UInt8[np.ndarray, " n"]]  # by feature
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """What the archives of one data set hold."""
-
-    splits: Mapping[str, _Split]
-    names: Mapping[str, list[str]]  # of the classes, by feature, where the archive says them
-
-
-@dataclass(frozen=True)
-class _Cifar:
-    """The members of one CIFAR archive; a record is its label bytes and 3 x 32 x 32 pixels."""
-
-    folder: str
-    splits: Mapping[str, tuple[str, ...]]
-    names: Mapping[str, tuple[str, int]]  # file with a label's names, and their number, in the order of the label bytes
-
-
-_CIFARS = {
-    "cifar10": _Cifar(
-        "cifar-10-batches-bin",
-        {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
-        {"label": ("batches.meta.txt", 10)},
-    ),
-    "cifar100": _Cifar(
-        "cifar-100-binary",
-        {"train": ("train.bin",), "test": ("test.bin",)},
-        {"coarse_label": ("coarse_label_names.txt", 20), "label": ("fine_label_names.txt", 100)},
-    ),
-}
 
 
 def prepare(name: str, data_dir: Path, source: str = "", *, checksum: bool = True) -> Path:
@@ -89,8 +49,8 @@ def prepare(name: str, data_dir: Path, source: str = "", *, checksum: bool = Tru
         downloads.mkdir(parents=True, exist_ok=True)
         with download.alone(downloads):
             if not _is_prepared(folder):  # another process may have prepared it meanwhile
-                archives = _archives(name, downloads, source, checksum)
-                _convert(name, _read(name, archives), downloads / "unfinished", folder)
+                files = _archives(name, downloads, source, checksum)
+                _convert(name, archives.read(name, files), downloads / "unfinished", folder)
     except OSError as error:
         raise UserError(f"cannot prepare {folder}: {error}; make room or give another --data_dir") from error
     return folder
@@ -202,97 +162,7 @@ def _local(folder: Path, name: str, file: str, sha256: str) -> Path:
     return path
 
 
-def _read(name: str, archives: Mapping[str, Path]) -> _Raw:
-    """The images and labels in `archives`. Raises UserError for damaged ones."""
-    if name in _CIFARS:
-        [path] = archives.values()
-        return _read_cifar(path, _CIFARS[name])
-    return _read_mnist(archives)
-
-
-def _read_mnist(archives: Mapping[str, Path]) -> _Raw:
-    splits = {}
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = _read_idx(archives[f"{prefix}-images-idx3-ubyte.gz"], (28, 28))
-        path = archives[f"{prefix}-labels-idx1-ubyte.gz"]
-        labels = _read_idx(path, ())
-        if len(images) != len(labels) or labels.max() >= 10:
-            raise _damaged(path, f"{len(labels)} labels up to {labels.max()}, expected {len(images)} up to 9")
-        splits[split] = _Split(images[..., None], {"label": labels})
-    return _Raw(splits, {})
-
-
-def _read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n ..."]:
-    """The array `n *shape` in an idx file: two zero bytes, 8 (uint8), the rank, the sizes (big-endian), the values."""
-    with _damage(path), gzip.open(path) as file:
-        content = file.read()
-    magic, start = bytes([0, 0, 8, 1 + len(shape)]), 4 * (2 + len(shape))
-    if len(content) < start or content[:4] != magic:
-        raise _damaged(path, f"begins with {content[:4].hex()}, expected {magic.hex()}")
-    count, *sizes = np.frombuffer(content[4:start], ">u4").tolist()
-    expected = count * math.prod(shape)
-    if tuple(sizes) != shape or count == 0 or len(content) - start != expected:
-        raise _damaged(
-            path, f"{len(content) - start} bytes of {count} x {sizes}, expected {expected} of n x {list(shape)}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(count, *shape)
-
-
-def _read_cifar(path: Path, cifar: _Cifar) -> _Raw:
-    names_files = {file for file, _ in cifar.names.values()}
-    files = _members(path, names_files.union(*cifar.splits.values()), cifar.folder)
-    names = {}
-    for label, (file, classes) in cifar.names.items():
-        names[label] = [name for name in files[file].decode(errors="replace").splitlines() if name]
-        if len(names[label]) != classes:
-            raise _damaged(path, f"{len(names[label])} names in {file}, expected {classes}")
-    splits = {split: _cifar_split(path, [files[m] for m in members], names) for split, members in cifar.splits.items()}
-    return _Raw(splits, names)
-
-
-def _cifar_split(path: Path, contents: Sequence[bytes], names: Mapping[str, list[str]]) -> _Split:
-    """The records in `contents`: one byte per label, then the pixels, channel by channel."""
-    size = len(names) + 3 * 32 * 32
-    for content in contents:
-        if len(content) % size or not content:
-            raise _damaged(path, f"a member of {len(content)} bytes, expected a multiple of {size}")
-    records = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, size)
-    labels = {label: records[:, i] for i, label in enumerate(names)}
-    for label, values in labels.items():
-        if values.max() >= len(names[label]):
-            raise _damaged(path, f"{label} {values.max()}, expected less than {len(names[label])}")
-    return _Split(records[:, len(names) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels)
-
-
-def _members(path: Path, wanted: set[str], folder: str) -> dict[str, bytes]:
-    """The wanted files in `folder` of a .tar.gz archive, read in one pass."""
-    names = {PurePosixPath(folder, name): name for name in wanted}
-    files = {}
-    with _damage(path), gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-        for member in archive:
-            name, file = names.get(PurePosixPath(member.name)), archive.extractfile(member)
-            if name and file:
-                files[name] = file.read()
-        while stream.read(1 << 20):  # gzip checks its checksum at the end
-            pass
-    if missing := sorted(wanted - files.keys()):
-        raise _damaged(path, f"holds no {folder}/{missing[0]}")
-    return files
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, tarfile.TarError, zlib.error, OSError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is damaged or another file ({why}); remove it and prepare again")
-
-
-def _convert(name: str, raw: _Raw, unfinished: Path, folder: Path) -> None:
+def _convert(name: str, raw: archives.Contents, unfinished: Path, folder: Path) -> None:
     """Writes `raw` as ArrayRecord files under `unfinished`, checks their counts and renames the whole to `folder`."""
     import tensorflow_datasets as tfds
 
@@ -301,12 +171,12 @@ def _convert(name: str, raw: _Raw, unfinished: Path, folder: Path) -> None:
     try:
         with download.progress(f"converting {name}", "images") as show, redirect_stdout(io.StringIO()):
             builder = _builder_class(name)(data_dir=unfinished, file_format="array_record")
-            count = _counter(show, sum(len(content.images) for content in raw.splits.values()))
+            done, total = itertools.count(1), sum(len(content["image"]) for content in raw.splits.values())
             for label, names in raw.names.items():
                 builder.info.features[label].names = names
             # In place of the method that downloads, extracts and reads with TensorFlow.
             builder._split_generators = lambda dl_manager: {
-                split: _examples(split, content, "id" in builder.info.features, count)
+                split: _examples(split, content, "id" in builder.info.features, lambda: show(next(done), total))
                 for split, content in raw.splits.items()
             }
             builder.download_and_prepare()
@@ -317,24 +187,13 @@ def _convert(name: str, raw: _Raw, unfinished: Path, folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _counter(show: download.Show, total: int) -> Callable[[], None]:
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        show(done, total)
-
-    return count
-
-
 def _examples(
-    split: str, content: _Split, ids: bool, count: Callable[[], None]
+    split: str, content: archives.Arrays, ids: bool, count: Callable[[], None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The key (TFDS orders the files by its hash) and the features of each example; `ids`: whether `id` is one."""
-    for index, image in enumerate(content.images):
-        example: dict[str, Any] = {"image": _png(image)}
-        example |= {label: int(values[index]) for label, values in content.labels.items()}
+    for index, image in enumerate(content["image"]):
+        example: dict[str, Any] = {label: int(content[label][index]) for label in content if label != "image"}
+        example["image"] = _png(image)
         if ids:
             example["id"] = f"{split}_{index:05d}"
         yield index, example
@@ -350,13 +209,13 @@ def _png(image: UInt8[np.ndarray, "h w c"]) -> io.BytesIO:
     return file
 
 
-def _check_counts(builder: Any, raw: _Raw) -> None:
+def _check_counts(builder: Any, raw: archives.Contents) -> None:
     from array_record.python.array_record_module import ArrayRecordReader
 
     for split, content in raw.splits.items():
         found = sum(ArrayRecordReader(str(path)).num_records() for path in builder.info.splits[split].filepaths)
-        if found != len(content.images):
-            raise RuntimeError(f"{builder.info.full_name} {split}: wrote {found} of {len(content.images)} records")
+        if found != len(content["image"]):
+            raise RuntimeError(f"{builder.info.full_name} {split}: wrote {found} of {len(content['image'])} records")
 
 
 if __name__ == "__main__":

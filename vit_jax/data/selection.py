@@ -3,13 +3,12 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from vit_jax.command import UserError
-from vit_jax.data.sources import Dataset, Source, read_labels
+from vit_jax.data.sources import Dataset, Rows, Source, read_labels
 
 _SHOWN = 20  # class names in a message
 
@@ -36,7 +35,7 @@ def choose_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
         rows = np.flatnonzero(labels >= 0)
         if not len(rows):
             raise UserError(f"data.classes={tuple(classes)}: split {split!r} of {dataset.name!r} has no image of these")
-        sources[split] = _OfClasses(whole, rows, labels[rows])
+        sources[split] = Rows((whole, rows), labels=labels[rows])
     sizes = {split: len(source) for split, source in sources.items()}
     return replace(dataset, class_names=tuple(classes), splits=sizes, open_split=sources.__getitem__)
 
@@ -62,13 +61,13 @@ def choose_images(source: Source, class_names: Sequence[str], *, limit: int, per
         return source
     order = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(source))
     if limit:
-        return Rows(source, np.sort(order[:limit]))
+        return Rows((source, np.sort(order[:limit])))
     labels = read_labels(source)[order]
     by_label = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[by_label], np.arange(len(class_names) + 1))
     _check_counts(np.diff(starts), class_names, per_class)
     chosen = order[by_label[starts[:-1, None] + np.arange(per_class)]]
-    return Rows(source, np.sort(chosen.reshape(-1)))
+    return Rows((source, np.sort(chosen.reshape(-1))))
 
 
 def _check_counts(counts: Int[np.ndarray, " k"], class_names: Sequence[str], per_class: int) -> None:
@@ -78,44 +77,6 @@ def _check_counts(counts: Int[np.ndarray, " k"], class_names: Sequence[str], per
         raise UserError(
             f"data.images_per_class={per_class}, but these classes have fewer training images: {_listed(few)}; {advice}"
         )
-
-
-class Rows:
-    """Some images of a source, in the order of `rows`."""
-
-    def __init__(self, source: Source, rows: Int[np.ndarray, " n"]):
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"] | bytes, int]:
-        return self._source.read(self._row(index))
-
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return read_labels(self._source)[self._rows]
-
-    def describe(self, index: int) -> str:
-        return self._source.describe(self._row(index))
-
-    def _row(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        return int(self._rows[index])
-
-
-class _OfClasses(Rows):
-    """The images of some classes, with new labels."""
-
-    def __init__(self, source: Source, rows: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]):
-        super().__init__(source, rows)
-        self._labels = labels
-
-    def read(self, index: int) -> tuple[Any, int]:
-        return super().read(index)[0], int(self._labels[index])
-
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return self._labels
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from vit_jax import models, trees
 from vit_jax.command import UserError
-from vit_jax.data.ops import covering
+from vit_jax.data.resizing import covering
 from vit_jax.models.layers import square
 from vit_jax.pretrained.huggingface.config import NAME
 from vit_jax.pretrained.huggingface.transformer import VIT, add_heads

@@ -30,17 +30,17 @@ def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
     data = open_data(given.data, run.default_size(given, source))
     given = run.follow(given, data, source)
     one_device = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])  # batches are the same on any mesh
-    loader = data.feed(data.split("train"), one_device, crop=host_crop(given, data))
+    loader = data.loader(data.split("train"), one_device, crop=host_crop(given, data))
     plain = dataclasses.replace(with_data(given, data, loader.split), distill=tasks.Distill())
-    task = make_task(plain, data.class_names, data.view.shape, cropped=loader.crop is not None)
+    task = make_task(plain, data.class_names, data.preprocessing.shape, cropped=loader.crop is not None)
     settings = task.parts.train_augment
     part = np.arange(0, given.train.batch_size, given.train.accumulate)
     ends = np.union1d(part[:images], part[-images:])  # MixUp and CutMix mix the first with the last
     shown = {}
     for at in range(rows):
         indices, crops = loader.chosen(given.seed, at, given.train.batch_size, ends)
-        unchanged, _ = loader.split.read(indices)
-        cropped = loader.split.read(indices, crops)[0] if crops else unchanged
+        unchanged = loader.split.read(indices)["image"]
+        cropped = loader.split.read(indices, crops)["image"] if crops else unchanged
         rngs = step.rngs_for(given.seed, at, jnp.asarray(ends))
         seen = task.augmented({"image": jnp.asarray(cropped)}, rngs)
         seen, shares = augment.mix(settings, rngs.mix, seen, jnp.eye(len(ends)))

@@ -50,7 +50,8 @@ def compare(models: dict[str, Trained], images: int, seed: int) -> tuple[dict[st
             raise UserError(f"{name} learned other classes than {next(iter(models))}; compare models of one data set")
     split = data.split(first.config.evaluate.split)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[: images or len(split)])
-    pictures, labels = split.read(chosen)
+    examples = split.read(chosen)
+    pictures, labels = examples["image"], examples["label"]
     shape, texture = conflicting(labels, seed)
     pair = (jnp.asarray(pictures[which]) for which in (shape, texture))
     mixed = np.asarray(augment.cue_conflict(jax.random.key(seed), *pair))

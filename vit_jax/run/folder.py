@@ -11,7 +11,7 @@ from vit_jax import augment, config
 from vit_jax.checkpoint import saved_steps
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.data import Data, View
+from vit_jax.data import Data, Preprocessing
 from vit_jax.log import writers
 
 CONFIG, LABELS, PREPROCESSING, CHECKPOINTS = "config.json", "labels.json", "preprocessing.json", "checkpoints"
@@ -45,7 +45,7 @@ def save_description(workdir: Path, given: Config, prepared: Config, data: Data)
     if has_begun(workdir):
         return
     preprocessing = {
-        **dataclasses.asdict(data.view),
+        **dataclasses.asdict(data.preprocessing),
         "input": prepared.augment.resize,
         "mean": prepared.augment.mean,
         "std": prepared.augment.std,
@@ -101,9 +101,9 @@ def read_config(workdir: Path, overrides: tuple[str, ...] | list[str] = ()) -> C
     return config.load(str(workdir / CONFIG), overrides)
 
 
-def read_preprocessing(workdir: Path, view: augment.Settings) -> tuple[View, augment.Settings]:
+def read_preprocessing(workdir: Path, view: augment.Settings) -> tuple[Preprocessing, augment.Settings]:
     """How a run's images leave the host, and its augmentation settings with the size, mean and deviation it used."""
     stored = json.loads((workdir / PREPROCESSING).read_text())
     resize, mean, std = (tuple(stored.pop(key, ())) for key in ("input", "mean", "std"))
-    on_host = View(**{**stored, "size": tuple(stored["size"])})
+    on_host = Preprocessing(**{**stored, "size": tuple(stored["size"])})
     return on_host, dataclasses.replace(view, resize=resize, mean=mean, std=std)

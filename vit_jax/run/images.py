@@ -1,4 +1,4 @@
-"""Images to look at, in whatever form a caller has them, as batches at the size of a model's view."""
+"""Images to look at, in whatever form a caller has them, as batches at the size of a model's preprocessing."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from vit_jax.command import UserError
-from vit_jax.data import View
+from vit_jax.data import Preprocessing
 from vit_jax.data.files import find_images, read_images
 
 # A file, a Pillow image of any mode, or an array uint8 [h w], [h w 1] or [h w 3].
@@ -52,31 +52,33 @@ def all_files(pictures: Pictures) -> bool:
     return not isinstance(pictures, np.ndarray) and all(isinstance(picture, str | Path) for picture in pictures)
 
 
-def batches(pictures: Pictures, view: View, batch_size: int, threads: int, *, draft: bool = False) -> Iterator[Batch]:
-    """The images in order, `batch_size` in every batch but the last, at the size of the view.
+def batches(
+    pictures: Pictures, preprocessing: Preprocessing, batch_size: int, threads: int, *, draft: bool = False
+) -> Iterator[Batch]:
+    """The images in order, `batch_size` in every batch but the last, at the size of the preprocessing.
 
     Files are decoded ahead on `threads` threads; broken ones are left out, and named in their batch. `draft`: see
-    `View`.
+    `Preprocessing`.
     """
     if all_files(pictures):
         names = [str(picture) for picture in pictures]
-        for good, images, broken in read_images(names, view, batch_size, threads, draft=draft):
+        for good, images, broken in read_images(names, preprocessing, batch_size, threads, draft=draft):
             yield Batch(images, tuple(names[i] for i in good), {names[i]: fault for i, fault in broken.items()})
         return
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(pictures), batch_size):
             part = pictures[start : start + batch_size]
-            yield Batch(np.stack(list(pool.map(lambda picture: _pixels(picture, view), part))))
+            yield Batch(np.stack(list(pool.map(lambda picture: _pixels(picture, preprocessing), part))))
 
 
-def _pixels(picture: Picture, view: View) -> UInt8[np.ndarray, "h w c"]:
+def _pixels(picture: Picture, preprocessing: Preprocessing) -> UInt8[np.ndarray, "h w c"]:
     try:
         if isinstance(picture, str | Path):
-            return view(Path(picture).read_bytes())
+            return preprocessing(Path(picture).read_bytes())
         if isinstance(picture, Image.Image):
-            return view(_encoded(picture))
+            return preprocessing(_encoded(picture))
         if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
-            return view(picture[..., None] if picture.ndim == 2 else picture)
+            return preprocessing(picture[..., None] if picture.ndim == 2 else picture)
     except (OSError, ValueError) as fault:
         raise UserError(f"{_named(picture)} cannot be used as an image: {fault}") from fault
     raise UserError(f"{_named(picture)} is no image: expected a file, a Pillow image or an array uint8[h w c]")

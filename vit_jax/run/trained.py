@@ -22,7 +22,7 @@ from vit_jax import augment, checkpoint, config, distributed, losses, models, pr
 from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.data import View
+from vit_jax.data import Preprocessing as HostPreprocessing
 from vit_jax.pretrained import Preprocessing, Weights
 from vit_jax.run.folder import (
     CHECKPOINTS,
@@ -80,7 +80,7 @@ class Trained:
     model: nn.Module
     variables: Mapping[str, PyTree]
     class_names: tuple[str, ...]  # () for weights without a head: these have features only
-    view: View  # encoded image -> uint8 [h w c], on the host
+    view: HostPreprocessing  # encoded image -> uint8 [h w c], on the host
     step: int  # of training that the variables are from; 0 for published weights
 
     @cached_property
@@ -116,7 +116,7 @@ class Trained:
     ) -> Iterator[tuple[Predictions, dict[str, str]]]:
         """Predictions for any number of files, a batch at a time, and what is wrong with those that were left out.
 
-        `draft` decodes photos faster, and a little differently: see `View`.
+        `draft` decodes photos faster, and a little differently: see `HostPreprocessing`.
         """
         self._check_head()
         for batch, logits in self._computed(self.forward, files, batch_size, draft=draft):
@@ -226,7 +226,7 @@ class Trained:
             )
 
 
-def preprocessing_of(prepared: Config, view: View) -> Preprocessing:
+def preprocessing_of(prepared: Config, view: HostPreprocessing) -> Preprocessing:
     """How an image becomes the model's input."""
     height, width, _ = input_shape(prepared.augment, view.shape)
     return Preprocessing(
@@ -315,7 +315,7 @@ def _read_variables(
 def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Trained:
     prepared = _configuration_of(weights, overrides)
     settings, size = prepared.data, prepared.data.image_size
-    view = View(
+    view = HostPreprocessing(
         size=(size[0], size[-1]),
         resize=settings.resize,
         channels=settings.channels,

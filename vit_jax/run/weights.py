@@ -64,10 +64,10 @@ def follow(given: Config, data: Data, source: Preprocessing | None) -> Config:
     if source is None:
         return given
     view = given.augment
-    if not (view.resize or given.data.image_size) and data.view.size != source.size:
+    if not (view.resize or given.data.image_size) and data.preprocessing.size != source.size:
         view = dataclasses.replace(view, resize=source.size)
     if not view.mean:
-        mean, std = (_for_channels(values, data.view.channels) for values in (source.mean, source.std))
+        mean, std = (_for_channels(values, data.preprocessing.channels) for values in (source.mean, source.std))
         view = dataclasses.replace(view, mean=mean, std=std)
     return dataclasses.replace(given, augment=view)
 
@@ -83,7 +83,7 @@ def fit_weights(weights: Weights, given: Config, data: Data) -> tuple[dict[str, 
     Arrays that the weights do not have are left out. Raises `UserError` where the two do not fit. Touches no device.
     """
     model = {**given.model, "num_classes": len(data.class_names)}
-    shape = input_shape(given.augment, data.view.shape)
+    shape = input_shape(given.augment, data.preprocessing.shape)
     looped = models.create({**model, "scan": False} if "scan" in model else model)
     wanted = jax.eval_shape(lambda: step.init_variables(looped, 0, shape))
     return pretrained.fit(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from vit_jax import sharding
 from vit_jax.config import Config
-from vit_jax.data import Feed
+from vit_jax.data import Loader
 from vit_jax.step import EvalStep
 from vit_jax.tasks import Evaluator, Task
 from vit_jax.trees import PyTree
@@ -23,10 +23,9 @@ from vit_jax.trees import PyTree
 IN_FLIGHT = 4
 
 
-def evaluate_split(eval_step: EvalStep, variables: PyTree, loader: Feed, batch_size: int, task: Task) -> Evaluator:
+def evaluate_split(eval_step: EvalStep, variables: PyTree, loader: Loader, batch_size: int, task: Task) -> Evaluator:
     """What the task's evaluator makes of every example of the loader's split, in its order."""
     evaluator = task.evaluator(len(loader.split))
-    constants = {"examples": loader.frozen} if loader.on_device else {}
     waiting: deque[dict[str, jax.Array]] = deque()
     begins = itertools.count(0, batch_size)
 
@@ -39,7 +38,7 @@ def evaluate_split(eval_step: EvalStep, variables: PyTree, loader: Feed, batch_s
             evaluator.add({"index": begin + real} | {name: np.asarray(values)[real] for name, values in rows.items()})
 
     for batch in loader.evaluation(batch_size):
-        waiting.append(eval_step(variables, batch, constants))
+        waiting.append(eval_step(variables, batch, loader.constants))
         if len(waiting) > IN_FLIGHT:
             fetch()
     while waiting:

@@ -19,7 +19,7 @@ from vit_jax import distributed, flops, memory, models, optim, platforms, shardi
 from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.data import Data, Feed, RandomCrop, Split
+from vit_jax.data import Data, Loader, RandomCrop, Split
 from vit_jax.data.batching import steps_per_epoch
 from vit_jax.train import remat
 from vit_jax.train.attention import fastest_attention
@@ -36,7 +36,7 @@ class Experiment:
 
     config: Config  # prepared: with what the data decides
     data: Data
-    loader: Feed | None  # of the training images; None where they are only described
+    loader: Loader  # of the training images
     mesh: Mesh
     task: tasks.Task
     steps_per_epoch: int
@@ -80,7 +80,7 @@ def set_up(
         given: the configuration or its inputs.
         devices: those of another machine; (): all that there are.
         described: reads no image and puts nothing on a device, to plan a run or to check it: any mean and deviation
-            stand for those of the images, a teacher is left out, and there is no loader.
+            stand for those of the images, and a teacher is left out.
         device_memory: bytes of each device, for `model.remat='auto'`; 0: as the devices say.
         kernel: of attention, where an earlier start found it and the configuration says auto.
         console: where a choice by the clock is told.
@@ -93,26 +93,24 @@ def set_up(
     with distributed.same_mistakes():
         mesh = sharding.make_mesh(config.mesh, devices) if devices else make_mesh(config, data)
         check_batch(config, mesh)
-        crop, train = host_crop(config, data), data.split("train")
-        loader = None if described else data.feed(train, mesh, on_device=True, crop=crop)
-        prepared = with_data(config, data, None if described else train)
+        crop = host_crop(config, data, certain=inputs.crops_on_host)
+        fields = ("image", *tasks.chosen(config.task, config.distill).targets)
+        loader = data.loader(data.split("train"), mesh, on_device=True, crop=crop, fields=fields)
+        prepared = with_data(config, data, None if described else loader.load().split)
         teaches = config.distill.teacher and not described
         teacher = open_teacher(config.distill.teacher, prepared, data.class_names) if teaches else None
     if kernel:
         prepared = dataclasses.replace(prepared, model={**prepared.model, "attention": kernel})
     elif not described:
-        prepared = choose_attention(prepared, mesh, data.view.shape, console)
-    cropped = crop is not None or inputs.crops_on_host
-    batch, constants = describe_batch(prepared, data, train, cropped)
-    if loader is not None:
-        constants = {"examples": loader.frozen} if loader.on_device else {}
+        prepared = choose_attention(prepared, mesh, data.preprocessing.shape, console)
+    constants: dict[str, Any] = dict(loader.constants_spec() if described else loader.constants)
     if teacher is not None:
         everywhere = sharding.replicated(mesh)
         constants["teacher"] = jax.tree.map(lambda array: sharding.put(array, everywhere), teacher.variables)
 
     def build(config: Config) -> Experiment:
-        task = make_task(config, data.class_names, data.view.shape, cropped=cropped, teacher=teacher)
-        per_epoch = steps_per_epoch(config.train.batch_size, len(train))
+        task = make_task(config, data.class_names, data.preprocessing.shape, cropped=crop is not None, teacher=teacher)
+        per_epoch = steps_per_epoch(config.train.batch_size, len(loader.split))
         return Experiment(
             config=config,
             data=data,
@@ -121,7 +119,7 @@ def set_up(
             task=task,
             steps_per_epoch=per_epoch,
             total_steps=num_steps(config, per_epoch),
-            batch=batch,
+            batch=loader.spec(config.train.batch_size),
             constants=constants,
             **compiled_parts(config, task, mesh, per_epoch),
         )
@@ -220,22 +218,10 @@ def with_data(config: Config, data: Data, train: Split | None) -> Config:
     """
     settings = config.augment
     if not settings.mean:
-        mean, std = train.statistics() if train is not None else (np.full(data.view.channels, 0.5),) * 2
+        mean, std = train.statistics() if train is not None else (np.full(data.preprocessing.channels, 0.5),) * 2
         std = np.maximum(std, 1 / 255)  # a constant channel
         settings = dataclasses.replace(settings, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     return dataclasses.replace(config, model=model_fields(config, data.class_names), augment=settings)
-
-
-def describe_batch(config: Config, data: Data, train: Split, cropped: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The shapes of a training batch, and of the split that lies on the devices whole, if it does."""
-    n, shape = config.train.batch_size, data.view.shape
-    shown = input_shape(config.augment, shape) if cropped else shape
-    fields = {"image": (shown, jnp.uint8), "label": ((), jnp.int32)}
-    batch = {name: jax.ShapeDtypeStruct((n, *of_one), dtype) for name, (of_one, dtype) in fields.items()}
-    if cropped or data.cache(train) != "device":
-        return batch, {}
-    whole = {name: jax.ShapeDtypeStruct((len(train), *x.shape[1:]), x.dtype) for name, x in batch.items()}
-    return {"index": jax.ShapeDtypeStruct((n,), jnp.int32)}, {"examples": whole}
 
 
 def choose_attention(
@@ -259,10 +245,15 @@ def check_batch(config: Config, mesh: Mesh) -> None:
         )
 
 
-def host_crop(config: Config, data: Data) -> RandomCrop | None:
-    """How the host crops training images to the model's input size; None where the device crops, or nothing does."""
-    size = input_shape(config.augment, data.view.shape)[:2]
-    return data.random_crop(size=size, area=config.augment.crop_area, aspect=config.augment.crop_aspect)
+def host_crop(config: Config, data: Data, *, certain: bool = False) -> RandomCrop | None:
+    """How the host crops training images to the model's input size; None where the device crops, or nothing does.
+
+    `certain`: it does, of a data set that is only described.
+    """
+    *size, channels = input_shape(config.augment, data.preprocessing.shape)
+    if certain:
+        return RandomCrop((size[0], size[1]), channels, (1.0, 1.0), (1.0, 1.0))
+    return data.random_crop(size=(size[0], size[1]), area=config.augment.crop_area, aspect=config.augment.crop_aspect)
 
 
 def flops_per_image(module: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -303,7 +294,7 @@ def make_mesh(config: Config, data: Data) -> Mesh:
     cores = len(devices) if devices[0].platform == "cpu" and "JAX_NUM_CPU_DEVICES" in os.environ else 1
     if cores == 1 or jax.process_count() > 1 or config.mesh != sharding.Settings():
         return sharding.make_mesh(config.mesh)
-    task = make_task(with_data(config, data, None), data.class_names, data.view.shape)
+    task = make_task(with_data(config, data, None), data.class_names, data.preprocessing.shape)
     tx, average = optimizer(config, task), config.optim.ema_decay > 0
     state = jax.eval_shape(lambda: step.init_state(task, tx, 0, ema=average))
     copies = cores * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -104,8 +104,8 @@ def check_data(given: Config, data: Data) -> None:
             "leave it at 0 to follow the data set"
         )
     if given.augment.mean:
-        augment.check_channels(given.augment, data.view.channels)
-    models.create(fields).check(input_shape(given.augment, data.view.shape))
+        augment.check_channels(given.augment, data.preprocessing.channels)
+    models.create(fields).check(input_shape(given.augment, data.preprocessing.shape))
     tasks.check(given.task, given.model, given.distill)
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
     if not given.train.seconds:

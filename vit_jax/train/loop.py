@@ -17,7 +17,7 @@ from rich.console import Console
 from vit_jax import config, distributed, log, memory, metrics, optim, sharding, trees
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import Interruption, UserError
-from vit_jax.data import Feed
+from vit_jax.data import Loader
 from vit_jax.energy import Meter
 from vit_jax.step import evaluation_variables
 from vit_jax.tasks import Evaluator
@@ -60,7 +60,6 @@ class Trainer:
         so_far: TrainerState,
         console: Console,
     ) -> None:
-        assert experiment.loader is not None
         self.experiment, self.task, self.workdir = experiment, experiment.task, workdir
         self.data, self.loader, self.mesh = experiment.data, experiment.loader, experiment.mesh
         self.checkpoints, self.book, self.console = checkpoints, so_far, console
@@ -269,11 +268,11 @@ class Trainer:
         self.progress.evaluation(at, scalars)
         self.warn_of(at, found.warnings())
 
-    def split(self, purpose: str) -> Feed:
+    def split(self, purpose: str) -> Loader:
         """The loader of another split."""
-        return self.data.feed(self.data.split(purpose), self.mesh)
+        return self.data.loader(self.data.split(purpose), self.mesh, fields=self.loader.fields)
 
-    def evaluate(self, variables: PyTree, loader: Feed) -> Evaluator:
+    def evaluate(self, variables: PyTree, loader: Loader) -> Evaluator:
         size = evaluation_batch_size(self.experiment.config, self.mesh)
         return evaluate_split(self.experiment.eval_step, variables, loader, size, self.task)
 
@@ -358,10 +357,9 @@ class Trainer:
 def describe(experiment: Experiment) -> dict[str, str]:
     """The overview's rows."""
     settings, data, loader = experiment.config, experiment.data, experiment.loader
-    assert loader is not None
     height, width, channels = experiment.task.parts.image_shape
     sizes = {"train": len(loader.split), **{purpose: data.size(purpose) for purpose in ("validation", "test")}}
-    kept = "on the device" if loader.on_device else "in memory" if loader.split.images is not None else "streamed"
+    kept = "on the device" if loader.on_device else "in memory" if loader.in_memory else "streamed"
     mesh = "".join(f", {axis} {n}" for axis, n in experiment.mesh.shape.items() if n > 1)
     parts = f" in {settings.train.accumulate} parts" if settings.train.accumulate > 1 else ""
     epochs = experiment.total_steps / experiment.steps_per_epoch

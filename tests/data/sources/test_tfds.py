@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REAL_DATA as PREPARED
 from vit_jax.command import UserError
-from vit_jax.data import ops
+from vit_jax.data import decoding
 from vit_jax.data.prepare import PREPARABLE
 from vit_jax.data.sources import MissingDataset, open_dataset
 
@@ -37,10 +37,9 @@ def test_prepared_data_are_what_tfds_reads(name, splits, shape, first_class):
         source = data.source(split)
         assert len(source) == data.size(split) == splits[split]
         for row in (0, splits[split] - 1):
-            image, label = source.read(row)
-            expected = tfds.data_source(name, split=split, data_dir=PREPARED)[row]
-            np.testing.assert_array_equal(ops.decode(image, 0), expected["image"])
-            assert label == expected["label"]
+            example, expected = source.read(row), tfds.data_source(name, split=split, data_dir=PREPARED)[row]
+            np.testing.assert_array_equal(decoding.decode(example["image"], 0), expected["image"])
+            assert example["label"] == expected["label"]
     assert data.source("train[5:]").describe(3) == f"{name} train record 8"
 
 
@@ -54,7 +53,7 @@ def test_slices_read_what_tfds_slices_read():
         tfds.data_source("cifar10", split=spec, data_dir=PREPARED),
     )
     assert len(source) == len(expected)
-    assert [source.read(i)[1] for i in range(495, 503)] == [expected[i]["label"] for i in range(495, 503)]
+    assert [source.read(i)["label"] for i in range(495, 503)] == [expected[i]["label"] for i in range(495, 503)]
 
 
 @needs_prepared
@@ -169,12 +168,12 @@ import sys, socket
 from pathlib import Path
 def refuse(*args): raise AssertionError(f"network: {args}")
 socket.socket.connect = socket.getaddrinfo = refuse
-from vit_jax.data import ops
+from vit_jax.data import decoding
 from vit_jax.data.sources import open_dataset
 digits = open_dataset("digits", Path()).source("train")
 assert "tensorflow_datasets" not in sys.modules
 source = open_dataset("cifar10", Path(sys.argv[1])).source("train[:90%]+test")
-assert ops.decode(source.read(0)[0], 0).shape == (32, 32, 3)
+assert decoding.decode(source.read(0)["image"], 0).shape == (32, 32, 3)
 try:
     open_dataset("no_such_data", Path(sys.argv[1]))
 except ValueError:

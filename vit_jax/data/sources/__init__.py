@@ -1,13 +1,26 @@
-"""Opens a data set by name: `digits`, `synthetic`, a folder of images, or a prepared TFDS ArrayRecord data set."""
+"""Opens a data set by name; `register` adds a kind of data set."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from vit_jax.command import UserError
 from vit_jax.data.sources import arrays, folder, tfds
-from vit_jax.data.sources.dataset import Dataset, MissingDataset, Source, read_labels
+from vit_jax.data.sources.dataset import Dataset, Example, MissingDataset, Rows, Source, read_labels
 
-__all__ = ["Dataset", "MissingDataset", "Source", "open_dataset", "read_labels"]
+__all__ = ["Dataset", "Example", "MissingDataset", "Rows", "Source", "open_dataset", "read_labels", "register"]
+
+Opener = Callable[[str, Path], Dataset]
+_OPENERS: list[tuple[Callable[[str], bool], Opener]] = []
+
+
+def register(names: str | Callable[[str], bool], opener: Opener) -> None:
+    """Has `opener(name, data_dir)` open the data sets called `names` or `names`/..., or for which `names(name)` holds.
+
+    Of several that fit, the one registered last is asked.
+    """
+    fits = (lambda name: name.split("/")[0] == names) if isinstance(names, str) else names
+    _OPENERS.append((fits, opener))
 
 
 def open_dataset(name: str, data_dir: Path) -> Dataset:
@@ -19,15 +32,23 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
     """
     if not name:
         raise UserError("the data set's name is empty; give one, such as digits, cifar10 or ./folder_of_images")
-    if name == "digits":
-        return arrays.open_digits()
-    if name.split("/")[0] == "synthetic":
-        return arrays.open_synthetic(name)
-    if name in (".", "..") or name.startswith(("./", "../", "/", "~")):
-        return folder.open_folder(name)
+    opener = next(opener for fits, opener in reversed(_OPENERS) if fits(name))
+    return opener(name, data_dir)
+
+
+def _open_prepared_or_folder(name: str, data_dir: Path) -> Dataset:
     try:
         return tfds.open_prepared(name, data_dir)
     except MissingDataset:
         if os.path.isdir(name):
             return folder.open_folder(name)
         raise
+
+
+register(lambda name: True, _open_prepared_or_folder)
+register(
+    lambda name: name in (".", "..") or name.startswith(("./", "../", "/", "~")),
+    lambda name, data_dir: folder.open_folder(name),
+)
+register("synthetic", lambda name, data_dir: arrays.open_synthetic(name))
+register("digits".__eq__, lambda name, data_dir: arrays.open_digits())

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from vit_jax.command import UserError
-from vit_jax.data.sources.dataset import Dataset
+from vit_jax.data.sources.dataset import Dataset, Example
 
 _DIGITS = {"train": 1437, "test": 360}
 _TILES = 4  # a synthetic class is a grid of 4 x 4 random tiles: coarse, so that crops and shifts leave it learnable
@@ -42,8 +42,8 @@ class _DigitsSource:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "8 8 1"], int]:
-        return self._images[index], int(self._labels[index])
+    def read(self, index: int) -> Example:
+        return {"image": self._images[index], "label": int(self._labels[index])}
 
     def labels(self) -> Int[np.ndarray, " n"]:
         return self._labels
@@ -84,12 +84,12 @@ class _SyntheticSource:
     def __len__(self) -> int:
         return self.splits[self.split]
 
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+    def read(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         label = index % self.classes
         noise = np.random.default_rng((1, self.split == "test", index)).integers(0, 256, self.shape, np.uint8)
-        return self._template(label) // 2 + noise // 2, label
+        return {"image": self._template(label) // 2 + noise // 2, "label": label}
 
     def labels(self) -> Int[np.ndarray, " n"]:
         return np.arange(len(self)) % self.classes

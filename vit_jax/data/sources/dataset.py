@@ -1,11 +1,11 @@
-"""A data set of labelled images: named splits, and TFDS's split syntax over them."""
+"""A data set of examples: named splits, and TFDS's split syntax over them."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import SimpleNamespace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -17,15 +17,21 @@ class MissingDataset(UserError):
     """No data set of that name is built in, prepared, or a folder; says how to get it."""
 
 
+class Example(TypedDict, total=False):
+    """What a source knows of one image: its `fields`."""
+
+    image: UInt8[np.ndarray, "h w c"] | bytes  # decoded, or as its file's bytes
+    label: int
+    mask: UInt8[np.ndarray, "h w"] | bytes  # the class of each pixel; `decoding.VOID` belongs to none
+
+
 @runtime_checkable
 class Source(Protocol):
-    """Random access to labelled images in a fixed order; may be read from several threads and pickled."""
+    """Random access to examples in a fixed order; may be read from several threads and pickled."""
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"] | bytes, int]:
-        """The image, decoded or as its file's bytes, and the label."""
-        ...
+    def read(self, index: int) -> Example: ...
 
     def describe(self, index: int) -> str:
         """Where the image comes from, for error messages: a path, or "cifar10 train record 17"."""
@@ -43,7 +49,7 @@ def read_labels(source: Source) -> Int[np.ndarray, " n"]:
     """The label of every image, as stored: of unlabelled ones -1. Raises `UserError` for what cannot be read."""
     if isinstance(source, Labelled):
         return source.labels()
-    return np.fromiter((source.read(i)[1] for i in range(len(source))), np.int64, len(source))
+    return np.fromiter((source.read(i).get("label", -1) for i in range(len(source))), np.int64, len(source))
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,12 @@ class Dataset:
     """What is known before any image is read."""
 
     name: str
-    class_names: tuple[str, ...]  # by label
+    class_names: tuple[str, ...]  # by label, or by value of the masks
     image_shape: tuple[int, int, int]  # h, w, c; (0, 0, c) where sizes differ between images
     splits: Mapping[str, int]  # images in each named split
     open_split: Callable[[str], Source]  # opens one of `splits`, whole
     folders: tuple[str, ...] = ()  # whose sub-folders are its classes
+    fields: tuple[str, ...] = ("image", "label")  # of every example; "mask" may be another
 
     def source(self, spec: str) -> Source:
         """The images of `spec`: "train", "train[:90%]", "train[100:]", "train[:50%]+test"; raises `UserError`."""
@@ -63,7 +70,7 @@ class Dataset:
         opened = {split: self.open_split(split) for split in dict(slices)}
         if len(slices) == 1 and len(slices[0][1]) == self.splits[slices[0][0]]:
             return opened[slices[0][0]]
-        return _Joined([(opened[split], rows) for split, rows in slices])
+        return Rows(*((opened[split], rows) for split, rows in slices))
 
     def size(self, spec: str) -> int:
         """The number of images in `spec`, without opening it; raises `UserError`."""
@@ -110,30 +117,33 @@ class Dataset:
         return ", ".join(f"{split} ({size:,} images)" for split, size in self.splits.items())
 
 
-class _Joined:
-    """Rows of other sources, one after another."""
+class Rows:
+    """Some rows of other sources, one source after another; `labels` take the place of the stored ones."""
 
-    def __init__(self, parts: Sequence[tuple[Source, range]]):
-        self._parts = tuple(parts)
+    def __init__(self, *parts: tuple[Source, Sequence[int] | np.ndarray], labels: np.ndarray | None = None):
+        self._parts, self._labels = parts, labels
         self._ends = list(accumulate(len(rows) for _, rows in parts))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"] | bytes, int]:
+    def read(self, index: int) -> Example:
         source, row = self._locate(index)
-        return source.read(row)
+        example = source.read(row)
+        return example if self._labels is None else {**example, "label": int(self._labels[index])}
 
     def describe(self, index: int) -> str:
         source, row = self._locate(index)
         return source.describe(row)
 
     def labels(self) -> Int[np.ndarray, " n"]:
-        return np.concatenate([read_labels(source)[rows.start : rows.stop] for source, rows in self._parts])
+        if self._labels is not None:
+            return self._labels
+        return np.concatenate([read_labels(source)[np.asarray(rows)] for source, rows in self._parts])
 
     def _locate(self, index: int) -> tuple[Source, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         part = bisect_right(self._ends, index)
         source, rows = self._parts[part]
-        return source, rows[index - self._ends[part]]  # negative: counted from the part's end
+        return source, int(rows[index - self._ends[part]])  # negative: counted from the part's end

@@ -13,8 +13,8 @@ from jaxtyping import Int
 from PIL import Image
 
 from vit_jax.command import UserError
-from vit_jax.data import ops
-from vit_jax.data.sources.dataset import Dataset
+from vit_jax.data import decoding
+from vit_jax.data.sources.dataset import Dataset, Example
 
 _SPLITS = {
     "train": "train",
@@ -65,9 +65,8 @@ class _FolderSource:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def read(self, index: int) -> tuple[bytes, int]:
-        with open(self.describe(index), "rb") as file:
-            return file.read(), int(self._labels[index])
+    def read(self, index: int) -> Example:
+        return {"image": Path(self.describe(index)).read_bytes(), "label": int(self._labels[index])}
 
     def labels(self) -> Int[np.ndarray, " n"]:
         return self._labels
@@ -161,8 +160,8 @@ def _image_shape(root: Path, splits: Mapping[str, Split]) -> tuple[int, int, int
     broken = None
     for row in sample:
         try:
-            shapes.add(ops.header_shape(root / paths[row]))
-        except ops.BrokenImage as fault:  # reported when the image is read
+            shapes.add(decoding.header_shape(root / paths[row]))
+        except decoding.BrokenImage as fault:  # reported when the image is read
             broken = fault
     if not shapes:
         raise UserError(f"none of {len(sample):,} files opened in {root} is an image that can be read: {broken}")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vit_jax.command import UserError
-from vit_jax.data.sources.dataset import Dataset, MissingDataset
+from vit_jax.data.sources.dataset import Dataset, Example, MissingDataset
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _FORMAT = "array_record"
@@ -56,7 +56,7 @@ class _RecordSource:
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, index: int) -> tuple[bytes, int]:
+    def read(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         try:
@@ -65,7 +65,7 @@ class _RecordSource:
             raise UserError(f"the record cannot be read ({fault}); prepare the data set again") from fault
         if not 0 <= label < self._classes:
             raise UserError(f"label {label} is outside 0..{self._classes - 1}; is the split {self._split} labelled?")
-        return image, label
+        return {"image": image, "label": label}
 
     def _parsed(self, record: bytes) -> tuple[bytes, int]:
         """The image's bytes and the label.

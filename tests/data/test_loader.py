@@ -12,40 +12,38 @@ from tests.data.images import SHAPE, Images
 from tests.test_distributed import finish, start
 from vit_jax import sharding
 from vit_jax.command import UserError
-from vit_jax.data import Feed, RandomCrop, Split, View, batching
+from vit_jax.data import Loader, Preprocessing, RandomCrop, Split, batching
 
 CACHES = ("device", "host", "none")
+ALL = ("image", "label", "mask")
 SIZE = 23
-
-
 CROP = RandomCrop((3, 2), 3, (0.3, 1.0), (3 / 4, 4 / 3))
 
 
-def make(cache: str, broken=(), devices=4, repeats=1, crop=None, **options) -> Feed:
-    split = Split("train", Images(SIZE, broken), View(SHAPE[:2], "crop", 3), **options)
-    if cache != "none":
-        split.load()
+def make(cache: str, broken=(), devices=4, repeats=1, crop=None, fields=("image", "label"), **options) -> Loader:
+    split = Split("train", Images(SIZE, broken), Preprocessing(SHAPE[:2], "crop", 3), fields=ALL, **options)
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:devices])
-    return Feed(split, mesh, on_device=cache == "device", threads=2, repeats=repeats, crop=crop)
+    where = {"on_device": cache == "device", "in_memory": cache == "host"}
+    return Loader(split, mesh, **where, threads=2, repeats=repeats, crop=crop, fields=fields)
 
 
-def seen(feed: Feed, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+def seen(loader: Loader, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     """What a step sees of a batch, wherever its images lie."""
     rest = {k: np.asarray(v) for k, v in batch.items() if k != "index"}
     if "index" in batch:
         rows = np.asarray(batch["index"])
-        return {k: np.asarray(v)[rows] for k, v in feed.frozen.items()} | rest
+        return {k: np.asarray(v)[rows] for k, v in loader.constants["examples"].items()} | rest
     return rest
 
 
 def train(cache: str, start=0, stop=7, **options) -> list[dict[str, np.ndarray]]:
-    feed = make(cache, **options)
-    return [seen(feed, batch) for batch in feed.train(5, 8, start, stop)]
+    loader = make(cache, **options)
+    return [seen(loader, batch) for batch in loader.train(5, 8, start, stop)]
 
 
 def evaluation(cache: str, batch_size=8, **options) -> dict[str, np.ndarray]:
-    feed = make(cache, **options)
-    batches = [seen(feed, batch) for batch in feed.evaluation(batch_size)]
+    loader = make(cache, **options)
+    batches = [seen(loader, batch) for batch in loader.evaluation(batch_size)]
     assert all(len(batch["image"]) == batch_size for batch in batches)
     return {k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]}
 
@@ -74,6 +72,35 @@ def test_every_cache_gives_the_same_bits_from_any_step_on_any_devices(cache):
     assert_same(train(cache), expected)
     assert_same(train(cache, start=4), expected[4:])
     assert train(cache, start=7) == []
+
+
+@pytest.mark.parametrize("fields", [("image",), ("image", "label"), ALL], ids=str)
+@pytest.mark.parametrize(("cache", "crop"), [*((cache, None) for cache in CACHES), ("none", CROP)])
+def test_spec_describes_a_training_batch_and_the_constants_before_anything_is_decoded(cache, crop, fields):
+    loader = make(cache, crop=crop, fields=fields)
+    spec, constants = loader.spec(8), loader.constants_spec()
+    assert not loader.split.arrays
+    assert list(spec) == (["index"] if cache == "device" else list(fields))
+    [batch] = loader.train(5, 8, 0, 1)
+    for found, described in ((batch, spec), (loader.constants, constants)):
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), described
+        )
+    assert seen(loader, batch).keys() == set(fields)
+    assert next(loader.evaluation(8)).keys() - {"index", "number", "weight"} <= set(fields)
+
+
+def test_a_field_that_the_examples_lack_is_the_users_error():
+    with pytest.raises(UserError, match="the examples of split 'train' have no depth, only image and label and mask"):
+        make("none", fields=("image", "depth"))
+
+
+def test_a_mask_is_cropped_with_its_image():
+    for step, batch in enumerate(train("none", stop=2, crop=CROP, fields=("image", "mask"))):
+        for i, row in enumerate(batching.train_indices(5, step, 8, SIZE)):
+            np.testing.assert_array_equal(
+                batch["mask"][i], CROP.at(5, step, i).mask(Images(SIZE).pixels[row, ..., 0] // 16)
+            )
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -129,13 +156,13 @@ def test_evaluation_sees_every_image_once(cache):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_each_device_holds_its_rows_of_a_batch_and_all_that_is_frozen(cache):
-    feed = make(cache)
-    for array in next(iter(feed.train(5, 8, 0, 1))).values():
+def test_each_device_holds_its_rows_of_a_batch_and_all_constants(cache):
+    loader = make(cache)
+    for array in next(iter(loader.train(5, 8, 0, 1))).values():
         assert [shard.data.shape[0] for shard in array.addressable_shards] == [2] * 4
-    for array in feed.frozen.values():
+    for array in loader.constants.get("examples", {}).values():
         assert array.is_fully_replicated and len(array) == SIZE
-    assert bool(feed.frozen) == (cache == "device")
+    assert bool(loader.constants) == (cache == "device")
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -172,16 +199,16 @@ import numpy as np
 from vit_jax import distributed
 with distributed.joined():
     jax.devices()  # before the tests ask for four
-    from tests.data import test_feed
-    np.savez(f"{sys.argv[1]}/{jax.process_index()}", **dict(test_feed.parts()))
+    from tests.data import test_loader
+    np.savez(f"{sys.argv[1]}/{jax.process_index()}", **dict(test_loader.parts()))
 """
 
 
 def parts() -> Iterator[tuple[str, np.ndarray]]:
     """Each part of each batch that lies on a device of this process, by its first row."""
     for cache, crop in (("device", None), ("host", None), ("none", None), ("none", CROP)):
-        feed = make(cache, crop=crop)
-        batches = {"train": feed.train(5, 8, 2, 5), "evaluation": feed.evaluation(8)}
+        loader = make(cache, crop=crop)
+        batches = {"train": loader.train(5, 8, 2, 5), "evaluation": loader.evaluation(8)}
         for use, number, batch in [(use, *each) for use, found in batches.items() for each in enumerate(found)]:
             for key, array in batch.items():
                 for shard in array.addressable_shards:
@@ -201,7 +228,7 @@ def test_any_number_of_processes_sees_the_same_bits(tmp_path, processes):
         assert part.dtype == expected[key].dtype
 
 
-def test_a_feed_that_is_left_early_leaves_no_thread_behind():
+def test_a_loader_that_is_left_early_leaves_no_thread_behind():
     before = threading.active_count()
     batches = make("none").train(5, 8, 0, 10**6)
     next(batches)

@@ -1,28 +1,26 @@
-"""Decodes and resizes images on the host: from a file's bytes to uint8 [h w c]."""
+"""Decodes images and masks on the host: from a file's bytes to uint8 [h w c], or [h w]."""
 
 import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps
 
 from vit_jax.data import jpeg
+from vit_jax.data.resizing import Box, Interpolation, as_image, from_image
 
-Interpolation = Literal["bilinear", "bicubic"]
+VOID = 255  # in a mask: no class
 DRAFT_MARGIN = 2  # times a wanted size: what a JPEG decoder that reduces an image leaves at least
-Box = tuple[int, int, int, int]  # top, left, height, width
+Part = tuple[int, int, int, int]  # top, left, height, width
 
 # Pillow's modes that hold no colour. 16-bit grey comes as "I;16" (any byte order), or as "I" from PGM and TIFF files.
 _GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_GREY_16_BIT)
 _REDUCIBLE = ("JPEG", "MPO")  # while they are decoded
-_MOST_PIXELS = 2**26  # of a scaled image that is then cut: that of a strip could fill the memory
-_LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601 in 1/65536, as in Pillow's convert("L")
 
 
 class BrokenImage(ValueError):
@@ -55,7 +53,7 @@ def decode_reduced(
 def decode_part(
     encoded: bytes | UInt8[np.ndarray, "h w _"],
     channels: int,
-    choose: Callable[[tuple[int, int]], Box],
+    choose: Callable[[tuple[int, int]], Part],
     size: tuple[int, int],
     interpolation: Interpolation = "bilinear",
 ) -> UInt8[np.ndarray, "_ _ c"]:
@@ -71,14 +69,28 @@ def decode_part(
     else:
         part, box = _decode_part(encoded, choose, size)
     part = _with_channels(part, channels)
-    resized = _image(part).resize(size[::-1], Image.Resampling[interpolation.upper()], box)
-    return np.asarray(resized).reshape(*size, -1)
+    return from_image(as_image(part).resize(size[::-1], Image.Resampling[interpolation.upper()], box))
 
 
-def header_shape(file: Path) -> tuple[int, int, int]:
-    """The (h, w, c) that `decode` will return as stored, from the file's header alone; raises `BrokenImage`."""
+def decode_mask(encoded: bytes | UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """The class of each pixel: the value of a grey image, the entry of one with a palette, 0 or 1 of one bit.
+
+    An array is returned as it is. Raises `BrokenImage`.
+    """
+    if isinstance(encoded, np.ndarray):
+        return encoded
+    with _opened(encoded) as image:
+        if image.mode not in ("1", "L", "P"):
+            raise BrokenImage(
+                f"a mask of mode {image.mode}; expected 8-bit grey values or a palette, one entry a class"
+            )
+        return np.asarray(_upright(image)).astype(np.uint8)
+
+
+def header_shape(file: Path | bytes) -> tuple[int, int, int]:
+    """The (h, w, c) that `decode` will return as stored, from a file's header alone; raises `BrokenImage`."""
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             width, height = image.size
             # A PNG may carry its EXIF block behind the pixels; getexif would decode the image to reach it.
             known = image.format != "PNG" or "exif" in image.info
@@ -86,77 +98,7 @@ def header_shape(file: Path) -> tuple[int, int, int]:
             shape = (width, height) if turned else (height, width)
             return *shape, 1 if image.mode in _GREY else 3
     except Exception as fault:
-        raise BrokenImage(f"{file}: {_reason(fault)}") from fault
-
-
-def resize(
-    image: UInt8[np.ndarray, "h w c"],
-    size: tuple[int, int],
-    how: Literal["stretch", "crop"],
-    crop_fraction: float = 1.0,
-    interpolation: Interpolation = "bilinear",
-    extent: tuple[float, float] | None = None,
-) -> UInt8[np.ndarray, "_ _ c"]:
-    """The image at `size` (h, w), by Pillow's filters, which antialias; the same array where it fits already.
-
-    "stretch" ignores the aspect: scales to size / crop_fraction. "crop" keeps it: scales until the image just covers
-    size / crop_fraction. The centre is then taken. With a crop fraction or bicubic "crop" gives the very pixels of the
-    code that published weights are evaluated with (Hugging Face's with Pillow; timm and torchvision may cut one pixel
-    further down or right).
-    `extent`: the (h, w) that the image fills, of `decode_reduced`.
-    """
-    extent = extent or _shape(image)
-    if extent == size and crop_fraction == 1:
-        return image
-    height, width = size
-    box, resampling = (0, 0, extent[1], extent[0]), Image.Resampling[interpolation.upper()]
-    covered = covering(size, crop_fraction)
-    whole = covered if how == "stretch" else _scaled(extent, covered)
-    at_once = (crop_fraction == 1 and interpolation == "bilinear") or whole[0] * whole[1] > _MOST_PIXELS
-    if how == "crop" and at_once:
-        part = left, top, right, bottom = _crop_box(extent, size, crop_fraction)
-        if all(edge.is_integer() for edge in part) and (bottom - top, right - left) == size:
-            return image[int(top) : int(bottom), int(left) : int(right)]
-        resized = _image(image).resize((width, height), resampling, part)
-    else:
-        top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
-        resized = _image(image).resize(whole[::-1], resampling, box).crop((left, top, left + width, top + height))
-    return np.asarray(resized).reshape(height, width, -1)
-
-
-def covering(size: tuple[int, int], crop_fraction: float) -> tuple[int, int]:
-    """The (h, w) that the image is scaled to cover, of which `size` is the centre."""
-    height, width = size
-    # A fraction that was read from a file as size / covering may lose the last bit.
-    return int(height / crop_fraction + 1e-6), int(width / crop_fraction + 1e-6)
-
-
-def _shape(image: np.ndarray) -> tuple[float, float]:
-    return float(image.shape[0]), float(image.shape[1])
-
-
-def _scaled(given: tuple[float, float], covered: tuple[int, int]) -> tuple[int, int]:
-    """The (h, w) of the whole image when it just covers `covered`; of the longer side the fraction is dropped."""
-    _, axis = max((wanted / side, axis) for axis, (wanted, side) in enumerate(zip(covered, given, strict=True)))
-    height, width = given
-    return int(covered[axis] * height / given[axis]), int(covered[axis] * width / given[axis])
-
-
-def _crop_box(given: tuple[float, float], size: tuple[int, int], fraction: float) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) that resizes, at once, to the centre of the image that just covers the size.
-
-    The longer side is rounded. Bilinear pixels are those of scaling and cutting, within one level; Pillow's bicubic
-    ones are not, as it may filter rows before columns then.
-    """
-    covered = covering(size, fraction)
-    scale = max(wanted / side for wanted, side in zip(covered, given, strict=True))
-    scaled = [max(wanted, round(side * scale)) for wanted, side in zip(covered, given, strict=True)]
-    starts = [(long - wanted) // 2 for long, wanted in zip(scaled, size, strict=True)]
-    top, left = (start * side / long for start, side, long in zip(starts, given, scaled, strict=True))
-    bottom, right = (
-        (start + wanted) * side / long for start, wanted, side, long in zip(starts, size, given, scaled, strict=True)
-    )
-    return left, top, right, bottom
+        raise BrokenImage(_reason(fault) if isinstance(file, bytes) else f"{file}: {_reason(fault)}") from fault
 
 
 def _decode_file(
@@ -170,12 +112,12 @@ def _decode_file(
     with _opened(encoded) as image:
         extent = _reduce(image, at_least) if at_least else None
         pixels = _pixels(_upright(image))
-        return pixels, extent or _shape(pixels)
+        return pixels, extent or (float(pixels.shape[0]), float(pixels.shape[1]))
 
 
 def _decode_part(
-    encoded: bytes, choose: Callable[[tuple[int, int]], Box], size: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "h w c"], tuple[float, float, float, float]]:
+    encoded: bytes, choose: Callable[[tuple[int, int]], Part], size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "h w c"], Box]:
     """The whole pixels around the part, and the box (left, top, right, bottom) in them that is the part."""
     if whole := jpeg.shape(encoded):
         part = choose(whole)
@@ -198,15 +140,13 @@ def _decode_part(
         return _pixels(image.crop(around)), box
 
 
-def _at_least(size: tuple[int, int], whole: tuple[int, int], part: Box) -> tuple[int, int]:
+def _at_least(size: tuple[int, int], whole: tuple[int, int], part: Part) -> tuple[int, int]:
     """The (h, w) that the whole image must keep for `DRAFT_MARGIN` times `size` to remain of the part."""
     height, width = (DRAFT_MARGIN * a * b / c for a, b, c in zip(size, whole, part[2:], strict=True))
     return math.ceil(height), math.ceil(width)
 
 
-def _around(
-    part: Box, scale: tuple[float, float], given: tuple[int, int]
-) -> tuple[tuple[int, int, int, int], tuple[float, float, float, float]]:
+def _around(part: Part, scale: tuple[float, float], given: tuple[int, int]) -> tuple[tuple[int, int, int, int], Box]:
     """Whole pixels around a part of an image that was scaled (down, across) to `given`, and the part's box in them.
 
     Both as (left, top, right, bottom).
@@ -285,12 +225,7 @@ def _with_channels(image: UInt8[np.ndarray, "h w _"], channels: int) -> UInt8[np
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=-1)
-    luma = image.astype(np.uint32) @ _LUMA
-    return ((luma + 32768) >> 16).astype(np.uint8)[..., None]
-
-
-def _image(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return from_image(as_image(image).convert("L"))
 
 
 def _reason(fault: Exception) -> str:

@@ -4,24 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.images import photo
 from vit_jax import data, sharding
 from vit_jax.command import UserError
-from vit_jax.data import Settings, open_data, ops
-from vit_jax.data.sources import Dataset
+from vit_jax.data import Data, Dataset, Settings, decoding, open_data, opening, resizing
 from vit_jax.data.sources.arrays import open_synthetic
 
 
-@pytest.fixture
-def opened(monkeypatch):
-    """Opens a data set that has splits of these sizes."""
-
-    def opened(splits: dict[str, int], **settings):
-        whole = open_synthetic("synthetic/5x7x3/2/23")
-        dataset = Dataset("given", whole.class_names, (5, 7, 3), splits, whole.open_split)
-        monkeypatch.setattr(data, "open_dataset", lambda name, data_dir: dataset)
-        return open_data(Settings(**settings))
-
-    return opened
+def opened(splits: dict[str, int], fields: tuple[str, ...] = ("image", "label"), **settings) -> Data:
+    """A data set that has splits of these sizes."""
+    whole = open_synthetic("synthetic/5x7x3/2/23")
+    given = Dataset("given", whole.class_names, (5, 7, 3), splits, whole.open_split, fields=fields)
+    data.register("given", lambda name, data_dir: given)
+    return open_data(Settings(name="given", **settings))
 
 
 ALL = {"train": 100, "validation": 30, "test": 20}
@@ -56,14 +51,14 @@ TRAIN_VALIDATION = {"train": 100, "validation": 30}
         ),
     ],
 )
-def test_which_split_serves_what(opened, splits, settings, expected):
+def test_which_split_serves_what(splits, settings, expected):
     found = opened(splits, **settings)
     assert found.specs == expected
     sizes = [found.size(purpose) for purpose in expected]
     assert sizes == [found.dataset.size(spec) for spec in expected.values()] and all(sizes)
 
 
-def test_what_is_held_out_does_not_train(opened):
+def test_what_is_held_out_does_not_train():
     found = opened(TRAIN_TEST)
     assert [found.size(purpose) for purpose in ("train", "validation", "test")] == [90, 10, 20]
     assert opened(TRAIN_TEST, validation="none").size("validation") == 0
@@ -80,7 +75,7 @@ def test_what_is_held_out_does_not_train(opened):
         (ALL, {"test": "train[50:]"}, r"^50 images are both in data\.train='train' and data\.test"),
     ],
 )
-def test_splits_that_overlap(opened, splits, settings, expected):
+def test_splits_that_overlap(splits, settings, expected):
     with pytest.raises(UserError, match=expected):
         opened(splits, **settings)
 
@@ -94,12 +89,12 @@ def test_splits_that_overlap(opened, splits, settings, expected):
         (ALL, {"validation": "train[90%"}, "train"),
     ],
 )
-def test_splits_that_do_not_exist(opened, splits, settings, expected):
+def test_splits_that_do_not_exist(splits, settings, expected):
     with pytest.raises(UserError, match=expected):
         opened(splits, **settings)
 
 
-def test_no_validation_split_to_read(opened):
+def test_no_validation_split_to_read():
     with pytest.raises(UserError, match=r"data\.validation='none': there is no validation split"):
         opened(ALL, validation="none").split("validation")
 
@@ -108,14 +103,17 @@ def test_splits_hold_their_images():
     found = open_data(Settings(name="synthetic/5x7x3/2/23"))
     parts = [found.split(purpose) for purpose in ("train", "validation")]
     assert [len(part) for part in parts] == [21, 2]
-    pixels = np.concatenate([part.load().images for part in parts])
-    np.testing.assert_array_equal(pixels, whole("train"))
-    np.testing.assert_array_equal(found.split("test").load().images, whole("test"))
+    np.testing.assert_array_equal(np.concatenate([images(part) for part in parts]), whole("train"))
+    np.testing.assert_array_equal(images(found.split("test")), whole("test"))
+
+
+def images(split: data.Split) -> np.ndarray:
+    return split.load().arrays["image"]
 
 
 def whole(split: str) -> np.ndarray:
     source = open_synthetic("synthetic/5x7x3/2/23").open_split(split)
-    return np.stack([source.read(i)[0] for i in range(len(source))])
+    return np.stack([source.read(i)["image"] for i in range(len(source))])
 
 
 @pytest.mark.parametrize(
@@ -129,15 +127,15 @@ def whole(split: str) -> np.ndarray:
 )
 def test_the_shape_in_which_images_leave_the_host(settings, shape):
     found = open_data(Settings(name="synthetic/5x7x3/2/23", **settings))
-    assert found.view.shape == shape
-    assert found.split("test").load().images.shape == (4, *shape)
+    assert found.preprocessing.shape == shape
+    assert images(found.split("test")).shape == (4, *shape)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_images_as_colour_and_colour_as_grey(channels):
     stored = 4 - channels
-    found = open_data(Settings(name=f"synthetic/5x7x{stored}/2/23", channels=channels)).split("test").load().images
-    raw = open_data(Settings(name=f"synthetic/5x7x{stored}/2/23")).split("test").load().images
+    found = images(open_data(Settings(name=f"synthetic/5x7x{stored}/2/23", channels=channels)).split("test"))
+    raw = images(open_data(Settings(name=f"synthetic/5x7x{stored}/2/23")).split("test"))
     if channels == 3:
         np.testing.assert_array_equal(found, raw.repeat(3, axis=-1))
     else:
@@ -153,29 +151,43 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     with pytest.raises(UserError, match=r"differ in size: .* e\.g\. data\.image_size=\(224,\)"):
         open_data(Settings(name=str(tmp_path)))
     found = open_data(Settings(name=str(tmp_path), image_size=(3,), validation="none"))
-    assert found.split("train").load().images.shape == (8, 3, 3, 3)
-    assert open_data(Settings(name=str(tmp_path)), (11, 13)).view.size == (11, 13)
-    assert open_data(Settings(name=str(tmp_path), image_size=(3,)), (11, 13)).view.size == (3, 3)
+    assert images(found.split("train")).shape == (8, 3, 3, 3)
+    assert open_data(Settings(name=str(tmp_path)), (11, 13)).preprocessing.size == (11, 13)
+    assert open_data(Settings(name=str(tmp_path), image_size=(3,)), (11, 13)).preprocessing.size == (3, 3)
 
 
-def test_a_default_size_leaves_images_of_one_size_alone():
-    assert open_data(Settings(name="synthetic/5x7x3/2/23"), (11, 13)).view.size == (5, 7)
-    assert open_data(Settings(name="synthetic/43x47x3/2/23"), (11, 13)).view.size == (43, 47)
+@pytest.mark.parametrize(
+    ("stored", "image_size", "default", "expected"),
+    [
+        ("5x7", (), (11, 13), (5, 7)),  # images of one size stay as they are
+        ("43x47", (), (11, 13), (43, 47)),
+        ("44x53", (), (11, 13), (11, 13)),  # but for a camera's photos
+        ("44x53", (17,), (11, 13), (17, 17)),
+        ("44x53", (), (0, 0), (44, 53)),
+    ],
+)
+def test_the_default_size_is_for_photos(stored, image_size, default, expected):
+    settings = Settings(name=f"synthetic/{stored}x3/2/23", image_size=image_size)
+    assert open_data(settings, default).preprocessing.size == expected
 
 
-def test_a_camera_s_photos_are_brought_to_the_default_size_as_mixed_ones_are():
-    assert open_data(Settings(name="synthetic/44x53x3/2/23"), (11, 13)).view.size == (11, 13)
-    assert open_data(Settings(name="synthetic/44x53x3/2/23", image_size=(17,)), (11, 13)).view.size == (17, 17)
-    assert open_data(Settings(name="synthetic/44x53x3/2/23")).view.size == (44, 53)
-
-
-def test_the_view_crops_and_interpolates_as_the_settings_say():
+def test_preprocessing_crops_and_interpolates_as_the_settings_say():
     crop = {"image_size": (5,), "crop_fraction": 0.7, "interpolation": "bicubic"}
-    found = open_data(Settings(name="synthetic/17x23x3/2/7", validation="none", **crop)).split("train").load().images
-    raw = open_data(Settings(name="synthetic/17x23x3/2/7", validation="none")).split("train").load().images
-    np.testing.assert_array_equal(found, [ops.resize(image, (5, 5), "crop", 0.7, "bicubic") for image in raw])
-    assert (found != [ops.resize(image, (5, 5), "crop", 1.0, "bicubic") for image in raw]).any()
-    assert (found != [ops.resize(image, (5, 5), "crop", 0.7, "bilinear") for image in raw]).any()
+    found, raw = (
+        images(open_data(Settings(name="synthetic/17x23x3/2/7", validation="none", **more)).split("train"))
+        for more in (crop, {})
+    )
+    resize = resizing.resize
+    np.testing.assert_array_equal(found, [resize(image, (5, 5), "crop", 0.7, "bicubic") for image in raw])
+    assert (found != [resize(image, (5, 5), "crop", 1.0, "bicubic") for image in raw]).any()
+    assert (found != [resize(image, (5, 5), "crop", 0.7, "bilinear") for image in raw]).any()
+
+
+def test_what_is_chosen_by_label_needs_labels():
+    assert opened(TRAIN_TEST, fields=("image",)).split("train").spec(3).keys() == {"image"}
+    for chosen in ({"images_per_class": 3}, {"classes": ("class 0", "class 1")}):
+        with pytest.raises(UserError, match="'given' has no labels: leave out data.classes and data.images_per_class"):
+            opened(TRAIN_TEST, fields=("image",), **chosen)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +200,10 @@ def test_the_view_crops_and_interpolates_as_the_settings_say():
         ({"crop_fraction": 0.0}, r"data\.crop_fraction=0\.0 is not in \(0, 1\]"),
         ({"crop_fraction": 1.1}, r"data\.crop_fraction=1\.1 is not in"),
         ({"max_bad_fraction": -0.1}, r"data\.max_bad_fraction=-0\.1"),
+        ({"limit": -1}, r"data\.limit=-1 is negative"),
+        ({"images_per_class": -1}, r"data\.images_per_class=-1 is negative"),
+        ({"choice": -1}, r"data\.choice=-1 is negative"),
+        ({"limit": 1, "images_per_class": 1}, r"data\.limit and data\.images_per_class are both given"),
         ({"repeats": 0}, r"data\.repeats=0 is not positive"),
         ({"crop_on": "host", "cache": "device"}, r"data\.crop_on='host' .* set data\.cache=none or auto"),
     ],
@@ -205,19 +221,20 @@ def test_a_missing_data_set_says_how_to_get_it(tmp_path):
 @pytest.mark.parametrize("cache", ["device", "host", "none"])
 def test_the_cache_that_is_asked_for(cache):
     found = open_data(Settings(name="synthetic/5x7x3/2/23", cache=cache, threads=2))
-    feed = found.feed(found.split("train"), sharding.make_mesh(sharding.Settings()), on_device=True)
-    assert feed.on_device == (cache == "device") and (feed.split.images is not None) == (cache != "none")
-    assert feed.threads == 2
-    feed = found.feed(found.split("test"), sharding.make_mesh(sharding.Settings()))
-    assert not feed.on_device and (feed.split.images is not None) == (cache != "none")
+    mesh = sharding.make_mesh(sharding.Settings())
+    loader = found.loader(found.split("train"), mesh, on_device=True)
+    assert loader.on_device == (cache == "device") and not loader.split.arrays and loader.threads == 2
+    assert bool(loader.load().split.arrays) == (cache != "none")
+    loader = found.loader(found.split("test"), mesh).load()
+    assert not loader.on_device and bool(loader.split.arrays) == (cache != "none")
 
 
 def test_auto_keeps_small_splits_on_the_device_medium_ones_on_the_host(monkeypatch):
-    monkeypatch.setattr(data, "DEVICE_CACHE_BYTES", 4 * 105)
-    monkeypatch.setattr(data, "HOST_CACHE_BYTES", 21 * 105)
+    monkeypatch.setattr(opening, "DEVICE_CACHE_BYTES", 4 * 105)
+    monkeypatch.setattr(opening, "HOST_CACHE_BYTES", 21 * 105)
     found = open_data(Settings(name="synthetic/5x7x3/2/23"))
     assert [found.cache(found.split(spec)) for spec in ("test", "train", "train+test")] == ["device", "host", "none"]
-    monkeypatch.setattr(data.memory, "installed", lambda: 4 * 19 * 105)  # of which a quarter may hold images
+    monkeypatch.setattr(opening.memory, "installed", lambda: 4 * 19 * 105)  # of which a quarter may hold images
     assert found.cache(found.split("train")) == "none"
 
 
@@ -234,19 +251,18 @@ def photos(tmp_path_factory) -> str:
 
 
 def test_a_data_set_of_large_photos_is_decoded_in_draft_where_that_is_asked_for(tmp_path):
-    y, x = np.mgrid[:160, :240] / 19
-    pixels = np.rint(127 + 120 * np.stack([np.sin(y + x), np.cos(x), np.sin(y)], -1)).astype(np.uint8)
+    pixels = photo(160, 240, scale=19)
     for label in "ab":
         (tmp_path / label).mkdir()
         for i in range(5):
             Image.fromarray(pixels[:, i:]).save(tmp_path / label / f"{i}.jpg")
     whole, draft = (
-        open_data(Settings(name=str(tmp_path), image_size=(16,), draft=asked)).split("train").load().images
+        images(open_data(Settings(name=str(tmp_path), image_size=(16,), draft=asked)).split("train"))
         for asked in (False, True)
     )
     assert 0 < np.abs(whole.astype(int) - draft).max() <= 4
-    with pytest.raises(UserError, match=r"data\.draft changes nothing: the images of 'digits' are no files"):
-        open_data(Settings(name="digits", draft=True))
+    with pytest.raises(UserError, match=r"data\.draft changes nothing: the images of 'synth.* are no files"):
+        open_data(Settings(name="synthetic/5x7x3/2/23", draft=True))
 
 
 CROP = {"size": (13, 11), "area": (0.2, 0.9), "aspect": (1.0, 2.0)}
@@ -277,25 +293,25 @@ def test_streamed_images_of_one_size_are_cropped_on_the_host_if_they_are_resized
     assert (found.random_crop(**CROP) is not None) == on_host
 
 
-def test_a_feed_that_crops_streams_and_evaluation_does_not_crop(photos):
+def test_a_loader_that_crops_streams_and_evaluation_does_not_crop(photos):
     found = open_data(Settings(name=photos, image_size=(17,), crop_on="host", repeats=2, validation="none"))
     mesh, crop = sharding.make_mesh(sharding.Settings()), found.random_crop(**CROP)
-    feed = found.feed(found.split("train"), mesh, on_device=True, crop=crop)
-    assert not feed.on_device and feed.split.images is None
-    [batch] = feed.train(0, 4, 0, 1)
+    loader = found.loader(found.split("train"), mesh, on_device=True, crop=crop)
+    assert not loader.on_device and not loader.split.arrays
+    [batch] = loader.train(0, 4, 0, 1)
     assert batch["image"].shape == (4, 13, 11, 3)
-    mean, _ = feed.split.statistics()
-    np.testing.assert_allclose(mean, found.split("train").load().images.mean((0, 1, 2)) / 255)
-    evaluation = found.feed(found.split("test"), mesh)
+    mean, _ = loader.split.statistics()
+    np.testing.assert_allclose(mean, images(found.split("train")).mean((0, 1, 2)) / 255)
+    evaluation = found.loader(found.split("test"), mesh)
     assert next(evaluation.evaluation(4))["image"].shape == (4, 17, 17, 3)
-    assert feed.repeats == 2 and batch["label"][0] == batch["label"][1]
+    assert loader.repeats == 2 and batch["label"][0] == batch["label"][1]
 
 
 def test_the_crop_sees_all_pixels_of_the_stored_image(photos):
     found = open_data(Settings(name=photos, image_size=(17,), crop_on="host", validation="none"))
     crop = found.random_crop(**CROP)
-    feed = found.feed(found.split("train"), sharding.make_mesh(sharding.Settings()), crop=crop)
-    [batch] = feed.train(3, 4, 0, 1)
-    for row, index in enumerate(data.batching.train_indices(3, 0, 4, len(feed.split))):
-        stored = ops.decode(feed.split.source.read(int(index))[0], 3)
+    loader = found.loader(found.split("train"), sharding.make_mesh(sharding.Settings()), crop=crop)
+    [batch] = loader.train(3, 4, 0, 1)
+    for row, index in enumerate(data.batching.train_indices(3, 0, 4, len(loader.split))):
+        stored = decoding.decode(loader.split.source.read(int(index))["image"], 3)
         np.testing.assert_array_equal(batch["image"][row], crop.at(3, 0, row)(stored))

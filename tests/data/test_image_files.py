@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from vit_jax.command import UserError
-from vit_jax.data import View
+from vit_jax.data import Preprocessing
 from vit_jax.data.files import find_images, read_images
 
-VIEW = View((5, 7), "crop", 3)
+PREPROCESSING = Preprocessing((5, 7), "crop", 3)
 
 
 def write(folder, *paths: str) -> list[str]:
@@ -66,7 +66,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_image_once_in_order_in_batches_of_one_size(tmp_path, batch_size, threads):
     paths = write(tmp_path, *(f"{i:02}.png" for i in range(23)))
-    batches = list(read_images(paths, VIEW, batch_size, threads))
+    batches = list(read_images(paths, PREPROCESSING, batch_size, threads))
     assert [len(rows) for rows, _, _ in batches[:-1]] == [batch_size] * (len(batches) - 1)
     assert [row for rows, _, _ in batches for row in rows] == list(range(23))
     pixels = np.concatenate([images for _, images, _ in batches])
@@ -81,7 +81,7 @@ def test_broken_files_are_reported_where_they_stood_and_leave_batches_full(tmp_p
         with open(paths[i], "wb") as file:
             file.write(bad)
     paths[4] = str(tmp_path / "gone.png")
-    batches = list(read_images(paths, VIEW, 2, 2))
+    batches = list(read_images(paths, PREPROCESSING, 2, 2))
     assert [(rows, sorted(broken)) for rows, _, broken in batches] == [([0, 3], [1, 2]), ([5], [4, 6])]
     reasons = {i: reason for _, _, broken in batches for i, reason in broken.items()}
     assert reasons[1] == "the file is empty" and reasons[2] == "not an image that Pillow can read"
@@ -89,21 +89,21 @@ def test_broken_files_are_reported_where_they_stood_and_leave_batches_full(tmp_p
 
 
 def test_only_broken_files_give_an_empty_batch_and_no_file_none(tmp_path):
-    [(rows, images, broken)] = read_images([tmp_path / "a.png", tmp_path / "b.png"], VIEW, 3, 2)
+    [(rows, images, broken)] = read_images([tmp_path / "a.png", tmp_path / "b.png"], PREPROCESSING, 3, 2)
     assert (rows, images.shape, sorted(broken)) == ([], (0, 5, 7, 3), [0, 1])
-    assert list(read_images([], VIEW, 3, 2)) == []
+    assert list(read_images([], PREPROCESSING, 3, 2)) == []
 
 
 def test_no_more_than_two_batches_are_decoded_ahead(tmp_path):
     paths = write(tmp_path, *(f"{i:02}.png" for i in range(40)))
     decoded = []
 
-    class Noted(View):
+    class Noted(Preprocessing):
         def __call__(self, encoded, *, draft=False):
             decoded.append(1)
             return super().__call__(encoded, draft=draft)
 
-    batches = read_images(paths, Noted(VIEW.size, "crop", 3), 3, 2)
+    batches = read_images(paths, Noted(PREPROCESSING.size, "crop", 3), 3, 2)
     next(batches)
     time.sleep(0.2)
     assert len(decoded) <= 3 + 2 * 3

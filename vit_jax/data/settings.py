@@ -1,0 +1,61 @@
+"""The config group `data`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vit_jax.command import UserError
+from vit_jax.data.resizing import Interpolation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The config group `data`. Splits are written as TFDS does: "train[:90%]", "train+test"."""
+
+    name: str = "digits"  # digits, synthetic/HxWxC/CLASSES/IMAGES, a folder of images, or a TFDS name
+    data_dir: str = ""  # of prepared TFDS data sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    train: str = ""  # "": the train split, less what validation takes of it
+    validation: str = ""  # "": the data set's own, else the last 10 % of train; "none": no validation
+    test: str = ""  # "": the test split; without one, the validation split, and validation is taken from train
+    classes: tuple[str, ...] = ()  # only these, by name, labelled in this order; (): all
+    limit: int = 0  # training images, chosen at random; 0: all
+    images_per_class: int = 0  # few-shot: so many training images of each class, chosen at random; 0: all
+    choice: int = 0  # another number, another random choice of `limit` and `images_per_class`
+    image_size: tuple[int, ...] = ()  # pixels, on the host; (): as stored
+    resize: Literal["crop", "stretch"] = "crop"  # crop: shorter side to the size, then the centre
+    crop_fraction: float = 1.0  # scaled to size / crop_fraction, then the centre is taken; published: often 0.875
+    interpolation: Interpolation = "bilinear"
+    draft: bool = False  # JPEG photos many times too large are reduced while they are decoded: faster, a bit different
+    channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
+    cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed
+    # Where `augment.crop_area` crops. host: the images as stored, while they are decoded for each step; device: what
+    # was resized to `image_size`; auto: on the host where training images are streamed and would be resized.
+    crop_on: Literal["auto", "host", "device"] = "auto"
+    repeats: int = 1  # times that a training image comes in a row, each augmented anew; an epoch keeps its length
+    threads: int = 4  # that decode
+    max_bad_fraction: float = 0.0  # of a split's images that may be broken, and are then skipped
+
+
+def check(settings: Settings) -> None:
+    """Raises `UserError` for values outside their range."""
+    if len(settings.image_size) > 2 or any(size < 1 for size in settings.image_size):
+        raise UserError(f"data.image_size={settings.image_size} is not one or two positive numbers, e.g. (224,)")
+    if not 0 < settings.crop_fraction <= 1:
+        raise UserError(f"data.crop_fraction={settings.crop_fraction} is not in (0, 1]")
+    if settings.channels not in (0, 1, 3):
+        raise UserError(f"data.channels={settings.channels} is not 0 (as stored), 1 (grey) or 3 (colour)")
+    if settings.threads < 1:
+        raise UserError(f"data.threads={settings.threads} is not positive")
+    if settings.repeats < 1:
+        raise UserError(f"data.repeats={settings.repeats} is not positive; 1 shows each image once in an epoch")
+    if settings.crop_on == "host" and settings.cache in ("device", "host"):
+        raise UserError(
+            f"data.crop_on='host' crops stored images for each step, but data.cache={settings.cache!r} keeps decoded "
+            "ones; set data.cache=none or auto, or data.crop_on=device"
+        )
+    for field in ("limit", "images_per_class", "choice"):
+        if getattr(settings, field) < 0:
+            raise UserError(f"data.{field}={getattr(settings, field)} is negative")
+    if settings.limit and settings.images_per_class:
+        raise UserError("data.limit and data.images_per_class are both given; set one of them to 0")
+    if not 0 <= settings.max_bad_fraction < 1:
+        raise UserError(f"data.max_bad_fraction={settings.max_bad_fraction} is not in [0, 1)")
