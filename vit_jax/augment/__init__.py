@@ -10,7 +10,7 @@ from vit_jax.augment.cue_conflict import cue_conflict
 from vit_jax.augment.erasing import cutout, random_box, random_erase
 from vit_jax.augment.geometry import affine_matrix, flip, pad_and_crop, random_affine, warp
 from vit_jax.augment.mix import mix
-from vit_jax.augment.perturb import Perturbation, check_perturbation, check_perturbed, perturb
+from vit_jax.augment.corruptions import Corruption, check_corrupted, check_corruption, corrupt
 from vit_jax.augment.settings import ErasingFill, Fill, Interpolation, Policy, Settings, check, check_channels
 from vit_jax.augment.sheet import contact_sheet, displayed
 from vit_jax.augment.views import eval_view, load, normalize, train_view
@@ -19,14 +19,14 @@ __all__ = [
     "ErasingFill",
     "Fill",
     "Interpolation",
-    "Perturbation",
+    "Corruption",
     "Policy",
     "Settings",
     "affine_matrix",
     "check",
     "check_channels",
-    "check_perturbation",
-    "check_perturbed",
+    "check_corruption",
+    "check_corrupted",
     "contact_sheet",
     "cue_conflict",
     "cutout",
@@ -37,7 +37,7 @@ __all__ = [
     "mix",
     "normalize",
     "pad_and_crop",
-    "perturb",
+    "corrupt",
     "random_affine",
     "random_box",
     "random_erase",
