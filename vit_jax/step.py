@@ -304,17 +304,15 @@ def evaluation_variables(state: TrainState) -> dict[str, PyTree]:
     return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def make_eval_step(
-    model: nn.Module, view: augment.Settings, perturbation: augment.Perturbation | None = None
-) -> EvalStep:
+def make_eval_step(model: nn.Module, view: augment.Settings, corruption: augment.Corruption | None = None) -> EvalStep:
     """`(variables, batch, frozen) -> {"logits" [n k], "label" [n], "weight" [n]}`; weight 0 is padding."""
 
     forward = make_forward(model, view)
 
     def eval_step(variables: PyTree, batch: Batch, frozen: Frozen) -> dict[str, Array]:
         images, labels = fetch(batch, frozen)
-        if perturbation is not None:
-            images = augment.perturb(perturbation, images, batch["number"])
+        if corruption is not None:
+            images = augment.corrupt(corruption, images, batch["number"])
         return {"logits": forward(variables, images), "label": labels, "weight": batch["weight"]}
 
     return eval_step

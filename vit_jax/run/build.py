@@ -36,6 +36,7 @@ def check_data(given: Config, data: Data) -> None:
             f"model.num_classes={given.model['num_classes']}, but {data.dataset.name!r} has {k} classes; "
             "leave it at 0 to follow the data set"
         )
+    augment.check_extra(given.augment)
     if given.augment.mean:
         augment.check_channels(given.augment, data.view.channels)
     model = models.create({**given.model, "num_classes": k})
