@@ -179,7 +179,7 @@ def _check_run(
         open_teacher(teacher, prepared, data.class_names)
     for name, chosen in evaluations(sweeps).items():
         changed = config.from_dict(config.to_dict(given), chosen)
-        augment.check_perturbed(changed.perturb, data.preprocessing.channels)
+        augment.check_corrupted(changed.perturb, data.preprocessing.channels)
         if (changed.data, changed.evaluate.split) != (given.data, given.evaluate.split):
             _check_split(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:

@@ -40,7 +40,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
                 f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
                 f"{_few(trained.class_names)}; evaluate it on images of its own classes"
             )
-        augment.check_perturbed(given.perturb, trained.view.channels)
+        augment.check_corrupted(given.perturb, trained.view.channels)
         changed = _changed(workdir, given, overrides)
         if not any(text.startswith("data.") for text in changed) and (numbers := run.changed_images(workdir, data)):
             logging.getLogger(__name__).warning(

@@ -247,13 +247,13 @@ def evaluation_variables(state: TrainState) -> dict[str, PyTree]:
     return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def make_eval_step(task: Task, perturbation: augment.Perturbation | None = None) -> EvalStep:
+def make_eval_step(task: Task, corruption: augment.Corruption | None = None) -> EvalStep:
     """`(variables, batch, constants) -> targets, outputs and "weight"`, a row for each example; weight 0 is padding."""
 
     def eval_step(variables: PyTree, batch: Batch, constants: Constants) -> dict[str, Array]:
         examples = gathered(batch, constants)
-        if perturbation is not None:
-            examples["image"] = augment.perturb(perturbation, examples["image"], batch["number"])
+        if corruption is not None:
+            examples["image"] = augment.corrupt(corruption, examples["image"], batch["number"])
         kept = {name: examples[name] for name in (*task.targets, "weight")}
         return kept | task.outputs(variables, examples, constants)
 

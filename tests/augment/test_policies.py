@@ -9,15 +9,17 @@ import pytest
 
 from tests import quick
 from tests.augment.pictures import keys, pictures
+from vit_jax import augment
 from vit_jax.augment import Settings, policies
-from vit_jax.augment.operations import OPERATIONS, index_of, operate
-from vit_jax.augment.policies import Draws
+from vit_jax.augment.operations import OPERATIONS, operate
+from vit_jax.augment.policies import AUTOAUGMENT, POLICIES, RANDAUGMENT, TRIVIALAUGMENT, Draws
 
 H, W = 100, 331
+operated = quick.jit(operate)
 
 
 def argument(policy: str, name: str, strength: float, sign: float = 1.0, happens: bool = True) -> tuple[str, float]:
-    draws = Draws(*(jnp.array([x]) for x in (index_of(name), strength, sign, happens)))
+    draws = Draws(*(jnp.array([x]) for x in (POLICIES[policy][0].index(name), strength, sign, happens)))
     operation, values = policies.chosen(Settings(policy=policy), draws, H, W)
     return OPERATIONS[operation[0]], float(values[0])
 
@@ -85,8 +87,8 @@ def many(policy: str, **fields) -> Draws:
 
 def test_randaugment_draws_every_operation_equally_often_around_its_magnitude():
     draws = many("randaugment")
-    counts = np.bincount(draws.operation.ravel(), minlength=16)
-    assert counts[0] == 0 and abs(counts[1:] - 400).max() < 80  # four standard deviations
+    counts = np.bincount(draws.operation.ravel())
+    assert len(counts) == 15 and abs(counts - 400).max() < 80  # four standard deviations
     assert abs(np.corrcoef(draws.operation.T)[0, 1]) < 0.08
     assert draws.strength.max() == 1 and abs(np.median(draws.strength) - 0.9) < 0.004
     assert abs(np.quantile(draws.strength, 0.1587) - 0.85) < 0.005  # one standard deviation below
@@ -114,9 +116,9 @@ def test_the_largest_magnitude_leaves_images(policy):
     image, color = jnp.asarray(np.arange(256).reshape(16, 16, 1), jnp.uint8), jnp.array([7], jnp.uint8)
 
     def after(name: str, sign: float) -> np.ndarray:
-        draws = Draws(*(jnp.array([x]) for x in (index_of(name), 3.0, sign, True)))
+        draws = Draws(*(jnp.array([x]) for x in (RANDAUGMENT.index(name), 3.0, sign, True)))
         operation, values = policies.chosen(settings, draws, 16, 16)
-        return np.asarray(operate(image, operation[0], values[0], color)).ravel()
+        return np.asarray(operated(image, operation[0], values[0], color)).ravel()
 
     plain, less = np.arange(256), policy == "randaugment_tf"
     np.testing.assert_array_equal(after("posterize", 1.0), plain if less else 0 * plain)
@@ -131,8 +133,7 @@ def test_the_largest_magnitude_leaves_images(policy):
 def test_trivialaugment_draws_one_of_14_operations_of_31_strengths():
     draws = many("trivialaugment")
     assert draws.operation.shape == (3000, 1) and draws.happens.all()
-    names = {OPERATIONS[i] for i in np.unique(draws.operation)}
-    assert names == set(OPERATIONS) - {"invert", "solarize_add"}
+    assert len(TRIVIALAUGMENT) == 14 and set(np.unique(draws.operation)) == set(range(14))
     np.testing.assert_allclose(np.unique(draws.strength), np.arange(31) / 30, atol=1e-6)
 
 
@@ -149,30 +150,55 @@ def test_autoaugment_draws_rows_of_its_table(policy):
 
 def test_autoaugment_tables_by_the_paper():
     operation, probability, strength = policies.parse(policies.AUTOAUGMENT_IMAGENET)
-    counts = dict(zip(OPERATIONS, np.bincount(operation.ravel(), minlength=16).tolist(), strict=True))
+    counts = dict(zip(AUTOAUGMENT, np.bincount(operation.ravel(), minlength=14).tolist(), strict=True))
     assert {name: n for name, n in counts.items() if n} == {
         **{"equalize": 17, "color": 6, "rotate": 6, "posterize": 5, "solarize": 7, "invert": 3, "contrast": 2},
         **{"autocontrast": 2, "sharpness": 1, "shear_x": 1},
     }
     assert probability.sum() == pytest.approx(31) and (9 * strength).sum() == pytest.approx(287)
     operation, probability, strength = policies.parse(policies.AUTOAUGMENT_CIFAR10)
-    counts = dict(zip(OPERATIONS, np.bincount(operation.ravel(), minlength=16).tolist(), strict=True))
+    counts = dict(zip(AUTOAUGMENT, np.bincount(operation.ravel(), minlength=14).tolist(), strict=True))
     assert counts["equalize"] == 9 and counts["autocontrast"] == 7 and counts["translate_y"] == 5
-    assert counts["brightness"] == 4 and counts["color"] == 5 and counts["solarize_add"] == 0
+    assert counts["brightness"] == 4 and counts["color"] == 5
     assert probability.sum() == pytest.approx(26.5) and (9 * strength).sum() == pytest.approx(267)
+
+
+GOLDEN = {  # of versions that drew from the list of all operations
+    "randaugment": ["brightness posterize", "color shear_y", "brightness equalize"],
+    "trivialaugment": ["translate_x", "identity", "shear_x"],
+    "autoaugment_imagenet": ["color contrast", "rotate equalize", "rotate solarize"],
+    "autoaugment_cifar10": ["equalize invert", "equalize autocontrast", "equalize equalize"],
+}
+
+
+@pytest.mark.parametrize("policy", GOLDEN)
+def test_draws_are_those_of_before_and_a_new_operation_changes_none(policy):
+    augment.register("test_negative", lambda key, image: 255 - image, stage="colour")
+    draw = quick.jit(jax.vmap(partial(policies.draw, Settings(policy=policy, extra=("test_negative",)))))
+    operations = draw(keys(3, seed=1)).operation.tolist()
+    assert [" ".join(POLICIES[policy][0][i] for i in row) for row in operations] == GOLDEN[policy]
+
+
+def test_the_list_of_all_operations_may_grow_anywhere(monkeypatch):
+    settings = Settings(policy="randaugment")
+    draws = policies.draw(settings, jax.random.key(1))
+    before = [OPERATIONS[i] for i in policies.chosen(settings, draws, H, W)[0]]
+    longer = ("test_new", *OPERATIONS[::-1])
+    monkeypatch.setattr("vit_jax.augment.operations.OPERATIONS", longer)
+    again = policies.draw(settings, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, draws, again)
+    assert [longer[i] for i in policies.chosen(settings, again, H, W)[0]] == before
 
 
 def test_operations_follow_one_another():
     settings = Settings(policy="randaugment", rand_layers=2, rand_probability=1.0)
     images, some_keys = pictures(7), keys(7, seed=3)
     color = jnp.array([1, 2, 3], jnp.uint8)
-
-    def one_by_one(key: jax.Array, image: jax.Array) -> jax.Array:
-        for operation, value in zip(*policies.chosen(settings, policies.draw(settings, key), 17, 19), strict=True):
-            image = operate(image, operation, value, color)
-        return image
-
-    expected = quick.jit(jax.vmap(one_by_one))(some_keys, images)
+    choose = quick.jit(jax.vmap(lambda key: policies.chosen(settings, policies.draw(settings, key), 17, 19)))
+    step = quick.jit(jax.vmap(operate, (0, 0, 0, None)))
+    expected = images
+    for operation, value in zip(*(column.T for column in choose(some_keys)), strict=True):
+        expected = step(expected, operation, value, color)
     found = quick.jit(jax.vmap(lambda k, x: policies.apply_policy(settings, k, x, color)))(some_keys, images)
     np.testing.assert_array_equal(found, expected)
     assert (np.asarray(found) != np.asarray(images)).any(axis=(1, 2, 3)).all()

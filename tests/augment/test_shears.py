@@ -16,7 +16,7 @@ RNG = np.random.default_rng(7)
 NOISE = RNG.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
 DIAGONAL = np.indices((SIZE, SIZE)).sum(axis=0)[:, :, None]
 SMOOTH = (127 + 110 * np.sin(DIAGONAL / np.array([7.0, 9.0, 11.0]))).astype(np.uint8)
-matrix_of = quick.jit(lambda operation, argument: operations._matrix(operation, argument, SIZE, SIZE))
+matrix_of = quick.jit(lambda operation, argument: operations.matrix_of(operation, argument, SIZE, SIZE))
 sheared = quick.jit(warp_square)
 gathered = quick.jit(lambda image, matrix: warp(image, matrix, "nearest"))
 

@@ -13,7 +13,6 @@ from tests import quick
 from tests.augment.pictures import PLAIN, keys, pictures
 from vit_jax import augment
 from vit_jax.augment import Settings, policies
-from vit_jax.augment.operations import index_of
 
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -144,7 +143,8 @@ def test_colors_of_probability_0_change_no_bit():
 
 
 def test_what_a_policy_uncovers_has_the_mean_colour(monkeypatch):
-    monkeypatch.setattr(policies, "chosen", lambda *_: (jnp.array([index_of("translate_x")]), jnp.array([19.0])))
+    always = (("translate_x",) * len(policies.TRIVIALAUGMENT), lambda strength, *_: {"translate_x": 19 + 0 * strength})
+    monkeypatch.setitem(policies.POLICIES, "trivialaugment", always)
     settings = Settings(policy="trivialaugment", mean=(0.2, 0.4, 0.6), std=(1.0,))
     view = quick.jit(partial(augment.train_view, settings))(pictures(), keys(5))
     np.testing.assert_allclose(view, jnp.zeros((5, 17, 19, 3)), atol=1e-6)

@@ -1,16 +1,17 @@
 """Augmentation on the device, inside the training step: uint8 images in, normalised float32 images out.
 
-Pure and jittable. Every operation takes ONE image, and a random one its key first; the two views vmap the whole chain
-once, so that what happens to an example depends on that example and its key alone, not on its place in a batch.
+Pure and jittable. Every operation takes ONE image, and a random one its key first; the views vmap the whole chain
+once, so that the result for an example depends on that example and its key alone, not on its place in a batch.
 `mix` alone takes a batch. An operation that is off is never traced: with all of them off, `train_view` is `eval_view`
-bit for bit.
+bit for bit. `geometry` moves an image and its mask alike, `photometry` changes the image alone.
 """
 
+from vit_jax.augment.corruptions import Corruption, check_corrupted, check_corruption, corrupt
 from vit_jax.augment.cue_conflict import cue_conflict
 from vit_jax.augment.erasing import cutout, random_box, random_erase
-from vit_jax.augment.geometry import affine_matrix, flip, pad_and_crop, random_affine, warp
+from vit_jax.augment.geometry import VOID, affine_matrix, flip, pad_and_crop, random_affine, warp
 from vit_jax.augment.mix import mix
-from vit_jax.augment.perturb import Perturbation, check_perturbation, check_perturbed, perturb
+from vit_jax.augment.registry import Stage, check_extra, register
 from vit_jax.augment.settings import (
     ErasingFill,
     Fill,
@@ -19,38 +20,57 @@ from vit_jax.augment.settings import (
     Settings,
     check,
     check_channels,
+    check_masks,
     input_shape,
 )
 from vit_jax.augment.sheet import contact_sheet, displayed
-from vit_jax.augment.views import eval_view, load, normalize, train_view
+from vit_jax.augment.views import (
+    eval_examples,
+    eval_view,
+    geometry,
+    load,
+    normalize,
+    photometry,
+    train_examples,
+    train_view,
+)
 
 __all__ = [
+    "VOID",
+    "Corruption",
     "ErasingFill",
     "Fill",
     "Interpolation",
-    "Perturbation",
     "Policy",
     "Settings",
+    "Stage",
     "affine_matrix",
     "check",
     "check_channels",
-    "check_perturbation",
-    "check_perturbed",
+    "check_corrupted",
+    "check_corruption",
+    "check_extra",
+    "check_masks",
     "contact_sheet",
+    "corrupt",
     "cue_conflict",
     "cutout",
     "displayed",
+    "eval_examples",
     "eval_view",
     "flip",
+    "geometry",
     "input_shape",
     "load",
     "mix",
     "normalize",
     "pad_and_crop",
-    "perturb",
+    "photometry",
     "random_affine",
     "random_box",
     "random_erase",
+    "register",
+    "train_examples",
     "train_view",
     "warp",
 ]

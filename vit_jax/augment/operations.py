@@ -10,9 +10,9 @@ Pillow computes in floating point, all others within 1 of 255. Rotations on TPUs
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 
-from vit_jax.augment.geometry import source_of, warp
+from vit_jax.augment.geometry import VOID, source_of, warp
 from vit_jax.augment.shears import warp_square
 
 # The argument of each, where it has one: posterize keeps so many bits; solarize inverts from a threshold; solarize_add
@@ -34,7 +34,7 @@ def operate(
     Whatever looks at more than one pixel looks at `image`, not at what the kind before left of it, which is the same
     where it matters: the rest is one pass over the pixels.
     """
-    placed = place(image, _matrix(operation, argument, *image.shape[:2]), color)
+    placed = place(image, matrix_of(operation, argument, *image.shape[:2]), color)
     looked_up = look_up(placed, _table(image, operation, argument))
     return blend(looked_up, degenerate(image, operation, BLENDS, otherwise=looked_up), argument)
 
@@ -51,13 +51,23 @@ def place(
 
     Like Pillow: a place outside the image has `color`; within half a pixel of the edge it has the edge's pixel.
     """
-    height, width, _ = image.shape
-    y, x = source_of(matrix, height, width)
-    inside = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
+    inside = _inside(matrix, *image.shape[:2])
     moved = _resample(image, matrix)
     # Interpolating between equal values may fall a rounding error short of them.
     moved = jnp.floor(moved + 1 / 512).astype(jnp.uint8)
-    return jnp.where(inside[:, :, None], moved, color[None, None])
+    return jnp.where(inside, moved, color[None, None])
+
+
+def place_mask(mask: Num[Array, "h w"], matrix: Float[Array, "2 3"]) -> Num[Array, "h w"]:
+    """The labels of a mask where `place` puts its image; outside it is `VOID`."""
+    moved = warp(mask[:, :, None], matrix, "nearest", "nearest")
+    return jnp.where(_inside(matrix, *mask.shape), moved, VOID)[:, :, 0]
+
+
+def _inside(matrix: Float[Array, "2 3"], height: int, width: int) -> Bool[Array, "{height} {width} 1"]:
+    """Whether each output pixel comes from a place in the image."""
+    y, x = source_of(matrix, height, width)
+    return ((y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5))[:, :, None]
 
 
 def _resample(image: UInt8[Array, "h w c"], matrix: Float[Array, "2 3"]) -> Float[Array, "h w c"]:
@@ -69,7 +79,8 @@ def _resample(image: UInt8[Array, "h w c"], matrix: Float[Array, "2 3"]) -> Floa
     )
 
 
-def _matrix(operation: Int[Array, ""], argument: Float[Array, ""], height: int, width: int) -> Float[Array, "2 3"]:
+def matrix_of(operation: Int[Array, ""], argument: Float[Array, ""], height: int, width: int) -> Float[Array, "2 3"]:
+    """The matrix of one of the `WARPS`, by its index in `OPERATIONS`; of any other operation the identity."""
     a, angle = argument, jnp.radians(argument)
     zero, one, cos, sin = jnp.zeros(()), jnp.ones(()), jnp.cos(angle), jnp.sin(angle)
     matrices = {
@@ -194,7 +205,10 @@ def blend(
 
 
 def grey(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w 1"]:
-    """The luma of an RGB image (ITU-R 601), rounded; of any other number of channels their rounded mean."""
+    """The luma of an RGB image (ITU-R 601), rounded; of any other number of channels their rounded mean.
+
+    In integers, as Pillow computes it: dm-pix and others weight in floating point, which rounds differently.
+    """
     channels = image.shape[2]
     weights = jnp.array(_LUMA if channels == 3 else (65536 // channels,) * channels)
     return ((image * weights[None, None]).sum(axis=2, keepdims=True) + 32768 >> 16).astype(jnp.uint8)

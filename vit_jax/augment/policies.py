@@ -6,19 +6,32 @@ in TensorFlow, which AugReg and big_vision use (there Cutout is a 16th, and cont
 number of pixels, 196 at 224 pixels, instead of the image's mean); AutoAugment for ImageNet and CIFAR-10 (Cubuk et
 al. 2019, arXiv:1805.09501, tables 7 and 9) and TrivialAugment's wide space (Müller & Hutter 2021, arXiv:2103.10158)
 with torchvision's ranges. Unlike timm, which draws bilinear or bicubic, all warps are bilinear.
+
+Each policy draws from its own list of names, so that a new operation changes no draw.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key, UInt8
+from jaxtyping import Bool, Float, Int, Key, Num, UInt8
 
-from vit_jax.augment.operations import OPERATIONS, index_of, operate
+from vit_jax.augment.operations import index_of, matrix_of, operate, place_mask
 from vit_jax.augment.settings import Settings
 
+# The order is part of the draws.
+_ENHANCEMENTS = ("color", "contrast", "brightness", "sharpness")
+_WARPS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+AUTOAUGMENT = ("autocontrast", "equalize", "invert", "posterize", "solarize", *_ENHANCEMENTS, *_WARPS)
+RANDAUGMENT = (
+    *("autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add"),
+    *_ENHANCEMENTS,
+    *_WARPS,
+)
+TRIVIALAUGMENT = ("identity", "autocontrast", "equalize", "posterize", "solarize", *_ENHANCEMENTS, *_WARPS)
 # Pairs of (operation, probability, magnitude 0 to 9).
 AUTOAUGMENT_IMAGENET = """
 posterize    0.4 8  rotate       0.6 9
@@ -74,16 +87,14 @@ autocontrast 0.9 2  solarize     0.8 3
 equalize     0.8 8  invert       0.1 3
 translate_y  0.7 9  autocontrast 0.9 1
 """
-_ENHANCEMENTS = ("color", "contrast", "brightness", "sharpness")
-_NOT_IN_TRIVIALAUGMENT = ("invert", "solarize_add")
 TRIVIALAUGMENT_STEPS = 31
 RANDAUGMENT_UNIT = 10.0  # the magnitude whose strength is 1
 
 
 class Draws(NamedTuple):
-    """What an image goes through, operation after operation."""
+    """The random choices for one image, operation after operation."""
 
-    operation: Int[Array, " m"]  # an index of OPERATIONS
+    operation: Int[Array, " m"]  # an index of the policy's names
     strength: Float[Array, " m"]  # 0 to 1; RandAugment's up to 3
     sign: Float[Array, " m"]  # -1 or 1: the direction, where an operation has two
     happens: Bool[Array, " m"]
@@ -103,14 +114,21 @@ def apply_policy(
     return jax.lax.scan(body, image, operations)[0]
 
 
+def apply_policy_to_mask(settings: Settings, key: Key[Array, ""], mask: Num[Array, "h w"]) -> Num[Array, "h w"]:
+    """The mask moved as `apply_policy` moves its image under the same key; what this uncovers is `VOID`."""
+    for operation, argument in zip(*chosen(settings, draw(settings, key), *mask.shape), strict=True):
+        mask = place_mask(mask, matrix_of(operation, argument, *mask.shape))
+    return mask
+
+
 def chosen(settings: Settings, draws: Draws, height: int, width: int) -> tuple[Int[Array, " m"], Float[Array, " m"]]:
-    """The operations and their arguments, of those that do not happen `identity`."""
-    spaces = {"randaugment": _rand_space, "randaugment_tf": _tf_space, "trivialaugment": _trivial_space}
-    space = spaces.get(settings.policy, _auto_space)
-    values = space(draws.strength, draws.sign, height, width)
-    arguments = jnp.stack([values.get(name, jnp.zeros_like(draws.strength)) for name in OPERATIONS])
-    operation = jnp.where(draws.happens, draws.operation, index_of("identity"))
-    return operation, jnp.take_along_axis(arguments, operation[None], axis=0)[0]
+    """Indices of `operations.OPERATIONS` and their arguments; an operation that does not happen is `identity`."""
+    names, arguments_of = POLICIES[settings.policy]
+    values = arguments_of(draws.strength, draws.sign, height, width)
+    arguments = jnp.stack([values.get(name, jnp.zeros_like(draws.strength)) for name in names])
+    operation = jnp.array([index_of(name) for name in names])[draws.operation]
+    operation = jnp.where(draws.happens, operation, index_of("identity"))
+    return operation, jnp.take_along_axis(arguments, draws.operation[None], axis=0)[0]
 
 
 def draw(settings: Settings, key: Key[Array, ""]) -> Draws:
@@ -118,15 +136,14 @@ def draw(settings: Settings, key: Key[Array, ""]) -> Draws:
     operation_key, strength_key, sign_key, happens_key = jax.random.split(key, 4)
     if settings.policy.startswith("randaugment"):
         m = settings.rand_layers
-        operation = jax.random.randint(operation_key, (m,), 1, len(OPERATIONS))
+        operation = jax.random.randint(operation_key, (m,), 0, len(RANDAUGMENT))
         magnitude = settings.rand_magnitude + settings.rand_magnitude_std * jax.random.normal(strength_key, (m,))
         highest = max(settings.rand_magnitude, RANDAUGMENT_UNIT)  # timm's `mmax`
         strength = jnp.clip(magnitude, 0, highest) / RANDAUGMENT_UNIT
         probability = jnp.full(m, settings.rand_probability)
     elif settings.policy == "trivialaugment":
         m = 1
-        among = [i for i, name in enumerate(OPERATIONS) if name not in _NOT_IN_TRIVIALAUGMENT]
-        operation = jax.random.choice(operation_key, jnp.array(among), (m,))
+        operation = jax.random.randint(operation_key, (m,), 0, len(TRIVIALAUGMENT))
         strength = jax.random.randint(strength_key, (m,), 0, TRIVIALAUGMENT_STEPS) / (TRIVIALAUGMENT_STEPS - 1)
         probability = jnp.ones(m)
     else:
@@ -140,9 +157,9 @@ def draw(settings: Settings, key: Key[Array, ""]) -> Draws:
 
 
 def parse(table: str) -> tuple[Int[np.ndarray, "r 2"], Float[np.ndarray, "r 2"], Float[np.ndarray, "r 2"]]:
-    """Operations, probabilities and strengths 0 to 1 of an AutoAugment table."""
+    """Indices of `AUTOAUGMENT`, probabilities and strengths 0 to 1 of a table."""
     cells = np.array([line.split() for line in table.strip().splitlines()])
-    operation = np.array([[index_of(name) for name in row] for row in cells[:, [0, 3]]], np.int32)
+    operation = np.array([[AUTOAUGMENT.index(name) for name in row] for row in cells[:, [0, 3]]], np.int32)
     return operation, cells[:, [1, 4]].astype(np.float32), cells[:, [2, 5]].astype(np.float32) / 9
 
 
@@ -195,3 +212,12 @@ def _trivial_space(strength: Array, sign: Array, height: int, width: int) -> dic
 
 def _slopes(shear: Array, degrees: Array) -> dict[str, Array]:
     return {"shear_x": shear, "shear_y": shear, "rotate": degrees}
+
+
+POLICIES: dict[str, tuple[tuple[str, ...], Callable[[Array, Array, int, int], dict[str, Array]]]] = {
+    "randaugment": (RANDAUGMENT, _rand_space),
+    "randaugment_tf": (RANDAUGMENT, _tf_space),
+    "trivialaugment": (TRIVIALAUGMENT, _trivial_space),
+    "autoaugment_imagenet": (AUTOAUGMENT, _auto_space),
+    "autoaugment_cifar10": (AUTOAUGMENT, _auto_space),
+}

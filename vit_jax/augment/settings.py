@@ -83,6 +83,8 @@ class Settings:
     erasing_fill: ErasingFill = "zero"
     # Side in pixels, an even number, of a square that takes the mean colour, cut off at the image's edges; 0 = off.
     cutout: int = 0
+    # Operations that `augment.register` added, each at its stage and in this order: see `registry`.
+    extra: tuple[str, ...] = ()
     # alpha of the Beta(alpha, alpha) from which MixUp draws a batch's share; 0 = off.
     mixup: float = 0.0
     # The same of CutMix.
@@ -107,6 +109,7 @@ def check(settings: Settings) -> None:
     _check_interval(settings, "erasing_aspect")
     even = settings.cutout >= 0 and settings.cutout % 2 == 0
     _require(even, settings, "cutout", "0 (off) or an even number of pixels")
+    _require(len(set(settings.extra)) == len(settings.extra), settings, "extra", "names of operations, each once")
     for name in ("mixup", "cutmix"):
         _require(0 <= getattr(settings, name) < float("inf"), settings, name, "0 (off) or a positive alpha")
 
@@ -180,3 +183,9 @@ def input_shape(settings: Settings, image_shape: tuple[int, int, int]) -> tuple[
     """Height, width and channels as the model gets them, of images of this shape."""
     height, width = (settings.resize * 2)[:2] or image_shape[:2]
     return height, width, image_shape[2]
+
+
+def check_masks(settings: Settings) -> None:
+    """Raises `UserError` for a setting that cannot keep masks and images together: `mix` mixes targets of classes."""
+    for name in ("mixup", "cutmix"):
+        _require(not getattr(settings, name), settings, name, "0 (off), since it mixes classes, and these are masks")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vit_jax import augment, data, models, optim, sharding
-from vit_jax.augment import Perturbation as Perturb
+from vit_jax.augment import Corruption
 from vit_jax.augment import Settings as Augment
 from vit_jax.command import UserError
 from vit_jax.data import Settings as Data
@@ -81,7 +81,7 @@ class Config:
     train: Train = Train()
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
-    perturb: Perturb = Perturb()
+    perturb: Corruption = Corruption()
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = Mesh()
     log: Log = Log()
@@ -99,7 +99,7 @@ def validate(config: Config) -> None:
     """Raises `UserError` for values out of range; whether model and data fit is known once the data set is open."""
     data.check(config.data)
     augment.check(config.augment)
-    augment.check_perturbation(config.perturb)
+    augment.check_corruption(config.perturb)
     optim.check(config.optim)
     sharding.check(config.mesh)
     train = config.train

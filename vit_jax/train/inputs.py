@@ -103,6 +103,7 @@ def check_data(given: Config, data: Data) -> None:
             f"model.num_classes={wanted}, but {data.dataset.name!r} has {len(data.class_names)} classes; "
             "leave it at 0 to follow the data set"
         )
+    augment.check_extra(given.augment)
     if given.augment.mean:
         augment.check_channels(given.augment, data.preprocessing.channels)
     models.create(fields).check(input_shape(given.augment, data.preprocessing.shape))

@@ -1,4 +1,4 @@
-"""Perturbations of test images, for measuring robustness: five severities each, the same for each run.
+"""Corruptions of test images, for measuring robustness: five severities each, the same for each run.
 
 Noise, blur, contrast, brightness, jpeg and pixelate with the severities of Hendrycks & Dietterich 2019
 (arXiv:1903.12261), which they published for ImageNet's and for CIFAR's image size; patch shuffle and occlusion after
@@ -54,7 +54,7 @@ OCCLUSION_PATCHES = 14  # per side, fewer in an image of fewer pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perturbation:
+class Corruption:
     """The config group `perturb`, of the command `vit_jax.evaluate`: what happens to the images. Off by default."""
 
     kind: Kind = "none"
@@ -63,7 +63,7 @@ class Perturbation:
     seed: int = 0  # of noise, shuffle and occlusion
 
 
-def check_perturbation(settings: Perturbation) -> None:
+def check_corruption(settings: Corruption) -> None:
     """Raises `UserError`, naming the field, if a value is out of its range or one is given without the other."""
     if settings.kind not in get_args(Kind):
         raise UserError(f"perturb.kind={settings.kind!r}: expected one of {', '.join(get_args(Kind))}")
@@ -79,21 +79,19 @@ def check_perturbation(settings: Perturbation) -> None:
         raise UserError(f"perturb.seed={settings.seed}: expected 0 to 2**32 - 1")
 
 
-def check_perturbed(settings: Perturbation, channels: int) -> None:
-    """Raises `UserError` for a perturbation that images of so many channels do not show."""
+def check_corrupted(settings: Corruption, channels: int) -> None:
+    """Raises `UserError` for a corruption that images of so many channels do not show."""
     if settings.kind == "grey" and channels == 1:
         raise UserError("perturb.kind='grey' changes nothing in images of one channel; choose another kind")
 
 
-def perturb(
-    settings: Perturbation, images: UInt8[Array, "n h w c"], index: Int[Array, " n"]
-) -> UInt8[Array, "n h w c"]:
-    """The perturbed images; what happens to one depends on it, the seed and its index in the split alone."""
+def corrupt(settings: Corruption, images: UInt8[Array, "n h w c"], index: Int[Array, " n"]) -> UInt8[Array, "n h w c"]:
+    """The corrupted images; what happens to one depends on it, the seed and its index in the split alone."""
     if settings.kind == "none" or not settings.severity:
         return images
     value = severities(settings.scale, images.shape[1:3])[settings.kind][settings.severity - 1]
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(settings.seed)))(index)
-    return jax.vmap(partial(_perturb, settings.kind, value))(images, keys)
+    return jax.vmap(partial(_corrupted, settings.kind, value))(images, keys)
 
 
 def severities(scale: Scale, size: tuple[int, ...]) -> Mapping[str, tuple[float, ...]]:
@@ -102,7 +100,7 @@ def severities(scale: Scale, size: tuple[int, ...]) -> Mapping[str, tuple[float,
     return CIFAR if cifar else IMAGENET
 
 
-def _perturb(kind: Kind, value: float, image: UInt8[Array, "h w c"], key: Key[Array, ""]) -> UInt8[Array, "h w c"]:
+def _corrupted(kind: Kind, value: float, image: UInt8[Array, "h w c"], key: Key[Array, ""]) -> UInt8[Array, "h w c"]:
     x = image.astype(jnp.float32) / 255
     match kind:
         case "noise":
@@ -162,7 +160,7 @@ def shuffled(key: Key[Array, ""], image: UInt8[Array, "h w c"], per_side: int) -
     28 pixels.
     """
     height, width, channels = image.shape
-    down, across = (_patches(side, per_side) for side in (height, width))
+    down, across = (patches_of(side, per_side) for side in (height, width))
     h, w = height // down, width // across
     patches = image[: h * down, : w * across].reshape(down, h, across, w, channels).swapaxes(1, 2)
     patches = jax.random.permutation(key, patches.reshape(down * across, h, w, channels))
@@ -170,7 +168,8 @@ def shuffled(key: Key[Array, ""], image: UInt8[Array, "h w c"], per_side: int) -
     return image.at[: h * down, : w * across].set(patches.reshape(h * down, w * across, channels))
 
 
-def _patches(side: int, wanted: int) -> int:
+def patches_of(side: int, wanted: int) -> int:
+    """The number of patches on a side of so many pixels: as many as wanted, or more if these leave over too much."""
     return next(n for n in range(min(wanted, side), side + 1) if side // n * n >= SHUFFLED * side)
 
 
