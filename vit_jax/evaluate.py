@@ -134,7 +134,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     batch_size = -(-(given.evaluate.batch_size or given.train.batch_size) // shards) * shards
     eval_step = step.make_eval_step(trained.model, trained.config.augment, given.perturb)
     compiled = run.compile_eval_step(eval_step, trained.variables, mesh)
-    predictions = predict(compiled, trained.variables, feed, batch_size, given.train.loss)
+    predictions = predict(compiled, trained.variables, feed, batch_size, given.task["loss"])
     found = {f"{given.evaluate.split}/{k}": v for k, v in summarize(predictions).items()}
     return {
         "step": trained.step,
@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
     given = run.read_config(flags.workdir, overrides)
-    config.check_evaluated(given, overrides)
+    config.check_read(overrides, "evaluate", given)
     run.prefer_determinism(given)
     with distributed.joined():
         distributed.check_shared(flags.workdir)

@@ -27,7 +27,7 @@ Gradients = Callable[..., tuple[PyTree, PyTree, Metrics]]
 TrainStep = Callable[["TrainState", Batch, Frozen], tuple["TrainState", Metrics]]
 EvalStep = Callable[[PyTree, Batch, Frozen], dict[str, Array]]
 
-LOSSES = {  # `train.loss`
+LOSSES = {  # `task.loss`
     "softmax": losses.softmax_cross_entropy,
     "sigmoid": losses.sigmoid_cross_entropy,
     "multi_hot": losses.multi_hot_cross_entropy,

@@ -224,8 +224,8 @@ def _train_step(
 def _objective(prepared: Config, teacher: Callable[..., jax.Array] | None) -> step.Objective:
     return step.Objective(
         num_classes=prepared.model["num_classes"],
-        loss=prepared.train.loss,
-        label_smoothing=prepared.train.label_smoothing,
+        loss=prepared.task["loss"],
+        label_smoothing=prepared.task["label_smoothing"],
         teacher=teacher,
         distillation=prepared.distill.kind,
         distillation_weight=prepared.distill.weight,

@@ -168,7 +168,7 @@ class Trained:
         return [blocks[path] for path in sorted(blocks, key=lambda path: int(re.findall(r"\d+$", path[-2])[0]))]
 
     def _predictions(self, logits: Float[np.ndarray, "n k"], files: tuple[str, ...]) -> Predictions:
-        if self.config.train.loss != "softmax":
+        if self.config.task["loss"] != "softmax":
             probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
         else:
             exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -257,7 +257,7 @@ class Trainer:
         settings, shards = self.run.config, sharding.batch_shards(self.run.mesh)
         wanted = settings.evaluate.batch_size or settings.train.batch_size
         size = -(-wanted // shards) * shards
-        return evaluate.predict(self.run.eval_step, variables, feed, size, settings.train.loss)
+        return evaluate.predict(self.run.eval_step, variables, feed, size, settings.task["loss"])
 
     def evaluate_before(self, state: PyTree) -> None:
         """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
@@ -291,7 +291,7 @@ class Trainer:
             predicted_class_share=share,
             predicted_class=self.data.class_names[predicted],
             true_class_share=true_share,
-            kind=settings.train.loss,
+            kind=settings.task["loss"],
         )
         for text in warnings:
             causes = text.partition("Likely")[2]
