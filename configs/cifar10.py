@@ -39,7 +39,7 @@ def strong(c: ConfigDict) -> ConfigDict:
     c.optim.warmup_epochs = 10.0
     c.optim.final_lr = 1e-5
     c.optim.clip_norm = 1.0
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.train.epochs = 300.0
     return c
 
@@ -62,7 +62,7 @@ def tiny() -> ConfigDict:
     c.optim.weight_decay = 0.05
     c.optim.warmup_epochs = 1.0
     c.optim.clip_norm = 1.0
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.train.epochs = 12.0
     return c
 

@@ -33,7 +33,7 @@ def plain() -> ConfigDict:
     c.optim.warmup_epochs = 10.0
     c.optim.clip_norm = 1.0
     c.optim.ema_decay = 0.999
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.train.epochs = 200.0
     return c
 

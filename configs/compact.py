@@ -20,7 +20,7 @@ def small_images(name: str, dataset: str, epochs: float) -> ConfigDict:
     c.data.name = dataset
     c.data.train, c.data.validation = "train[:98%]", "train[98%:]"  # published: all of train
     c.augment.flip = 0.5
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.train.batch_size = 128
     c.train.epochs = epochs
     return c

@@ -51,7 +51,7 @@ def deit_s16() -> ConfigDict:
     c.augment.erasing_fill = "noise"
     c.optim.lr = 1e-3
     c.optim.weight_decay = 0.05
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.distill.teacher = "hf://microsoft/resnet-152"
     return c
 
@@ -66,7 +66,7 @@ def deit3(size: str, lr: float, stochastic_depth: float) -> ConfigDict:
     c.optim.lr = lr
     c.optim.weight_decay = 0.02
     c.optim.clip_norm = 1.0
-    c.train.loss = "multi_hot"
+    c.task.loss = "multi_hot"
     return c
 
 
@@ -84,7 +84,7 @@ def deit3_b16_224() -> ConfigDict:
     c.augment.policy = "randaugment"
     c.optim.lr = 1e-5
     c.optim.weight_decay = 0.1
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     return c
 
 

@@ -36,5 +36,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.clip_norm = 1.0
     c.train.batch_size = 64
     c.train.epochs = 60.0
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     return c

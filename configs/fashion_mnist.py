@@ -66,7 +66,7 @@ def tiny() -> ConfigDict:
     c.optim.weight_decay = 0.05
     c.optim.warmup_epochs = 1.0
     c.optim.clip_norm = 1.0
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.train.epochs = 20.0
     return c
 

@@ -59,7 +59,7 @@ def mixer_b16() -> ConfigDict:
     c = imagenet("mixer/B16", 4096, 15.0, 0.5, stochastic_depth=0.1, head_bias=-6.9)
     c.optim.schedule = "linear"
     c.optim.final_lr = 1e-8  # `linear_end` there is a share of the peak
-    c.train.loss = "sigmoid"
+    c.task.loss = "sigmoid"
     return c
 
 

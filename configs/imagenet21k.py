@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 0.1
     c.optim.warmup_steps = 10_000
     c.optim.clip_norm = 1.0
-    c.train.loss = "sigmoid"
+    c.task.loss = "sigmoid"
     c.train.batch_size = 4096
     c.train.epochs = 300.0
     return c

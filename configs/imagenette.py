@@ -25,7 +25,7 @@ def pretrain() -> ConfigDict:
     c.optim.warmup_epochs = 2.0
     c.optim.clip_norm = 1.0
     c.train.batch_size = 64
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.train.epochs = 30.0
     return c
 
@@ -43,7 +43,7 @@ def scratch(name: str) -> ConfigDict:
     c.augment.cutmix = 1.0
     c.optim.warmup_epochs = 10.0
     c.optim.clip_norm = 1.0
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.train.epochs = 400.0
     return c
 

@@ -36,7 +36,7 @@ def pretraining(size: str) -> ConfigDict:
     c.optim.warmup_steps = 10_000
     c.optim.weight_decay = 0.03
     c.optim.clip_norm = 1.0
-    c.train.loss = "sigmoid"
+    c.task.loss = "sigmoid"
     c.train.batch_size = 16_384
     c.train.steps = 1_000_000
     return c

@@ -82,7 +82,7 @@ def imagenet_long(name: str) -> ConfigDict:
     c.optim.warmup_epochs = 5.0
     c.optim.warmup_start_lr = 0.01
     c.optim.ema_decay = 0.99985
-    c.train.label_smoothing = 0.1
+    c.task.label_smoothing = 0.1
     c.train.batch_size = 2048
     c.train.epochs = 400.0
     return c

@@ -58,7 +58,7 @@ def test_a_run_is_loaded(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
     found, expected = vit_jax.load(workdir), run.open(workdir)
     np.testing.assert_array_equal(found.logits(images), expected.logits(images))
-    assert vit_jax.load(str(workdir), overrides=["train.loss=sigmoid"]).config.train.loss == "sigmoid"
+    assert vit_jax.load(str(workdir), overrides=["task.loss=sigmoid"]).config.task["loss"] == "sigmoid"
 
 
 def test_what_is_not_there_is_told():

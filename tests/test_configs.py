@@ -141,7 +141,7 @@ def test_deit3s_fine_tuning_starts_where_its_training_ends():
     trained, tuned = config.load(first), config.load(second)
     assert Path(tuned.init.weights) == run.default_workdir(first) and tuned.model == trained.model
     assert (trained.data.image_size, tuned.data.image_size) == ((192,), (224,))
-    assert (trained.train.loss, tuned.train.loss) == ("multi_hot", "softmax")
+    assert (trained.task["loss"], tuned.task["loss"]) == ("multi_hot", "softmax")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "oxford_iiit_pet", "oxford_flowers102"])

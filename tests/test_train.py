@@ -278,7 +278,7 @@ def test_a_model_that_learns_is_not_warned_of(cnn):
 
 @pytest.mark.parametrize(("loss", "guessing"), [("softmax", "ln(3) = 1.10"), ("sigmoid", "ln(3) + 2 ln(3/2) = 1.91")])
 def test_a_model_that_cannot_learn_is_warned_of(tmp_path, loss, guessing):
-    code, text = tiny.start(tmp_path, "cnn", "optim.lr=1e-12", f"train.loss={loss}")
+    code, text = tiny.start(tmp_path, "cnn", "optim.lr=1e-12", f"task.loss={loss}")
     assert code == 0 and text.count("warning") == len(tiny.result(tmp_path)["warnings"]) >= 1
     assert f"is still about {guessing}" in tiny.result(tmp_path)["warnings"][0]
 

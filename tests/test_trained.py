@@ -74,7 +74,7 @@ def test_the_best_classes_come_first(cnn):
 
 @pytest.mark.parametrize("loss", ["sigmoid", "multi_hot"])
 def test_a_run_trained_with_a_sigmoid_gives_each_class_its_own_probability(loss, tmp_path_factory):
-    trained = run.open(tiny.finished(tmp_path_factory, "cnn"), overrides=[f"train.loss={loss}"])
+    trained = run.open(tiny.finished(tmp_path_factory, "cnn"), overrides=[f"task.loss={loss}"])
     images = pictures(3, 5, 7, 3)
     expected = 1 / (1 + np.exp(-trained.logits(images).astype(np.float64)))
     np.testing.assert_allclose(trained.predict(images).probabilities, expected, rtol=1e-5, atol=1e-7)
@@ -296,7 +296,7 @@ def test_published_weights_with_overrides(published):
     for parts in (run.open(path, overrides=given, mesh=mesh) for given in ([], ["model.scan=true"])):
         np.testing.assert_allclose(parts.logits(images), scanned.logits(images), rtol=1e-4, atol=1e-5)
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parts.variables))
-    larger = run.open(path, overrides=["data.image_size=20", "train.loss=sigmoid"])
+    larger = run.open(path, overrides=["data.image_size=20", "task.loss=sigmoid"])
     positions = larger.variables["params"]["Transformer"]["posembed_input"]["pos_embedding"]
     assert larger.view.shape == (20, 20, 3) and positions.shape == (1, 17, 14)
     assert not np.allclose(larger.predict(images).probabilities.sum(axis=1), 1)

@@ -331,7 +331,7 @@ def main(argv: Sequence[str]) -> int:
     _check_once(flags.evaluate)
     variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out)
     for spec, chosen in itertools.product(flags.specs, evaluations(flags.evaluate).values()):
-        config.check_evaluated(config.load(spec, [*overrides, *chosen]), chosen)
+        config.check_read(chosen, "evaluate", config.load(spec, [*overrides, *chosen]))
     runs = [given for variant in variants for given, _ in variant.runs]
     config.check_effect(runs, [*overrides, *flags.sweep])
     for given in runs:

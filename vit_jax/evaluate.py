@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
     given = run.read_config(flags.workdir, overrides)
-    config.check_evaluated(given, overrides)
+    config.check_read(overrides, "evaluate", given)
     prefer_determinism(given)
     with distributed.joined():
         distributed.check_shared(flags.workdir)

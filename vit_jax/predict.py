@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
             f"{flags.workdir} holds no run: it has no {run.CONFIG} and {run.PREPROCESSING}; give the --workdir of a "
             "training run, or published weights as --weights"
         )
-    config.check_predicted(overrides, of_run=flags.workdir is not None)
+    config.check_read(overrides, "predict" if flags.workdir else "weights")
     files = find_images(flags.paths)
     trained = run.open(flags.workdir or flags.weights, overrides=overrides)
     top, broken = min(flags.top, len(trained.class_names)), dict[str, str]()

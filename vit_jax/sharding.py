@@ -40,8 +40,8 @@ class Settings:
     """The mesh; the product of the three axes is the number of devices used."""
 
     data: int = 0  # devices along the data axis; 0: all that the other axes leave
-    fsdp: int = 1
-    tensor: int = 1
+    fsdp: int = 1  # devices that divide the batch and the parameters
+    tensor: int = 1  # devices that divide heads and MLPs
     devices: int = 0  # how many devices the run must find; 0: any number
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from vit_jax import config
+from vit_jax import config, models, tasks
 from vit_jax.command import UserError
-from vit_jax.config.effect import NEEDS, unread
-from vit_jax.config.parse import _schema
+from vit_jax.config.effect import READERS, unread
+from vit_jax.config.schema import schema
 
 
 def check(flags: list[str], **groups: dict[str, Any]) -> None:
@@ -65,18 +65,18 @@ def test_epochs_instead_of_a_file_s_steps():
 @pytest.mark.parametrize("flag", ["data.image_size=20", "augment.mean=(0.5,)", "optim.lr=1", "evaluate.split=train"])
 def test_predicting_reads_few_fields_of_a_run(flag):
     with pytest.raises(UserError, match=f"{flag.partition('=')[0]} changes nothing in the predictions of this model"):
-        config.check_predicted([flag], of_run=True)
+        config.check_read([flag], "predict")
     if flag.startswith(("data", "augment")):
-        config.check_predicted([flag], of_run=False)
-    config.check_predicted(["evaluate.use=best", "model.dtype=bfloat16", "data.draft=true"], of_run=True)
+        config.check_read([flag], "weights")
+    config.check_read(["evaluate.use=best", "model.dtype=bfloat16", "data.draft=true", "no.field=1"], "predict")
 
 
 def test_the_texture_report_reads_the_images_and_the_model():
     for flags in (["data.classes=a,b", "model.dtype=bfloat16"], ["evaluate.split=train", "data.limit=5"]):
-        config.check_textured(flags)
+        config.check_read(flags, "texture")
     for flag in ("data.limit=5", "evaluate.batch_size=3", "mesh.fsdp=2"):
         with pytest.raises(UserError, match="changes nothing in this report"):
-            config.check_textured([flag])
+            config.check_read([flag], "texture")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,12 @@ def test_of_several_configurations_one_that_reads_a_flag_is_enough():
         config.check_effect([steps, steps], flags)
 
 
-def test_the_table_names_fields_and_the_defaults_pass_it():
-    known = {key for key, _ in _schema("vit")}
-    named = {need.partition("=")[0].rstrip("!") for row in NEEDS for text in row for need in text.split()}
-    assert named <= known and not list(unread([config.Config()]))
+def test_declarations_name_fields_and_readers_and_the_defaults_pass():
+    for family in models.FAMILIES:
+        for task in tasks.names():
+            known = schema({"model": family, "task": task})
+            needs = " ".join(f.metadata.get("active_if", "") for f in known.values())
+            assert {need.partition("=")[0].rstrip("!") for need in needs.split()} - {"and", "or"} <= known.keys()
+            readers = " ".join(f.metadata.get("read_by", "") for f in known.values())
+            assert set(readers.split()) <= {*READERS, "train_split"}
+    assert not any(list(unread([config.Config()], key)) for key in schema({"model": "vit", "task": "classification"}))

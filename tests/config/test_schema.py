@@ -12,8 +12,8 @@ import pytest
 import vit_jax
 from vit_jax import config, models
 from vit_jax.command import UserError
-from vit_jax.config.parse import _schema
-from vit_jax.config.values import convert
+from vit_jax.config.schema import schema, value_of
+from vit_jax.config.values import check
 
 PACKAGE = Path(vit_jax.__file__).parent
 OWNERS = {
@@ -23,9 +23,11 @@ OWNERS = {
     "optim": "optim.py",
     "mesh": "sharding.py",
     "model": "models",
+    "task": "tasks",
 }
 CHECKS = ("schema.py", "effect.py")  # of the config: what only these look at is read by nothing
-FIELDS = {key: kind for family in models.FAMILIES for key, kind in _schema(family)}
+TASK = "classification"
+FIELDS = {key: f.type for family in models.FAMILIES for key, f in schema({"model": family, "task": TASK}).items()}
 
 
 def plain(annotation: Any) -> bool:
@@ -49,11 +51,10 @@ def test_no_field_is_none_a_union_or_a_callable(key):
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_default_has_its_type(name):
-    group = models.settings(name)
-    for key, kind in _schema(name):
-        owner, _, field = key.rpartition(".")
-        value = group[field] if owner == "model" else getattr(getattr(config.Config(), owner, config.Config()), field)
-        assert convert(value, kind, key) == value and type(convert(value, kind, key)) is type(value)
+    given = config.from_dict({"model": models.settings(name)})
+    for key, field in schema({"model": name, "task": TASK}).items():
+        value = value_of(given, key)
+        assert check(value, field, key) == value and type(check(value, field, key)) is type(value)
 
 
 def test_every_group_is_frozen():
@@ -73,7 +74,7 @@ def test_every_group_is_frozen():
         ("train.max_bad_steps=0", "max_bad_steps=0 is not positive"),
         ("train.epochs=0", "train.epochs=0.0, train.steps=0, train.seconds=0.0: one of them must be positive"),
         ("train.steps=-1", "one of them must be positive"),
-        ("train.label_smoothing=1", r"label_smoothing=1.0 is not in \[0, 1\)"),
+        ("task.label_smoothing=1", r"task.label_smoothing=1.0 is not in \[0, 1\)"),
         ("evaluate.every_steps=-1", "evaluate.every_steps=-1 is negative"),
         ("evaluate.batch_size=-1", "evaluate.batch_size=-1 is negative"),
         ("checkpoint.every_steps=-5", "checkpoint.every_steps=-5 is negative"),
@@ -101,10 +102,10 @@ def test_values_out_of_range(override, expected):
 
 def test_smoothed_labels_are_not_multi_hot():
     with pytest.raises(
-        UserError, match=r"label_smoothing=0\.1 would make every class a target of train\.loss='multi_hot'"
+        UserError, match=r"label_smoothing=0\.1 would make every class a target of task\.loss='multi_hot'"
     ):
-        config.from_dict({}, ["train.loss=multi_hot", "train.label_smoothing=0.1"])
-    assert config.from_dict({}, ["train.loss=multi_hot"]).train.loss == "multi_hot"
+        config.from_dict({}, ["task.loss=multi_hot", "task.label_smoothing=0.1"])
+    assert config.from_dict({}, ["task.loss=multi_hot"]).task["loss"] == "multi_hot"
 
 
 def test_a_batch_may_hold_few_images_but_not_one_of_many():
@@ -129,6 +130,11 @@ class Reads(ast.NodeVisitor):
     def visit_Attribute(self, node: ast.Attribute) -> None:
         owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
         self.found.add(f"{owner}.{node.attr}")
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:  # config.task["loss"]
+        if isinstance(node.value, ast.Attribute) and isinstance(node.slice, ast.Constant):
+            self.found.add(f"{node.value.attr}.{node.slice.value}")
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:  # getattr(model, "scan", False)
@@ -161,6 +167,6 @@ def read_fields() -> set[str]:
 
 
 def test_every_field_is_read_by_code(read_fields):
-    by_name = {"model.name"}  # `model["name"]`: the group is a dict
-    assert set(FIELDS) - read_fields - by_name == set()
+    by_registry = {"model.name", "task.name"}  # `model["name"]`: the group is a dict
+    assert set(FIELDS) - read_fields - by_registry == set()
     assert not {key for key in read_fields if "no_such_field" in key}

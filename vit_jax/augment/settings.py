@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from vit_jax.command import UserError
+from vit_jax.setting import setting
 
 Fill = Literal["constant", "nearest", "reflect"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
@@ -13,6 +14,7 @@ Policy = Literal[
     "none", "randaugment", "randaugment_tf", "autoaugment_imagenet", "autoaugment_cifar10", "trivialaugment"
 ]
 
+RANDAUGMENT = "augment.policy=randaugment or augment.policy=randaugment_tf"
 LARGEST_MAGNITUDE = 30.0  # of RandAugment: as far as its paper goes (arXiv:1909.13719)
 
 
@@ -23,12 +25,12 @@ class Settings:
     # Height and width of the model's input in pixels, (size,) for a square; () = as the data.
     resize: tuple[int, ...] = ()
     # Of `resize` and of `crop_area`; bilinear and bicubic (a = -0.5) smooth before they shrink, like Pillow.
-    interpolation: Interpolation = "bilinear"
+    interpolation: Interpolation = setting("bilinear", active_if="augment.resize or augment.crop_area or init.weights")
     # Smallest and largest fraction of the area that a random crop keeps, above 0 to 1, before it is resized to the
     # model's input; () = off. (0.08, 1.0) is the usual range (Szegedy et al. 2014, arXiv:1409.4842, s. 6).
     crop_area: tuple[float, ...] = ()
     # Smallest and largest ratio of that crop's width to its height, above 0; uniform in its logarithm.
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_aspect: tuple[float, float] = setting((3 / 4, 4 / 3), active_if="augment.crop_area")
     # Pixels added on each side before a random crop of the old size (He et al. 2015, arXiv:1512.03385, s. 4.2).
     crop_padding: int = 0
     # Probability of a horizontal flip, 0 to 1.
@@ -43,24 +45,27 @@ class Settings:
     # Largest horizontal shear, in degrees, 0 to below 90; uniform in both directions.
     shear: float = 0.0
     # What crop and warp find beyond the edge: black, the edge pixel, or the mirrored image (c b a | a b c | c b a).
-    fill: Fill = "constant"
+    fill: Fill = setting(
+        "constant",
+        active_if="augment.crop_padding or augment.rotation or augment.zoom or augment.translation or augment.shear",
+    )
     # Operations drawn from a published list or table: see `policies`. What they uncover takes the colour `mean`.
     policy: Policy = "none"
     # RandAugment: operations in a row; TrivialAugment has one, AutoAugment two.
-    rand_layers: int = 2
+    rand_layers: int = setting(2, active_if=RANDAUGMENT)
     # RandAugment: strength of each operation, 0 to 30. Published ranges are for 0 to 10, and go on in a line.
-    rand_magnitude: float = 9.0
+    rand_magnitude: float = setting(9.0, active_if=RANDAUGMENT)
     # RandAugment: standard deviation of the strength, drawn anew for each operation; no draw is above 10, or above
     # `rand_magnitude` where that is larger.
-    rand_magnitude_std: float = 0.5
+    rand_magnitude_std: float = setting(0.5, active_if=RANDAUGMENT)
     # RandAugment: probability that a drawn operation is done, 0 to 1.
-    rand_probability: float = 0.5
+    rand_probability: float = setting(0.5, active_if=RANDAUGMENT)
     # One of grey, solarised and blurred, for every image (3-Augment, Touvron et al. 2022, arXiv:2204.07118, s. 4).
     three_augment: bool = False
     # Colour jitter: each of the three factors is uniform in 1 +- its number, but not negative; 0 = off.
     brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
+    contrast: float = 0.0  # likewise
+    saturation: float = 0.0  # likewise
     # Colour jitter: largest shift of the hue, a fraction of the colour circle, 0 to 0.5. The four have a random order.
     hue: float = 0.0
     # Probability that the colours go, 0 to 1.
@@ -68,19 +73,19 @@ class Settings:
     # Probability of a Gaussian blur, 0 to 1.
     blur: float = 0.0
     # Smallest and largest standard deviation of the blur, in pixels, above 0; uniform; also of `three_augment`.
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_sigma: tuple[float, float] = setting((0.1, 2.0), active_if="augment.blur or augment.three_augment")
     # Mean and standard deviation per channel on the 0..1 scale, one number for all channels;
     # () = the training set's statistics, which the caller computes once and fills in.
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: tuple[float, ...] = setting((), read_by="weights")
+    std: tuple[float, ...] = setting((), read_by="weights")  # see `mean`
     # Probability of erasing a random rectangle, 0 to 1 (Zhong et al. 2017, arXiv:1708.04896).
     erasing: float = 0.0
     # Smallest and largest erased fraction of the image's area, above 0 to 1; uniform.
-    erasing_area: tuple[float, float] = (0.02, 0.4)
+    erasing_area: tuple[float, float] = setting((0.02, 0.4), active_if="augment.erasing")
     # Smallest and largest ratio of height to width, above 0; uniform in its logarithm (the paper: in the ratio).
-    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    erasing_aspect: tuple[float, float] = setting((0.3, 1 / 0.3), active_if="augment.erasing")
     # What the rectangle holds after normalisation: the mean colour, or standard normal noise per pixel.
-    erasing_fill: ErasingFill = "zero"
+    erasing_fill: ErasingFill = setting("zero", active_if="augment.erasing")
     # Side in pixels, an even number, of a square that takes the mean colour, cut off at the image's edges; 0 = off.
     cutout: int = 0
     # Operations that `augment.register` added, each at its stage and in this order: see `registry`.
@@ -90,9 +95,9 @@ class Settings:
     # The same of CutMix.
     cutmix: float = 0.0
     # Probability that a batch is mixed, 0 to 1.
-    mix_probability: float = 1.0
+    mix_probability: float = setting(1.0, active_if="augment.mixup or augment.cutmix")
     # Where both are on: the probability that it is CutMix.
-    mix_switch: float = 0.5
+    mix_switch: float = setting(0.5, active_if="augment.mixup and augment.cutmix")
 
 
 def check(settings: Settings) -> None:

@@ -5,21 +5,22 @@ file's recipe, and changes what its paper or table states. `load` turns it, and 
 into a validated `Config`. No field is None.
 """
 
-from vit_jax.config.effect import check_effect, check_evaluated, check_predicted, check_textured
-from vit_jax.config.parse import choose, default, differences, from_dict, load, run_file, to_dict, to_json
+from vit_jax.config.effect import check_effect, check_read
+from vit_jax.config.older import rename_flags
+from vit_jax.config.parse import differences, from_dict, to_dict, to_json
+from vit_jax.config.recipe import choose, default, load, run_file
 from vit_jax.config.schema import Config, validate
 
 __all__ = [
     "Config",
     "check_effect",
-    "check_evaluated",
-    "check_predicted",
-    "check_textured",
+    "check_read",
     "choose",
     "default",
     "differences",
     "from_dict",
     "load",
+    "rename_flags",
     "run_file",
     "to_dict",
     "to_json",

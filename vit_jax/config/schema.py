@@ -1,32 +1,39 @@
 """The schema of a run's configuration: every group, field and default, and what values they may have."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from vit_jax import augment, data, models, optim, sharding
+from vit_jax import augment, data, models, optim, sharding, tasks
 from vit_jax.augment import Corruption
 from vit_jax.augment import Settings as Augment
 from vit_jax.command import UserError
 from vit_jax.data import Settings as Data
 from vit_jax.optim import Settings as Optim
+from vit_jax.setting import setting
 from vit_jax.sharding import Settings as Mesh
 from vit_jax.tasks import Distill
+
+Schema: TypeAlias = Mapping[str, dataclasses.Field[Any]]  # `group.field`, or `field` -> its type, default and metadata
+
+NAMED = {"model": models, "task": tasks}  # the groups whose name decides their other fields
+NAME = dataclasses.fields(dataclasses.make_dataclass("Named", [("name", str)]))[0]
+VALIDATED = "data.validation!=none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """The config group `train`."""
 
-    batch_size: int = 128  # images per optimizer step, over all devices and processes
-    epochs: float = 10.0
+    batch_size: int = setting(128, read_by="evaluate")  # images per optimizer step, over all devices and processes
+    epochs: float = 10.0  # passes over the training images
     steps: int = 0  # instead of epochs
     seconds: float = 0.0  # instead of epochs: the time that training steps may take; the schedule follows the clock
     accumulate: int = 1  # parts in which a batch is processed, one after another, to save memory
-    loss: Literal["softmax", "sigmoid", "multi_hot"] = "softmax"  # multi_hot: DeiT III's, see `losses`
-    label_smoothing: float = 0.0
     max_bad_steps: int = 10  # updates in a row that may be skipped for a gradient that is not finite
-    deterministic: bool = False  # only kernels that give the same bits each time, and none chosen by a clock
+    # Only kernels that give the same bits each time, and none chosen by a clock.
+    deterministic: bool = setting(False, read_by="evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +41,10 @@ class Init:
     """The config group `init`: where the parameters come from."""
 
     weights: str = ""  # a run's folder, a file, https://, gs://, hf://ORGANISATION/NAME; "": random
-    head: Literal["auto", "keep", "new"] = "auto"  # auto: kept where the classes are the same, else new, of zeros
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # of position embeddings for another grid
+    # auto: kept where the classes are the same, else new, of zeros.
+    head: Literal["auto", "keep", "new"] = setting("auto", active_if="init.weights")
+    # Of position embeddings, for another grid.
+    interpolation: Literal["bilinear", "bicubic"] = setting("bicubic", active_if="init.weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +52,14 @@ class Evaluate:
     """The config group `evaluate`."""
 
     every_steps: int = 0  # on validation; 0: after each epoch
-    batch_size: int = 0  # 0: train.batch_size
+    batch_size: int = setting(0, read_by="evaluate")  # 0: train.batch_size
     before: bool = False  # the untrained model meets the test split too: what its weights bring along
-    use: Literal["last", "best"] = "last"  # the checkpoint that meets the test split: last, or best in validation
-    metric: Literal["accuracy", "loss"] = "accuracy"  # what "best" means
-    split: str = "test"  # of the command `vit_jax.evaluate`: train, validation, test or a split in TFDS syntax
+    # The checkpoint that meets the test split: last, or best in validation.
+    use: Literal["last", "best"] = setting("last", read_by="evaluate texture predict")
+    # What "best" means; auto: as the task has it, of classification accuracy.
+    metric: str = setting("auto", active_if=VALIDATED, choices=lambda: ("auto", "accuracy", "loss"))
+    # Of the command `vit_jax.evaluate`: train, validation, test or a split in TFDS syntax.
+    split: str = setting("test", read_by="evaluate texture")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,25 +67,29 @@ class Checkpoint:
     """The config group `checkpoint`. A checkpoint is written after each validation, too."""
 
     every_steps: int = 0  # 0: only after each validation, or each epoch where there is none
-    keep_last: int = 1
-    keep_best: int = 1
+    keep_last: int = 1  # the newest ones
+    keep_best: int = setting(1, active_if=VALIDATED)  # those that are best in validation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
     """The config group `log`."""
 
-    every_steps: int = 50
+    every_steps: int = 50  # a line of training metrics
     every_seconds: float = 60.0  # at most, before a line shows which step is done: on the console alone; 0: off
-    tensorboard: bool = True
+    tensorboard: bool = True  # write its event files, too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run. `model` holds the name and the fields of a Linen module: see `models.settings`."""
+    """A whole run. `model` holds the name and the fields of a Linen module, `task` those of what it learns."""
 
-    seed: int = 0
-    model: Mapping[str, Any] = field(default_factory=lambda: models.settings("vit/Ti16"))
+    seed: int = 0  # of initial parameters, the order of images, augmentation and dropout
+    model: Mapping[str, Any] = field(
+        default_factory=lambda: models.settings("vit/Ti16"),
+        metadata={"read_by": "evaluate texture predict weights"},
+    )
+    task: Mapping[str, Any] = field(default_factory=lambda: tasks.settings("classification"))
     init: Init = Init()
     data: Data = Data()
     augment: Augment = Augment()
@@ -81,36 +97,61 @@ class Config:
     train: Train = Train()
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
-    perturb: Corruption = Corruption()
+    perturb: Corruption = setting(Corruption(), read_by="evaluate")
     checkpoint: Checkpoint = Checkpoint()
-    mesh: Mesh = Mesh()
+    mesh: Mesh = setting(Mesh(), read_by="evaluate")
     log: Log = Log()
 
-    @property
-    def task(self) -> Mapping[str, Any]:
-        return {
-            "name": "classification",
-            "loss": self.train.loss,
-            "label_smoothing": self.train.label_smoothing,
-        }
+
+def schema(names: Mapping[str, str]) -> Schema:
+    """Every field, of the model and the task of these names."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    for group in dataclasses.fields(Config):
+        if group.name in NAMED:
+            found[f"{group.name}.name"] = NAME
+            found |= {f"{group.name}.{name}": f for name, f in NAMED[group.name].fields(names[group.name]).items()}
+        elif dataclasses.is_dataclass(group.type):
+            found |= {f"{group.name}.{f.name}": f for f in dataclasses.fields(group.type)}
+        else:
+            found[group.name] = group
+    return found
+
+
+def schema_of(config: Config) -> Schema:
+    """Every field that a configuration has."""
+    return schema({group: getattr(config, group)["name"] for group in NAMED})
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of the field `group.field`."""
+    group, _, name = key.rpartition(".")
+    owner: Any = getattr(config, group) if group else config
+    return owner[name] if group in NAMED else getattr(owner, name)
 
 
 def validate(config: Config) -> None:
     """Raises `UserError` for values out of range; whether model and data fit is known once the data set is open."""
+    if not 0 <= config.seed < 2**32:  # JAX would take the remainder: the same run under another seed
+        raise UserError(f"seed={config.seed} is not in [0, 2**32)")
+    tasks.check_settings(config.task, config.distill)
     data.check(config.data)
     augment.check(config.augment)
     augment.check_corruption(config.perturb)
     optim.check(config.optim)
     sharding.check(config.mesh)
-    train = config.train
-    if not 0 <= config.seed < 2**32:  # JAX would take the remainder: the same run under another seed
-        raise UserError(f"seed={config.seed} is not in [0, 2**32)")
+    _check_train(config.train, config.data.repeats)
+    if config.init.head == "keep" and not config.init.weights:
+        raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
+    _check_reports(config)
+
+
+def _check_train(train: Train, repeats: int) -> None:
     for name in ("batch_size", "accumulate", "max_bad_steps"):
         if getattr(train, name) < 1:
             raise UserError(f"train.{name}={getattr(train, name)} is not positive")
-    if 1 < config.data.repeats >= train.batch_size:
+    if 1 < repeats >= train.batch_size:
         raise UserError(
-            f"data.repeats={config.data.repeats} fills each batch of train.batch_size={train.batch_size} with one "
+            f"data.repeats={repeats} fills each batch of train.batch_size={train.batch_size} with one "
             "image; repeat it less often (3 is usual), or choose a larger batch"
         )
     if train.batch_size % train.accumulate:
@@ -124,34 +165,22 @@ def validate(config: Config) -> None:
         raise UserError(
             f"train.steps={train.steps} and train.seconds={train.seconds} are both given; set one of them to 0"
         )
-    if not 0 <= train.label_smoothing < 1:
-        raise UserError(f"train.label_smoothing={train.label_smoothing} is not in [0, 1)")
-    if train.loss == "multi_hot" and train.label_smoothing:
-        raise UserError(
-            f"train.label_smoothing={train.label_smoothing} would make every class a target of "
-            "train.loss='multi_hot'; set it to 0"
-        )
-    if config.init.head == "keep" and not config.init.weights:
-        raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
-    if not 0 <= config.distill.weight <= 1 or config.distill.temperature <= 0:
-        raise UserError(
-            f"distill.weight={config.distill.weight} must be in [0, 1], "
-            f"distill.temperature={config.distill.temperature} positive"
-        )
-    counts = {
-        "evaluate.every_steps": config.evaluate.every_steps,
-        "evaluate.batch_size": config.evaluate.batch_size,
-        "checkpoint.every_steps": config.checkpoint.every_steps,
+
+
+def _check_reports(config: Config) -> None:
+    """Of evaluation, checkpoints and the log."""
+    meaning = {
+        "evaluate.every_steps": "means the default",
+        "evaluate.batch_size": "means the default",
+        "checkpoint.every_steps": "means the default",
+        "checkpoint.keep_best": "keeps only the last",
+        "log.every_seconds": "means off",
     }
-    for name, value in counts.items():
-        if value < 0:
-            raise UserError(f"{name}={value} is negative; 0 means the default")
-    if config.checkpoint.keep_best < 0:
-        raise UserError(f"checkpoint.keep_best={config.checkpoint.keep_best} is negative; 0 keeps only the last")
+    for key, of_zero in meaning.items():
+        if value_of(config, key) < 0:
+            raise UserError(f"{key}={value_of(config, key)} is negative; 0 {of_zero}")
     if config.evaluate.use == "best" and (config.data.validation == "none" or not config.checkpoint.keep_best):
         lacking = "data.validation='none'" if config.data.validation == "none" else "checkpoint.keep_best=0"
         raise UserError(f"evaluate.use='best' with {lacking}: no checkpoint is the best; set evaluate.use=last")
-    if config.log.every_seconds < 0:
-        raise UserError(f"log.every_seconds={config.log.every_seconds} is negative; 0 means off")
     if config.checkpoint.keep_last < 1 or config.log.every_steps < 1:
         raise UserError("checkpoint.keep_last and log.every_steps must be positive")

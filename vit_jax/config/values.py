@@ -4,8 +4,10 @@ The annotations that a field may have: bool, int, float, str, Literal of strings
 """
 
 import ast
+import dataclasses
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from vit_jax.command import UserError
@@ -20,39 +22,39 @@ def from_text(text: str, annotation: Any, key: str) -> Any:
         if text.lower() not in values:
             raise UserError(f"{key}={text!r} is not a bool; write true or false")
         return values[text.lower()]
-    if get_origin(annotation) is tuple:
-        if get_args(annotation)[0] is str:
-            return _strings(text)
-        text = text if text.strip("() ") else "()"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = text  # `convert` says what was expected
-    if get_origin(annotation) is tuple and not isinstance(value, tuple | list):
-        return (value,)
-    return value
+    value = _literal(text)
+    if get_origin(annotation) is not tuple:
+        return value
+    if get_args(annotation)[0] is str:  # `a,b`, or where a string holds a comma `('a, b', 'c')`
+        if isinstance(value, tuple | list) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+        return tuple(part.strip(" '\"") for part in text.strip("()").split(",") if part.strip())
+    if not text.strip("() "):
+        return ()
+    return value if isinstance(value, tuple | list) else (value,)
 
 
-def _strings(text: str) -> tuple[str, ...]:
-    """Of `a,b` or, where a string holds a comma, of `('a, b', 'c')`."""
+def _literal(text: str) -> Any:
+    """The value of a Python literal; of anything else the text itself, of which `convert` says what was expected."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # backslashes
-            value = ast.literal_eval(text)
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = None
-    if isinstance(value, tuple | list) and all(isinstance(part, str) for part in value):
-        return tuple(value)
-    return tuple(part.strip(" '\"") for part in text.strip("()").split(",") if part.strip())
+        return text
+
+
+def check(value: Any, field: dataclasses.Field[Any], key: str) -> Any:
+    """`convert` for a field, which may declare choices."""
+    value, choices = convert(value, field.type, key), field.metadata.get("choices")
+    return _one_of(choices(), value, key) if choices else value
 
 
 def convert(value: Any, annotation: Any, key: str) -> Any:
     """The value, as the annotation has it (lists become tuples, ints floats); raises `UserError` if it does not fit."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        if value not in args:
-            raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(map(str, args))}")
-        return value
+        return _one_of(args, value, key)
     if origin is tuple:
         if not isinstance(value, tuple | list):
             raise UserError(f"{key}={value!r} is not a tuple; write {key.rsplit('.', 1)[-1]}=({value!r},)")
@@ -65,9 +67,14 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
         return float(value)
     if isinstance(value, annotation) and not (annotation is int and isinstance(value, bool)):
         return value
-    raise UserError(f"{key}={value!r} is {a(type(value).__name__)}, expected {a(annotation.__name__)}")
+    raise UserError(f"{key}={value!r} is {_a(type(value).__name__)}, expected {_a(annotation.__name__)}")
 
 
-def a(kind: str) -> str:
-    """A type's name with its article."""
+def _one_of(choices: Iterable[str], value: Any, key: str) -> Any:
+    if value not in (known := tuple(choices)):
+        raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(known)}")
+    return value
+
+
+def _a(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

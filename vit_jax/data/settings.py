@@ -5,34 +5,47 @@ from typing import Literal
 
 from vit_jax.command import UserError
 from vit_jax.data.resizing import Interpolation
+from vit_jax.setting import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The config group `data`. Splits are written as TFDS does: "train[:90%]", "train+test"."""
 
-    name: str = "digits"  # digits, synthetic/HxWxC/CLASSES/IMAGES, a folder of images, or a TFDS name
-    data_dir: str = ""  # of prepared TFDS data sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    train: str = ""  # "": the train split, less what validation takes of it
-    validation: str = ""  # "": the data set's own, else the last 10 % of train; "none": no validation
-    test: str = ""  # "": the test split; without one, the validation split, and validation is taken from train
-    classes: tuple[str, ...] = ()  # only these, by name, labelled in this order; (): all
-    limit: int = 0  # training images, chosen at random; 0: all
-    images_per_class: int = 0  # few-shot: so many training images of each class, chosen at random; 0: all
-    choice: int = 0  # another number, another random choice of `limit` and `images_per_class`
-    image_size: tuple[int, ...] = ()  # pixels, on the host; (): as stored
-    resize: Literal["crop", "stretch"] = "crop"  # crop: shorter side to the size, then the centre
-    crop_fraction: float = 1.0  # scaled to size / crop_fraction, then the centre is taken; published: often 0.875
-    interpolation: Interpolation = "bilinear"
-    draft: bool = False  # JPEG photos many times too large are reduced while they are decoded: faster, a bit different
-    channels: int = 0  # 1: grey; 3: colour, grey images repeated; 0: as stored
-    cache: Literal["auto", "device", "host", "none"] = "auto"  # where decoded images are kept; none: streamed
+    # digits, synthetic/HxWxC/CLASSES/IMAGES, a folder of images, or a TFDS name.
+    name: str = setting("digits", read_by="evaluate texture")
+    # Of prepared TFDS data sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    data_dir: str = setting("", read_by="evaluate texture")
+    train: str = setting("", read_by="evaluate texture")  # "": the train split, less what validation takes of it
+    # "": the data set's own, else the last 10 % of train; "none": no validation.
+    validation: str = setting("", read_by="evaluate texture")
+    # "": the test split; without one, the validation split, and validation is taken from train.
+    test: str = setting("", read_by="evaluate texture")
+    # Only these, by name, labelled in this order; (): all.
+    classes: tuple[str, ...] = setting((), read_by="evaluate texture")
+    limit: int = setting(0, read_by="train_split")  # training images, chosen at random; 0: all
+    # Few-shot: so many training images of each class, chosen at random; 0: all.
+    images_per_class: int = setting(0, read_by="train_split")
+    # Another number, another random choice of `limit` and `images_per_class`.
+    choice: int = setting(0, active_if="data.limit or data.images_per_class", read_by="train_split")
+    image_size: tuple[int, ...] = setting((), read_by="weights")  # pixels, on the host; (): as stored
+    # crop: shorter side to the size, then the centre.
+    resize: Literal["crop", "stretch"] = setting("crop", read_by="weights")
+    # Scaled to size / crop_fraction, then the centre is taken; published: often 0.875.
+    crop_fraction: float = setting(1.0, read_by="weights")
+    interpolation: Interpolation = setting("bilinear", read_by="weights")  # of the resizing to `image_size`
+    # JPEG photos many times too large are reduced while they are decoded: faster, a bit different.
+    draft: bool = setting(False, read_by="predict")
+    channels: int = setting(0, read_by="weights")  # 1: grey; 3: colour, grey images repeated; 0: as stored
+    # Where decoded images are kept; none: streamed.
+    cache: Literal["auto", "device", "host", "none"] = setting("auto", read_by="evaluate")
     # Where `augment.crop_area` crops. host: the images as stored, while they are decoded for each step; device: what
     # was resized to `image_size`; auto: on the host where training images are streamed and would be resized.
-    crop_on: Literal["auto", "host", "device"] = "auto"
+    crop_on: Literal["auto", "host", "device"] = setting("auto", active_if="augment.crop_area")
     repeats: int = 1  # times that a training image comes in a row, each augmented anew; an epoch keeps its length
-    threads: int = 4  # that decode
-    max_bad_fraction: float = 0.0  # of a split's images that may be broken, and are then skipped
+    threads: int = setting(4, read_by="evaluate texture predict")  # that decode
+    # Of a split's images that may be broken, and are then skipped.
+    max_bad_fraction: float = setting(0.0, read_by="evaluate texture")
 
 
 def check(settings: Settings) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from vit_jax.setting import setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -9,27 +11,31 @@ class Settings:
 
     name: str = "adamw"  # see `optimizers`
     lr: float = 1e-3  # peak learning rate
-    schedule: str = "cosine"  # see `schedules`
+    schedule: str = "cosine"  # of the learning rate, after the warm-up
     warmup_steps: int = 0  # with train.seconds a tenth of the run at most
     warmup_epochs: float = 0.0  # instead of warmup_steps
-    warmup_start_lr: float = 0.0
-    final_lr: float = 0.0  # cosine and linear end here
-    step_epochs: tuple[float, ...] = ()  # step: multiplies by `factor` at each of these epochs
-    factor: float = 0.1  # step: at each boundary; exponential: per epoch
-    timescale_steps: int = 10_000  # rsqrt: lr falls as sqrt(timescale / (timescale + step))
-    weight_decay: float = 0.0
+    warmup_start_lr: float = setting(0.0, active_if="optim.warmup_steps or optim.warmup_epochs")  # its first rate
+    final_lr: float = setting(0.0, active_if="optim.schedule=cosine or optim.schedule=linear")  # where these end
+    # The learning rate is multiplied by `factor` at each of these.
+    step_epochs: tuple[float, ...] = setting((), active_if="optim.schedule=step")
+    # step: at each boundary; exponential: per epoch.
+    factor: float = setting(0.1, active_if="optim.schedule=step or optim.schedule=exponential")
+    # lr falls as sqrt(timescale / (timescale + step))
+    timescale_steps: int = setting(10_000, active_if="optim.schedule=rsqrt")
+    weight_decay: float = 0.0  # 0: off
     # Regular expression of the parameters that decay, and that lamb's trust ratio scales; ".*": all, "(?!)": none.
-    decay: str = r"kernel$"
-    b1: float = 0.9  # adamw, lion, lamb
-    b2: float = 0.999  # adamw, lion (which wants 0.99), lamb
-    epsilon: float = 1e-8
-    momentum: float = 0.9  # sgd, rmsprop
-    nesterov: bool = False  # sgd
-    rms_decay: float = 0.9  # rmsprop
+    decay: str = setting(r"kernel$", active_if="optim.weight_decay or optim.name=lamb")
+    b1: float = setting(0.9, active_if="optim.name=adamw or optim.name=lion or optim.name=lamb")
+    b2: float = setting(0.999, active_if="optim.name=adamw or optim.name=lion or optim.name=lamb")  # lion wants 0.99
+    epsilon: float = setting(1e-8, active_if="optim.name=adamw or optim.name=lamb or optim.name=rmsprop")
+    momentum: float = setting(0.9, active_if="optim.name=sgd or optim.name=rmsprop")
+    nesterov: bool = setting(False, active_if="optim.name=sgd and optim.momentum")
+    rms_decay: float = setting(0.9, active_if="optim.name=rmsprop")
     clip_norm: float = 0.0  # global gradient norm; 0: off
     freeze: str = ""  # regular expression of the parameters that do not train; r"^(?!head/)": all but the last layer
     layer_decay: float = 1.0  # learning rate of each layer over that of the next: 0.65 to 0.9 for fine-tuning; 1: off
     head_warmup_steps: int = 0  # in which the head trains alone; train.seconds does not shorten them
     sam_rho: float = 0.0  # gradients from so far up the slope (SAM, Foret et al. 2021, arXiv:2010.01412); 0: off
-    ema_decay: float = 0.0  # exponential moving average of the parameters, which evaluation then uses; 0: off
+    # Exponential moving average of the parameters, which evaluation then uses; 0: off.
+    ema_decay: float = setting(0.0, read_by="evaluate texture predict")
     ema_warmup: bool = False  # the decay begins low: (1 + t) / (10 + t) after t updates, until it is ema_decay

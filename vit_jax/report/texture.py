@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--images {flags.images} is negative; 0 means all")
     if flags.seed < 0:
         raise UserError(f"--seed {flags.seed} is negative")
-    config.check_textured(overrides)
+    config.check_read(overrides, "texture")
     names = [Path(address).name for address in flags.runs]
     if len(set(names)) < len(names):
         names = flags.runs

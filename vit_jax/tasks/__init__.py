@@ -22,6 +22,7 @@ __all__ = [
     "Task",
     "Teacher",
     "check",
+    "check_settings",
     "chosen",
     "create",
     "fields",
@@ -83,6 +84,12 @@ def check(task: Mapping[str, Any], model: Mapping[str, Any], distill: Distill) -
     """Raises `UserError` where the groups `task`, `model` and `distill` do not fit each other."""
     kind = chosen(task, distill)
     kind.check(_settings_of(kind, task), model, distill)
+
+
+def check_settings(task: Mapping[str, Any], distill: Distill) -> None:
+    """Raises `UserError` for a value of the groups `task` and `distill` that is out of its range."""
+    distill.check()
+    _settings_of(chosen(task, distill), task).check()
 
 
 def create(task: Mapping[str, Any], parts: Parts) -> Task:

@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vit_jax import augment
 from vit_jax.augment import Settings as Augment
+from vit_jax.command import UserError
+from vit_jax.setting import setting
 from vit_jax.trees import PyTree
 
 Examples = Mapping[str, Array]  # "image" uint8 [n h w c], as the data set has it, and the task's targets
@@ -44,15 +46,27 @@ class Aux(NamedTuple):
 class TaskSettings:
     """The fields of a task without any."""
 
+    def check(self) -> None:
+        """Raises `UserError` for values out of their range."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distill:
     """The config group `distill`: a teacher sees each augmented image too (Touvron et al. 2021, arXiv:2012.12877)."""
 
     teacher: str = ""  # a run's folder, or published weights as `init.weights`; "": none
-    kind: Literal["hard", "soft"] = "hard"  # learn the teacher's decision (eq. 3), or its probabilities (eq. 2)
-    weight: float = 0.5  # of the teacher in the loss, the labels have the rest
-    temperature: float = 1.0  # soft: divides both models' logits
+    # Learn the teacher's decision (eq. 3), or its probabilities (eq. 2).
+    kind: Literal["hard", "soft"] = setting("hard", active_if="distill.teacher")
+    weight: float = setting(0.5, active_if="distill.teacher")  # of the teacher in the loss, the labels have the rest
+    # soft: divides both models' logits.
+    temperature: float = setting(1.0, active_if="distill.teacher and distill.kind=soft")
+
+    def check(self) -> None:
+        """Raises `UserError` for values out of their range."""
+        if not 0 <= self.weight <= 1 or self.temperature <= 0:
+            raise UserError(
+                f"distill.weight={self.weight} must be in [0, 1], distill.temperature={self.temperature} positive"
+            )
 
 
 class Teacher(NamedTuple):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from vit_jax import augment, losses, metrics
 from vit_jax.command import UserError
 from vit_jax.human import human_percent
+from vit_jax.setting import setting
 from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Task, TaskSettings, make_forward
 from vit_jax.trees import PyTree
 
@@ -32,8 +33,19 @@ class Classification(Task):
     class Settings(TaskSettings):
         """The fields of `task`."""
 
-        loss: str = "softmax"  # one of `losses.LOSSES`: softmax, sigmoid, multi_hot (DeiT III's) ...
-        label_smoothing: float = 0.0
+        # softmax, sigmoid, multi_hot (DeiT III's), or another of `losses.LOSSES`.
+        loss: str = setting("softmax", read_by="predict", choices=lambda: losses.LOSSES)
+        label_smoothing: float = 0.0  # share of the target that all classes have together (arXiv:1512.00567, s. 7)
+
+        def check(self) -> None:
+            """Raises `UserError` for values out of their range."""
+            if not 0 <= self.label_smoothing < 1:
+                raise UserError(f"task.label_smoothing={self.label_smoothing} is not in [0, 1)")
+            if self.label_smoothing and not losses.LOSSES[self.loss].label_smoothing:
+                raise UserError(
+                    f"task.label_smoothing={self.label_smoothing} would make every class a target of "
+                    f"task.loss={self.loss!r}; set it to 0"
+                )
 
     targets = ("label",)
     needs_head = True
@@ -48,16 +60,7 @@ class Classification(Task):
 
     @classmethod
     def check(cls, settings: "Classification.Settings", model: Mapping[str, Any], distill: Distill) -> None:
-        """Raises `UserError` for values out of range, and for a model that does not give logits for an image."""
-        smoothing, name = settings.label_smoothing, settings.loss
-        if name not in losses.LOSSES:
-            raise UserError(f"task.loss={name!r} is unknown; choose from {', '.join(losses.LOSSES)}")
-        if not 0 <= smoothing < 1:
-            raise UserError(f"task.label_smoothing={smoothing} is not in [0, 1)")
-        if smoothing and not losses.LOSSES[name].label_smoothing:
-            raise UserError(
-                f"task.label_smoothing={smoothing} would make every class a target of task.loss={name!r}; set it to 0"
-            )
+        """Raises `UserError` for a model that does not give logits for an image, or lacks a teacher."""
         if model.get("pooling") == "none":
             raise UserError(
                 "model.pooling='none' gives logits for each patch, not for an image; choose gap, token or map"
