@@ -1,5 +1,6 @@
-"""Images to look at, in whatever form a caller has them, as batches at the size of a model's view."""
+"""Images in whatever form a caller has them, as batches at the size that a model wants."""
 
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from vit_jax.command import UserError
+from vit_jax.config import Config
 from vit_jax.data import View
 from vit_jax.data.files import find_images, read_images
 
@@ -34,7 +36,13 @@ class Batch:
     broken: dict[str, str] = field(default_factory=dict)  # files that are left out -> what is wrong with them
 
 
-def listed(images: Images) -> Pictures:
+def input_shape(given: Config, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Height, width and channels as the model gets them, of images that leave the host in this shape."""
+    height, width = (given.augment.resize * 2)[:2] or image_shape[:2]
+    return height, width, image_shape[2]
+
+
+def one_by_one(images: Images) -> Pictures:
     """One entry for each image: of a folder its files. Raises `UserError` where there is none."""
     if isinstance(images, str | Path):
         return find_images([str(images)])
@@ -55,8 +63,8 @@ def all_files(pictures: Pictures) -> bool:
 def batches(pictures: Pictures, view: View, batch_size: int, threads: int, *, draft: bool = False) -> Iterator[Batch]:
     """The images in order, `batch_size` in every batch but the last, at the size of the view.
 
-    Files are decoded ahead on `threads` threads; broken ones are left out, and named in their batch. `draft`: see
-    `View`.
+    Files are decoded ahead on `threads` threads; broken ones are left out, and named in their batch. Arrays of the
+    view's height and width stay as they are, but for their channels. `draft`: see `View`.
     """
     if all_files(pictures):
         names = [str(picture) for picture in pictures]
@@ -76,7 +84,9 @@ def _pixels(picture: Picture, view: View) -> UInt8[np.ndarray, "h w c"]:
         if isinstance(picture, Image.Image):
             return view(_encoded(picture))
         if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
-            return view(picture[..., None] if picture.ndim == 2 else picture)
+            fits = picture.shape[:2] == view.size
+            whole = dataclasses.replace(view, crop_fraction=1.0) if fits else view
+            return whole(picture[..., None] if picture.ndim == 2 else picture)
     except (OSError, ValueError) as fault:
         raise UserError(f"{_named(picture)} cannot be used as an image: {fault}") from fault
     raise UserError(f"{_named(picture)} is no image: expected a file, a Pillow image or an array uint8[h w c]")
