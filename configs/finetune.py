@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vit_jax import config, models, pretrained, run
+from vit_jax import config, inference, models, pretrained
 from vit_jax.command import UserError
 
 # Optimizer steps, those of the warm-up, and the part of the training split that is trained on (0: the default).
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise UserError(f"weights {name!r} are neither here nor one of {', '.join(pretrained.PUBLISHED)}")
     else:  # the weights tell their model and image size
         c.init.weights = name
-        c.model = {**run.find_weights(name).model, "num_classes": 0}
+        c.model = {**inference.find_weights(name).model, "num_classes": 0}
     c.augment.flip = 0.5
     c.evaluate.before = True
     return published(c, *RECIPES[dataset]) if dataset in RECIPES else own_images(c)

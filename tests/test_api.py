@@ -1,5 +1,6 @@
 """`import vit_jax`: instant, complete, and helpful about what is not there."""
 
+import io
 import subprocess
 import sys
 
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
 
 import vit_jax
 from tests import tiny
-from vit_jax import run, trees
+from vit_jax import config, inference, trees
 from vit_jax.command import UserError
 
 LIGHT = """
@@ -23,7 +26,10 @@ print("jax" in sys.modules)
 
 def test_importing_imports_no_jax():
     found = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True).stdout
-    assert found.splitlines() == ["['create', 'list_models', 'load'] []", "True"]
+    assert found.splitlines() == [
+        "['create', 'evaluate', 'list_models', 'list_weights', 'load', 'train'] []",
+        "True",
+    ]
 
 
 @pytest.mark.parametrize("size", [16, 48])
@@ -53,16 +59,78 @@ def test_models_are_listed():
     assert vit_jax.list_models("deit/*") and all(name.startswith("deit/") for name in vit_jax.list_models("deit/*"))
 
 
+def test_weights_are_listed():
+    assert vit_jax.list_weights("vit_b*") == ["vit_b32", "vit_b16", "vit_b8"] and len(vit_jax.list_weights()) > 20
+
+
+def as_file(spec):
+    return spec
+
+
+def as_config(spec):
+    return config.load(spec)
+
+
+def as_config_dict(spec):
+    return ConfigDict(config.to_dict(config.load(spec)))
+
+
+def as_nested_dict(spec):
+    tree = config.to_dict(config.load(spec))
+    return {name: tree[name] for name in tree if name not in ("mesh", "augment")}  # these are at their defaults
+
+
+@pytest.mark.parametrize("form", [as_file, as_config, as_config_dict, as_nested_dict])
+def test_a_run_is_trained_and_evaluated_from_python(form, tmp_path):
+    output = io.StringIO()
+    console = Console(file=output, width=100)
+    short = ["train.steps=3", "log.tensorboard=false"]
+    vit_jax.train(form(tiny.spec("cnn")), tmp_path / "run", short, console)
+    assert "test accuracy" in " ".join(output.getvalue().split())
+    found = vit_jax.evaluate(str(tmp_path / "run"))
+    result = tiny.result(tmp_path / "run")
+    assert result["steps"] == found["step"] == 3
+    assert found["test/loss"] == pytest.approx(result["test/loss"], rel=1e-6)
+    validation = vit_jax.evaluate(tmp_path / "run", overrides=["evaluate.split=validation"])
+    assert validation["images"] == 20 and validation["validation/loss"] > 0
+
+
+def test_the_default_folder_is_that_of_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vit_jax.train(tiny.spec("cnn"), overrides=["train.steps=2"])
+    assert tiny.result(tmp_path / "runs" / "tiny-cnn")["steps"] == 2
+    with pytest.raises(UserError, match="a configuration that is no file does not name its folder; give workdir"):
+        vit_jax.train(config.load(tiny.spec("cnn")))
+    with pytest.raises(UserError, match="optim.lr changes nothing in the evaluation of a finished run"):
+        vit_jax.evaluate(tmp_path / "runs" / "tiny-cnn", ["optim.lr=3"])
+
+
+MODULES = """
+import importlib, sys, vit_jax
+{first}
+from vit_jax import train
+from vit_jax.evaluate import main
+import vit_jax.evaluate
+assert callable(vit_jax.train) and callable(vit_jax.evaluate)
+assert vit_jax.train is sys.modules["vit_jax.train"] is train and train.train
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import vit_jax.train", "from vit_jax.train import train as again"])
+def test_train_and_evaluate_are_modules_and_functions_however_they_are_imported(first):
+    subprocess.run([sys.executable, "-c", MODULES.format(first=first)], check=True)
+
+
 def test_a_run_is_loaded(tmp_path_factory):
     workdir = tiny.finished(tmp_path_factory, "cnn")
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
-    found, expected = vit_jax.load(workdir), run.open(workdir)
+    found, expected = vit_jax.load(workdir), inference.load(workdir)
     np.testing.assert_array_equal(found.logits(images), expected.logits(images))
     assert vit_jax.load(str(workdir), overrides=["task.loss=sigmoid"]).config.task["loss"] == "sigmoid"
 
 
 def test_what_is_not_there_is_told():
-    with pytest.raises(AttributeError, match=r"no attribute 'crate'; it has create, list_models, load, and modules"):
+    with pytest.raises(AttributeError, match=r"no attribute 'crate'; it has create, evaluate, .*, train, and modules"):
         vit_jax.crate  # noqa: B018 - the access is what is tested
     with pytest.raises(UserError, match=r"model 'vit/B15' is unknown; did you mean vit/B1"):
         vit_jax.create("vit/B15")

@@ -29,18 +29,6 @@ def refused(*flags: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("spec", "workdir"),
-    [
-        ("configs/digits.py", "runs/digits"),
-        ("configs/cifar100.py:vit", "runs/cifar100-vit"),
-        ("/somewhere/else/x.py:a=1,b", "runs/x-a_1_b"),
-    ],
-)
-def test_default_workdir(spec, workdir):
-    assert main.default_workdir(spec) == Path(workdir)
-
-
-@pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (["CONFIG", "--config.train.epoch=3"], "no field 'train.epoch'; did you mean train.epochs"),

@@ -15,7 +15,7 @@ from PIL import Image
 from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.pretrained import google_files
-from vit_jax import predict, run
+from vit_jax import inference, predict
 from vit_jax.command import UserError
 
 RNG = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_json_lines(workdir, photos, capfd):
     assert predict.main(["--workdir", str(workdir), str(photos), "--json", "--top", "2", "--batch_size", "4"]) == 0
     printed = capfd.readouterr()
     lines = [json.loads(line) for line in printed.out.splitlines()]
-    expected = run.open(workdir).predict(photos)
+    expected = inference.load(workdir).predict(photos)
     assert [line["file"] for line in lines] == list(expected.files) == files(photos)
     for line, best in zip(lines, expected.top(2), strict=True):
         assert [found["class"] for found in line["top"]] == [name for name, _ in best]
@@ -88,7 +88,7 @@ def test_the_table(workdir, photos, capfd):
     assert predict.main(["--workdir", str(workdir), str(photos)]) == 0
     header, *rows = capfd.readouterr().out.splitlines()
     assert header.split() == ["file", "class", "probability", "next"] and len(rows) == 11
-    for row, name, best in zip(rows, files(photos), run.open(workdir).predict(photos).top(3), strict=True):
+    for row, name, best in zip(rows, files(photos), inference.load(workdir).predict(photos).top(3), strict=True):
         (first, share), (second, other), _ = best
         assert row.startswith(f"{name}  ") and f"  {first}  " in row and f"{100 * share:.2f} %  {second}" in row
         assert f"{second} {100 * other:.2f} %, " in row
@@ -117,7 +117,8 @@ def test_published_weights(photos, tmp_path, capfd):
     assert predict.main([*weights, str(photos), "--json", "--config.data.resize=stretch"]) == 0
     first = json.loads(capfd.readouterr().out.splitlines()[0])
     assert len(first["top"]) == 5 and first["top"][0]["class"] in [f"class {i}" for i in range(11)]
-    expected = run.open(weights[1], overrides=["data.resize=stretch"]).predict(files(photos)[0]).probabilities.max()
+    predictor = inference.load(weights[1], overrides=["data.resize=stretch"])
+    expected = predictor.predict(files(photos)[0]).probabilities.max()
     assert first["top"][0]["probability"] == pytest.approx(expected, rel=1e-5)
     np.savez(tmp_path / "weights.npz", **google_files.random_arrays(google_files.vision_transformer(classes=0)))
     with pytest.raises(UserError, match="have no head"):

@@ -25,15 +25,16 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from vit_jax import augment, checkpoint, command, config, distributed, evaluate, log, models, run, step
+from vit_jax import augment, checkpoint, command, config, distributed, evaluate, log, models, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, file_name, plain_name, short
 from vit_jax.data import Data, Settings, open_data
 from vit_jax.metrics import METRICS
-from vit_jax.train import RESULT, check_images, check_workdir, open_inputs, set_up, train
+from vit_jax.train import check_images, check_workdir, open_inputs, set_up, train
 from vit_jax.train.experiment import prefer_determinism, use_every_core
 from vit_jax.train.teacher import open_teacher
+from vit_jax.workdir import Workdir, default_workdir
 
 CLEAN = "perturb.kind=none"
 NAME = "comparison"
@@ -81,7 +82,7 @@ def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Seq
     """Every run of the comparison, each configuration validated; `check` looks at what it needs."""
     variants = []
     rows = [
-        (spec, chosen, " ".join([run.default_workdir(spec).name, *map(short, chosen)]))
+        (spec, chosen, " ".join([default_workdir(spec).name, *map(short, chosen)]))
         for spec, chosen in itertools.product(specs, combinations(sweeps))
     ]
     alike = Counter(plain_name(name) for *_, name in rows)
@@ -147,7 +148,7 @@ def check(variants: Sequence[Variant], console: Console, sweeps: Sequence[str] =
         todo = [(given, workdir) for given, workdir in variant.runs if not is_finished(given, workdir)]
         try:
             for given, workdir in todo:
-                check_workdir(given, workdir)
+                check_workdir(given, Workdir(workdir))
             data = _check_run(*todo[0], planned, console, sweeps) if todo else None  # the others differ in the seed
             opened += [data] if data is not None else []
         except UserError as mistake:
@@ -157,7 +158,7 @@ def check(variants: Sequence[Variant], console: Console, sweeps: Sequence[str] =
         for given, workdir in variant.runs:
             try:
                 if given.data == data.settings:  # what is finished, too, had these images
-                    check_images(workdir, data)
+                    check_images(Workdir(workdir), data)
             except UserError as mistake:
                 raise _of(variant, mistake) from mistake
 
@@ -172,7 +173,7 @@ def _check_run(
     """What training does before its first step, but for the images' statistics; `planned` runs have no result yet."""
     if Path(given.init.weights).resolve() in planned:
         return None  # they may decide the size of the images
-    inputs = open_inputs(given, workdir, console)
+    inputs = open_inputs(given, Workdir(workdir), console)
     data, prepared = inputs.data, set_up(inputs, described=True).config
     teacher = given.distill.teacher
     if teacher and Path(teacher).resolve() not in planned:
@@ -229,7 +230,8 @@ def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[
 
 def is_finished(given: Config, workdir: Path) -> bool:
     """Whether the folder holds the result of this very run; of another one `train` says so."""
-    return (workdir / RESULT).exists() and not config.differences(run.read_config(workdir), given)
+    folder = Workdir(workdir)
+    return folder.is_finished() and not config.differences(folder.config(), given)
 
 
 def rows(variants: Sequence[Variant], sweeps: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -240,7 +242,7 @@ def rows(variants: Sequence[Variant], sweeps: Sequence[str], overrides: Sequence
     table = []
     for variant in variants:
         finished = [workdir for given, workdir in variant.runs if is_finished(given, workdir)]
-        results = [json.loads((workdir / RESULT).read_text()) for workdir in finished]
+        results = [Workdir(workdir).result() for workdir in finished]
         for name, chosen in evaluations(sweeps).items() if finished else ():
             found = results
             if chosen:

@@ -6,7 +6,6 @@ Each image counts once, whatever the batch size and the number of devices and pr
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from vit_jax import augment, command, config, distributed, log, models, run, sharding, step, tasks
+from vit_jax import augment, command, config, distributed, inference, log, models, sharding, step, tasks
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.config.sweep import file_name
 from vit_jax.data import open_data
+from vit_jax.text import listed
 from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import compile_eval_step, make_task, prefer_determinism
+from vit_jax.workdir import Workdir
 
 
 def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -30,30 +30,32 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     `overrides` change the run's configuration (`field=value`). The devices of every process share the work, and the
     parameters as in training (`mesh`). Raises `UserError` for images of other classes.
     """
-    given = run.read_config(workdir, list(overrides))
+    folder = Workdir(workdir)
+    given = folder.config(overrides)
     mesh = sharding.make_mesh(given.mesh)
-    trained = run.open(workdir, overrides=list(overrides), mesh=mesh)
+    predictor = inference.load(workdir, overrides=overrides, mesh=mesh)
+    preprocessing = predictor.preprocessing
     with distributed.same_mistakes():
-        data = dataclasses.replace(open_data(given.data, trained.view.size), preprocessing=trained.view)
-        if data.class_names != trained.class_names:
+        data = dataclasses.replace(open_data(given.data, preprocessing.size), preprocessing=preprocessing)
+        if data.class_names != predictor.class_names:
             raise UserError(
                 f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
-                f"{_few(trained.class_names)}; evaluate it on images of its own classes"
+                f"{_few(predictor.class_names)}; evaluate it on images of its own classes"
             )
-        augment.check_corrupted(given.perturb, trained.view.channels)
+        augment.check_corrupted(given.perturb, preprocessing.channels)
         changed = _changed(workdir, given, overrides)
-        if not any(text.startswith("data.") for text in changed) and (numbers := run.changed_images(workdir, data)):
+        if not any(text.startswith("data.") for text in changed) and (numbers := folder.changed_images(data)):
             logging.getLogger(__name__).warning(
                 "the images of %r are not those that the run in %s began with: %s", data.dataset.name, workdir, numbers
             )
         fields = ("image", *tasks.chosen(given.task, tasks.Distill()).targets)
         loader = data.loader(data.split(given.evaluate.split), mesh, fields=fields).load()
-    rules = models.naming_of(trained.model).rules
-    task = make_task(trained.config, trained.class_names, trained.view.shape)
-    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), trained.variables, mesh, rules)
-    found = evaluate_split(eval_step, trained.variables, loader, evaluation_batch_size(given, mesh), task)
+    rules = models.naming_of(predictor.model).rules
+    task = make_task(predictor.config, predictor.class_names, preprocessing.shape)
+    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), predictor.variables, mesh, rules)
+    found = evaluate_split(eval_step, predictor.variables, loader, evaluation_batch_size(given, mesh), task)
     return {
-        "step": trained.step,
+        "step": predictor.step,
         "images": found.size,
         "with": changed,
         **{f"{given.evaluate.split}/{k}": v for k, v in found.scalars().items()},
@@ -63,7 +65,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 def _changed(workdir: Path, given: Config, overrides: Sequence[str]) -> list[str]:
     """Those of the overrides that change what is evaluated; the split's name stands by itself."""
-    fields = config.differences(run.read_config(workdir), given)
+    fields = config.differences(Workdir(workdir).config(), given)
     read = [key for key in fields if not key.startswith("train.")]
     return sorted(text for text in overrides if text.partition("=")[0] in read or text.startswith("perturb."))
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser.parse(argv)
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
-    given = run.read_config(flags.workdir, overrides)
+    given = Workdir(flags.workdir).config(overrides)
     config.check_read(overrides, "evaluate", given)
     prefer_determinism(given)
     with distributed.joined():
@@ -88,9 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _publish(report: dict[str, Any], workdir: Path, split: str) -> None:
     """Writes the report into the run's folder, in a file of its own for each evaluation, and prints what it holds."""
-    name = "-".join([_file_name(split), *([file_name("-".join(report["with"]))] if report["with"] else [])])
-    path = workdir / f"evaluation-{name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    path = Workdir(workdir).write_evaluation(report, split, report["with"])
     console = Console(highlight=False)
     found = {key: value for key, value in report.items() if key.startswith(f"{split}/")}
     log.result_table(console, {**found, "images": report["images"], "workdir": str(workdir)})
@@ -105,11 +105,7 @@ def _publish(report: dict[str, Any], workdir: Path, split: str) -> None:
 
 
 def _few(class_names: Sequence[str]) -> str:
-    return f"{len(class_names)} classes ({', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''})"
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in text)
+    return f"{len(class_names)} classes ({listed(class_names)})"
 
 
 if __name__ == "__main__":

@@ -3,13 +3,50 @@
 python -m vit_jax.main --config configs/cifar100.py[:arg] [--workdir D] [--config.train.epochs=3 ...]
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
+from rich.console import Console
 
 from vit_jax import command, config, distributed
-from vit_jax.run import default_workdir
-from vit_jax.train import train
+from vit_jax.command import UserError
+from vit_jax.config import Config
+from vit_jax.train import Result, train
 from vit_jax.train.experiment import prefer_determinism, use_every_core
+from vit_jax.workdir import default_workdir
+
+# `configs/x.py:arg`, a `config.json`, or what a config file returns.
+Given: TypeAlias = str | Path | Config | ConfigDict | Mapping[str, Any]
+
+
+def start(
+    given: Given, workdir: str | Path | None = None, overrides: Sequence[str] = (), console: Console | None = None
+) -> Result:
+    """Trains, or resumes, the run of a configuration, on all devices that this process can have.
+
+    Args:
+        given: a config file or the configuration itself; what a nested dict leaves out is at its default.
+        workdir: the folder of the run; None: as the file is called, runs/<file>[-<arg>].
+        overrides: changes of the configuration, `field=value`.
+        console: where progress is shown; None: on stdout.
+
+    Raises:
+        UserError: a mistake in the configuration, or a folder that holds another run.
+    """
+    if isinstance(given, str | Path):
+        settings, workdir = config.load(str(given), overrides), workdir or default_workdir(str(given))
+    else:
+        tree = config.to_dict(given) if isinstance(given, Config) else given
+        settings = config.from_dict(tree, overrides)
+    if workdir is None:
+        raise UserError("a configuration that is no file does not name its folder; give workdir, e.g. 'runs/first'")
+    config.check_effect([settings], overrides)
+    prefer_determinism(settings)
+    use_every_core([settings])
+    with distributed.joined():
+        return train(settings, Path(workdir), console)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,12 +61,7 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser.parse(argv)
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
-    given = config.load(flags.config, overrides)
-    config.check_effect([given], overrides)
-    prefer_determinism(given)
-    use_every_core([given])
-    with distributed.joined():
-        return train(given, flags.workdir or default_workdir(flags.config)).exit_code
+    return start(flags.config, flags.workdir, overrides).exit_code
 
 
 if __name__ == "__main__":

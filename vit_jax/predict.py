@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vit_jax import command, config, download, log, run
+from vit_jax import command, config, download, inference, log
 from vit_jax.command import UserError
 from vit_jax.data.files import find_images
-from vit_jax.run import Trained
+from vit_jax.inference import Predictor
+from vit_jax.workdir import Workdir
 
 Result = tuple[str, list[tuple[str, float]]]  # file, and its best classes with their probabilities, best first
 SUFFIXES = {".jsonl": "json", ".csv": "csv"}  # of --out
@@ -70,7 +71,7 @@ WRITERS = {"table": write_table, "json": write_json, "csv": write_csv}
 
 
 def predict(
-    trained: Trained, files: Sequence[Path], top: int, batch_size: int, broken: dict[str, str], *, draft: bool = False
+    model: Predictor, files: Sequence[Path], top: int, batch_size: int, broken: dict[str, str], *, draft: bool = False
 ) -> Iterator[Result]:
     """The result of each file, in order; those that cannot be read go into `broken` with what is wrong, and to stderr.
 
@@ -80,7 +81,7 @@ def predict(
     first, done, ready = 0, 0, start
     with download.progress("predicting", "images") as show:
         show(0, len(files))
-        for predictions, faults in trained.predict_files(files, batch_size, draft=draft):
+        for predictions, faults in model.predict_files(files, batch_size, draft=draft):
             broken |= faults
             for file, fault in faults.items():
                 print(f"{file} is left out: {fault}", file=sys.stderr)
@@ -101,17 +102,17 @@ def main(argv: Sequence[str]) -> int:
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} {getattr(flags, name)} is not positive")
     form = _form(flags)
-    if flags.workdir and not run.is_run(flags.workdir):
+    if flags.workdir and not (workdir := Workdir(flags.workdir)).is_run():
         raise UserError(
-            f"{flags.workdir} holds no run: it has no {run.CONFIG} and {run.PREPROCESSING}; give the --workdir of a "
-            "training run, or published weights as --weights"
+            f"{workdir} holds no run: it has no {workdir.config_file.name} and {workdir.preprocessing_file.name}; "
+            "give the --workdir of a training run, or published weights as --weights"
         )
     config.check_read(overrides, "predict" if flags.workdir else "weights")
     files = find_images(flags.paths)
-    trained = run.open(flags.workdir or flags.weights, overrides=overrides)
-    top, broken = min(flags.top, len(trained.class_names)), dict[str, str]()
+    predictor = inference.load(flags.workdir or flags.weights, overrides=overrides)
+    top, broken = min(flags.top, len(predictor.class_names)), dict[str, str]()
     with _opened(flags.out) as out:
-        WRITERS[form](predict(trained, files, top, flags.batch_size, broken, draft=flags.draft), out, top)
+        WRITERS[form](predict(predictor, files, top, flags.batch_size, broken, draft=flags.draft), out, top)
     if broken:
         print(f"{len(broken):,} of {len(files):,} files could not be read", file=sys.stderr)
     return command.FAULT if broken else command.DONE

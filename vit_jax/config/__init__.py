@@ -8,7 +8,7 @@ into a validated `Config`. No field is None.
 from vit_jax.config.effect import check_effect, check_read
 from vit_jax.config.older import rename_flags
 from vit_jax.config.parse import differences, from_dict, to_dict, to_json
-from vit_jax.config.recipe import choose, default, load, run_file
+from vit_jax.config.recipe import choose, default, load, run_file, variants
 from vit_jax.config.schema import Config, validate
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "to_dict",
     "to_json",
     "validate",
+    "variants",
 ]

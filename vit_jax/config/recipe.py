@@ -115,13 +115,32 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     return from_dict(tree, overrides)
 
 
+class UnknownChoice(UserError):
+    """An argument that a config file does not know; `choices` are those that it does."""
+
+    def __init__(self, message: str, choices: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.choices = choices
+
+
 def choose(arg: str, choices: Mapping[str, Any]) -> Any:
-    """The choice that a config file's argument names; "" is the first. Raises `UserError` that lists them."""
+    """The choice that a config file's argument names; "" is the first. Raises `UnknownChoice`, which lists them."""
     if arg and not any(choices):
-        raise UserError(f"config argument {arg!r}: this file takes none; leave out `:{arg}`")
+        raise UnknownChoice(f"config argument {arg!r}: this file takes none; leave out `:{arg}`", choices)
     if arg and arg not in choices:
-        raise UserError(f"config argument {arg!r} is unknown; choose from {', '.join(choices)}")
+        raise UnknownChoice(f"config argument {arg!r} is unknown; choose from {', '.join(choices)}", choices)
     return choices[arg or next(iter(choices))]
+
+
+def variants(path: Path) -> Mapping[str, Any]:
+    """The choices of a config file's argument, with what each stands for; none of a file that reads it by itself."""
+    try:
+        run_file(path, "?")  # which no file knows
+    except UnknownChoice as unknown:
+        return unknown.choices
+    except UserError:
+        pass
+    return {}
 
 
 def run_file(path: Path, arg: str) -> Tree:

@@ -57,7 +57,8 @@ def _comments(source: str) -> dict[str, str]:
 
 def _kinds(group: str) -> Iterator[tuple[str, type, Schema]]:
     """The classes whose fields the group `model` or `task` may have, with the names that stand for them."""
-    kinds = {"model": {name: module for name, (module, _) in models.FAMILIES.items()}, "task": tasks.TASKS}[group]
+    of_models: dict[str, type] = {name: module for name, (module, _) in models.FAMILIES.items()}
+    kinds: Mapping[str, type] = {"model": of_models, "task": dict(tasks.TASKS)}[group]
     for kind in dict.fromkeys(kinds.values()):
         names = [name for name, other in kinds.items() if other is kind]
         yield ", ".join(names), kind, NAMED[group].fields(names[0])

@@ -6,7 +6,6 @@ Nothing of the data set is read but its sizes; where it is not at hand, publishe
 import dataclasses
 from dataclasses import dataclass
 
-from vit_jax import run
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, MissingDataset, open_data
@@ -14,6 +13,7 @@ from vit_jax.plan.topology import Machine
 from vit_jax.train import Experiment, Inputs, set_up
 from vit_jax.train.attention import kernel_choice
 from vit_jax.train.inputs import check_data
+from vit_jax.train.start import default_size
 
 # Height, width (0: the images differ in size), channels, classes, training images, as their authors published them.
 DATA_SETS = {
@@ -58,7 +58,7 @@ def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Planned:
 def _open(given: Config, images: int, classes: int) -> tuple[Data, list[str]]:
     """The data set itself, or a synthetic one of the same sizes."""
     settings = given.data
-    default = run.default_size(given, None) if given.augment.resize else DEFAULT_SIZE
+    default = default_size(given, None) if given.augment.resize else DEFAULT_SIZE
     known = DATA_SETS.get(settings.name)
     if not (images or classes):
         try:

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax import augment, command, config, run, sharding, step, tasks
+from vit_jax import augment, command, config, inference, sharding, step, tasks
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
 from vit_jax.train.experiment import host_crop, make_task, with_data
+from vit_jax.train.start import default_size, follow
 
 
 def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
@@ -26,9 +27,9 @@ def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
     the weights that it starts from decide, as in training.
     """
     sized = given.data.image_size or given.augment.resize
-    source = run.find_weights(given.init.weights).preprocessing if given.init.weights and not sized else None
-    data = open_data(given.data, run.default_size(given, source))
-    given = run.follow(given, data, source)
+    source = inference.find_weights(given.init.weights).preprocessing if given.init.weights and not sized else None
+    data = open_data(given.data, default_size(given, source))
+    given = follow(given, data, source)
     one_device = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])  # batches are the same on any mesh
     loader = data.loader(data.split("train"), one_device, crop=host_crop(given, data))
     plain = dataclasses.replace(with_data(given, data, loader.split), distill=tasks.Distill())

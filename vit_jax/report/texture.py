@@ -21,10 +21,11 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from rich.console import Console
 
-from vit_jax import augment, command, config, log, metrics, run
+from vit_jax import augment, command, config, inference, log, metrics
 from vit_jax.command import UserError
 from vit_jax.data import open_data
-from vit_jax.run import Trained
+from vit_jax.files import write_atomically
+from vit_jax.inference import Predictor
 
 SHOWN = 8  # images on the sheet
 
@@ -41,12 +42,12 @@ def conflicting(labels: Int[np.ndarray, " n"], seed: int) -> tuple[Int[np.ndarra
             return different, order[different]
 
 
-def compare(models: dict[str, Trained], images: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
+def compare(models: dict[str, Predictor], images: int, seed: int) -> tuple[dict[str, Any], Image.Image]:
     """What each model makes of unchanged and of conflicting images of the first one's `evaluate.split`; and a sheet."""
     first = next(iter(models.values()))
-    data = open_data(first.config.data, first.view.size)
-    for name, trained in models.items():
-        if trained.class_names != data.class_names:
+    data = open_data(first.config.data, first.preprocessing.size)
+    for name, predictor in models.items():
+        if predictor.class_names != data.class_names:
             raise UserError(f"{name} learned other classes than {next(iter(models))}; compare models of one data set")
     split = data.split(first.config.evaluate.split)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[: images or len(split)])
@@ -57,8 +58,8 @@ def compare(models: dict[str, Trained], images: int, seed: int) -> tuple[dict[st
     mixed = np.asarray(augment.cue_conflict(jax.random.key(seed), *pair))
     kinds = {"unchanged": (pictures, labels), "conflict": (mixed, labels[shape])}
     predicted = {
-        name: {kind: metrics.predict(trained.predict(shown).probabilities) for kind, (shown, _) in kinds.items()}
-        for name, trained in models.items()
+        name: {kind: metrics.predict(predictor.predict(shown).probabilities) for kind, (shown, _) in kinds.items()}
+        for name, predictor in models.items()
     }
     correct = {name: {kind: found[kind] == kinds[kind][1] for kind in kinds} for name, found in predicted.items()}
     rows = {}
@@ -139,11 +140,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("a run is given twice; give each once")
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
-    models = {name: run.open(address, overrides=overrides) for name, address in zip(names, flags.runs, strict=True)}
+    opened = [inference.load(address, overrides=overrides) for address in flags.runs]
+    models = dict(zip(names, opened, strict=True))
     found, sheet = compare(models, flags.images, flags.seed)
     try:
         flags.out.mkdir(parents=True, exist_ok=True)
-        (flags.out / "texture.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_atomically(flags.out / "texture.json", json.dumps(found, indent=1) + "\n")
         sheet.save(flags.out / "texture.png")
     except OSError as error:
         raise UserError(f"cannot write to --out {flags.out}: {error}; give a folder") from error

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax import augment, losses, metrics
 from vit_jax.command import UserError
+from vit_jax.files import write_atomically
 from vit_jax.human import human_percent
 from vit_jax.setting import setting
 from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Task, TaskSettings, make_forward
@@ -218,7 +219,7 @@ class ClassificationEvaluator:
         else:
             prediction, confidence = examples.prediction, examples.confidence
             np.savez_compressed(path, index=place, label=label, prediction=prediction, confidence=confidence)
-        (folder / CONFUSION).write_text(json.dumps(self.details(), indent=1) + "\n", encoding="utf-8")
+        write_atomically(folder / CONFUSION, json.dumps(self.details(), indent=1) + "\n")
 
 
 def _short(loss: float) -> str:

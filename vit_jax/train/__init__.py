@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 import jax
 from rich.console import Console
 
-from vit_jax import command, config, distributed, log, run
+from vit_jax import command, config, distributed, inference, log
 from vit_jax.checkpoint import Checkpoints, Damaged
 from vit_jax.command import Interruption, UserError
 from vit_jax.config import Config
 from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
-from vit_jax.train.loop import RESULT, Trainer, TrainerState
+from vit_jax.train.loop import Trainer, TrainerState
+from vit_jax.train.start import start_from
 from vit_jax.trees import PyTree
+from vit_jax.workdir import Workdir
 
 if TYPE_CHECKING:
-    from vit_jax.run import Trained
+    from vit_jax.inference import Predictor
 
 __all__ = [
-    "RESULT",
     "Experiment",
     "Inputs",
     "Result",
@@ -49,16 +50,17 @@ class Result:
         """Whether the run has met its test split."""
         return self.exit_code == command.DONE
 
-    def predictor(self) -> "Trained":
+    def predictor(self) -> "Predictor":
         """The trained model, ready to use."""
-        return run.open(self.workdir)
+        return inference.load(self.workdir)
 
 
 def train(given: Config, workdir: Path, console: Console | None = None) -> Result:
     """Trains, or resumes the run that `workdir` holds; what is finished already is only read."""
+    folder = Workdir(workdir)
     console = console or Console(highlight=False, quiet=jax.process_index() > 0)
     with distributed.same_mistakes():
-        finished = check_workdir(given, workdir)
+        finished = check_workdir(given, folder)
     distributed.check_shared(workdir)
     if finished:
         log.result_table(console, finished)
@@ -66,18 +68,17 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
         console.print(done, soft_wrap=True, markup=False)
         return Result(workdir, command.DONE, finished)
     with distributed.same_mistakes():
-        inputs = open_inputs(given, workdir, console)
-        kernel = run.known_kernel(workdir, given)
+        inputs = open_inputs(given, folder, console)
+        kernel = folder.kernel(given)
     experiment = set_up(inputs, kernel=kernel, console=console)
     with distributed.same_mistakes():
         if jax.process_index() == 0:
-            run.save_description(workdir, given, experiment.config, experiment.data)
+            folder.write_description(given, experiment.config, experiment.data)
 
-    checkpoints = Checkpoints(
-        workdir / run.CHECKPOINTS, keep_last=given.checkpoint.keep_last, keep_best=given.checkpoint.keep_best
-    )
+    keep = {"keep_last": given.checkpoint.keep_last, "keep_best": given.checkpoint.keep_best}
+    checkpoints = Checkpoints(folder.checkpoints, **keep)
     state, so_far = restore_or_init(experiment, checkpoints, inputs)
-    with Interruption() as interruption, Trainer(experiment, workdir, checkpoints, so_far, console) as trainer:
+    with Interruption() as interruption, Trainer(experiment, folder, checkpoints, so_far, console) as trainer:
         state = trainer.loop(state, interruption)
         checkpoints.finish()
         if interruption.signal and int(state.step) < trainer.length.steps:
@@ -88,25 +89,25 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
     return Result(workdir, command.DONE, result)
 
 
-def check_workdir(given: Config, workdir: Path) -> dict[str, Any] | None:
+def check_workdir(given: Config, workdir: Workdir) -> dict[str, Any] | None:
     """The result of the finished run in `workdir`, if there is one.
 
     Raises `UserError` if its run is another one, or if it cannot hold a run.
     """
-    refused = run.is_run(workdir) and not run.has_begun(workdir)
-    if (workdir / run.CONFIG).exists() and not refused:
-        changed = config.differences(run.read_config(workdir), given)
+    refused = workdir.is_run() and not workdir.has_begun()
+    if workdir.config_file.exists() and not refused:
+        changed = config.differences(workdir.config(), given)
         if changed:
             fields = ", ".join(f"{key} ({before} there, {after} now)" for key, (before, after) in changed.items())
             raise UserError(
                 f"{workdir} holds a run of another configuration: {fields}; "
                 "give another --workdir, or the configuration that it was started with"
             )
-        if (workdir / RESULT).exists():
-            return json.loads((workdir / RESULT).read_text())
-    if workdir.exists() and not workdir.is_dir():
+        if workdir.is_finished():
+            return workdir.result()
+    if workdir.path.exists() and not workdir.path.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a folder")
-    if set("[]*?") & set(str(workdir.resolve())):
+    if set("[]*?") & set(str(workdir.path.resolve())):
         raise UserError(f"--workdir {workdir}: checkpoints cannot be kept under a name with [, ], * or ?; give another")
     return None
 
@@ -121,7 +122,7 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, inputs: In
                 f"{inputs.config.init.weights}, give another --workdir"
             )
         state = experiment.init_state()
-        return run.start_from(state, inputs.arrays) if inputs.arrays else state, TrainerState()
+        return start_from(state, inputs.arrays) if inputs.arrays else state, TrainerState()
     state, about = restored
     return state, TrainerState(**about["book"])
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from vit_jax import augment, command, log, models, optim, run, tasks
+from vit_jax import augment, command, inference, log, models, optim, tasks
 from vit_jax.augment import input_shape
-from vit_jax.checkpoint import saved_steps
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, MissingDataset, open_data
 from vit_jax.data.batching import steps_per_epoch
 from vit_jax.pretrained import Weights
-from vit_jax.run import Arrays
+from vit_jax.train import start
+from vit_jax.train.start import Arrays, default_size, follow
+from vit_jax.workdir import Workdir
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Inputs:
     crops_on_host: bool = False  # taken for granted: of a data set that is only described
 
 
-def open_inputs(given: Config, workdir: Path | None = None, console: Console | None = None) -> Inputs:
+def open_inputs(given: Config, workdir: Workdir | None = None, console: Console | None = None) -> Inputs:
     """The data set and the weights of a configuration, held against it.
 
     In the folder of a run that has begun, images are prepared as the run prepared them, and weights are not read again.
@@ -45,33 +46,35 @@ def open_inputs(given: Config, workdir: Path | None = None, console: Console | N
     return Inputs(config, data, fit_weights(weights, config, data, console))
 
 
-def check_images(workdir: Path, data: Data) -> None:
+def check_images(workdir: Workdir, data: Data) -> None:
     """Raises `UserError` if the run in `workdir` began with other images, or would lie among them."""
-    if changed := run.changed_images(workdir, data):
+    if changed := workdir.changed_images(data):
         raise UserError(
             f"the images of {data.dataset.name!r} are not those that the run in {workdir} began with: {changed}; "
             "bring the former ones back, or give another --workdir"
         )
-    for folder in data.dataset.folders if not run.has_begun(workdir) else ():
-        if workdir.resolve().is_relative_to(Path(folder).resolve()):
+    for folder in data.dataset.folders if not workdir.has_begun() else ():
+        if workdir.path.resolve().is_relative_to(Path(folder).resolve()):
             raise UserError(f"--workdir {workdir} lies in {folder}, whose folders are classes; give one elsewhere")
 
 
-def published_weights(given: Config, workdir: Path | None) -> Weights | None:
+def published_weights(given: Config, workdir: Workdir | None) -> Weights | None:
     """The weights that a new run starts from; None if from random ones, or if the run goes on from a checkpoint."""
-    if not given.init.weights or (workdir is not None and saved_steps(workdir / run.CHECKPOINTS)):
+    if not given.init.weights or (workdir is not None and workdir.saved_steps()):
         return None
-    return run.find_weights(given.init.weights)
+    return inference.find_weights(given.init.weights)
 
 
-def open_images(given: Config, workdir: Path | None, weights: Weights | None, console: Console) -> tuple[Config, Data]:
+def open_images(
+    given: Config, workdir: Workdir | None, weights: Weights | None, console: Console
+) -> tuple[Config, Data]:
     """The data set, and the configuration that prepares images as the run in `workdir`, or its weights, want them."""
-    if workdir is not None and run.has_begun(workdir):
-        view, used = run.read_preprocessing(workdir, given.augment)
-        return dataclasses.replace(given, augment=used), open_or_prepare(given, console, view.size)
+    if workdir is not None and workdir.has_begun():
+        preprocessing, used = workdir.preprocessing(given.augment)
+        return dataclasses.replace(given, augment=used), open_or_prepare(given, console, preprocessing.size)
     source = weights.preprocessing if weights else None
-    data = open_or_prepare(given, console, run.default_size(given, source))
-    return run.follow(given, data, source), data
+    data = open_or_prepare(given, console, default_size(given, source))
+    return follow(given, data, source), data
 
 
 def open_or_prepare(given: Config, console: Console, size: tuple[int, int]) -> Data:
@@ -130,7 +133,7 @@ def fit_weights(weights: Weights | None, config: Config, data: Data, console: Co
     """The arrays of the weights that the model takes, with a table of what became of each; none without weights."""
     if weights is None:
         return {}
-    arrays, report = run.fit_weights(weights, config, data)
+    arrays, report = start.fit_weights(weights, config, data)
     if jax.process_index() == 0:
         log.weights_table(console, f"{weights.address} ({weights.layout_name})", report.groups())
     return arrays

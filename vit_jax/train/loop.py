@@ -1,12 +1,9 @@
 """The loop of a run: steps, log lines, validation, checkpoints, and in the end the result."""
 
 import itertools
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -25,8 +22,8 @@ from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import UNKNOWN, Length
 from vit_jax.trees import PyTree
+from vit_jax.workdir import Workdir
 
-RESULT = "result.json"
 STEPS_IN_FLIGHT = 2  # dispatched and not finished, mostly: enough to keep a device busy, few enough to stop soon
 IN_A_ROW = "skipped_in_a_row"
 LAST = ("lr", "param_norm", "skipped_updates", IN_A_ROW)  # of a step's metrics, those whose mean says nothing
@@ -55,7 +52,7 @@ class Trainer:
     def __init__(
         self,
         experiment: Experiment,
-        workdir: Path,
+        workdir: Workdir,
         checkpoints: Checkpoints,
         so_far: TrainerState,
         console: Console,
@@ -68,7 +65,7 @@ class Trainer:
         self.started, self.earlier_seconds = time.monotonic(), so_far.seconds
         self.one_machine = distributed.on_one_machine()  # whose counters tell the energy of the whole run
         self.meter, self.earlier_kwh = Meter(self.mesh.devices.flat[0].platform), so_far.energy_kwh
-        self.writer = log.MetricsWriter(workdir, active=False)  # until training begins
+        self.writer = log.MetricsWriter(workdir.path, active=False)  # until training begins
         self.progress: log.Progress
         self.waited = 0.0  # seconds since the last log line in which the loop had no batch
         self.in_flight = STEPS_IN_FLIGHT
@@ -173,7 +170,7 @@ class Trainer:
     def open_log(self, start: int) -> None:
         settings = self.experiment.config
         self.writer = log.MetricsWriter(
-            self.workdir, resume_step=start, tensorboard=settings.log.tensorboard, active=self.active
+            self.workdir.path, resume_step=start, tensorboard=settings.log.tensorboard, active=self.active
         )
         self.progress = log.Progress(
             total_steps=start + 1 if self.length.steps == UNKNOWN else self.length.steps,
@@ -347,10 +344,8 @@ class Trainer:
             "config": config.to_dict(self.experiment.config),
         }
         if self.active:
-            found.save(self.workdir)
-            temporary = self.workdir / f"{RESULT}.tmp"
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
-            os.replace(temporary, self.workdir / RESULT)  # whole or not at all: it says that the run is finished
+            found.save(self.workdir.path)
+            self.workdir.write_result(result)
         return result
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.run.trained import Trained, open
+from vit_jax.inference import Predictor, load
 from vit_jax.tasks import Teacher
 from vit_jax.trees import PyTree
 
@@ -20,7 +20,7 @@ def open_teacher(address: str, student: Config, class_names: tuple[str, ...]) ->
 
     Where it names them otherwise (ImageNet's classes have numbers in TFDS, words on the hub), their order is trusted.
     """
-    trained = open(address)
+    trained = load(address)
     theirs = trained.class_names
     if len(theirs) != len(class_names) or (theirs != class_names and set(theirs) & set(class_names)):
         raise UserError(
@@ -37,13 +37,13 @@ def open_teacher(address: str, student: Config, class_names: tuple[str, ...]) ->
     return Teacher(trained.variables, _forward(trained, student))
 
 
-def _forward(trained: Trained, student: Config) -> Callable[[PyTree, Array], Array]:
+def _forward(trained: Predictor, student: Config) -> Callable[[PyTree, Array], Array]:
     """`(variables, images as the student gets them, augmented and normalised) -> logits`.
 
     The images are normalised as the teacher learned them, and brought to its size.
     """
     ours, theirs = student.augment, trained.config.augment
-    height, width, channels = input_shape(theirs, trained.view.shape)
+    height, width, channels = input_shape(theirs, trained.preprocessing.shape)
 
     def forward(variables: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n k"]:
         images = images * _channels(ours.std) + _channels(ours.mean)

@@ -1,5 +1,6 @@
 """A trained model, from a run or from published weights: predictions and features of images in any form."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -10,17 +11,17 @@ from PIL import Image
 
 from tests import quick, tiny
 from tests.pretrained import google_files
-from vit_jax import config, models, pretrained, run, sharding, step, trees
+from vit_jax import config, inference, models, pretrained, sharding, step, trees
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing as HostPreprocessing
+from vit_jax.inference import Predictions, Predictor
 from vit_jax.pretrained.write import save_huggingface
-from vit_jax.run.trained import Predictions, Trained
 
 RNG = np.random.default_rng(0)
 VIT = {"patch_size": (5,), "width": 6, "depth": 11, "mlp_width": 7, "heads": 2}  # "10" sorts before "2"
 
 
-def untrained(name: str, size: tuple[int, int] = (10, 15), **fields) -> Trained:
+def untrained(name: str, size: tuple[int, int] = (10, 15), **fields) -> Predictor:
     """A model of random values, none of which is zero."""
     settings = models.settings(name, num_classes=4, **fields)
     prepared = config.from_dict({"model": settings, "augment": {"mean": (0.4,), "std": (0.3,)}})
@@ -29,16 +30,16 @@ def untrained(name: str, size: tuple[int, int] = (10, 15), **fields) -> Trained:
     shapes = jax.eval_shape(lambda: step.init_variables(looped, 0, (*size, 3)))
     values = jax.tree.map(lambda leaf: rng.normal(0.3, 0.3, leaf.shape).astype(np.float32), shapes)
     values = jax.tree.map(np.asarray, trees.stack_layers(values)) if settings.get("scan") else values
-    return Trained(prepared, model, values, tuple("abcd"), HostPreprocessing(size, "crop", 3), 0)
+    return Predictor(prepared, model, values, tuple("abcd"), HostPreprocessing(size, "crop", 3), 0)
 
 
 @pytest.fixture(scope="module")
-def cnn(tmp_path_factory) -> Trained:
-    return run.open(tiny.finished(tmp_path_factory, "cnn"))
+def cnn(tmp_path_factory) -> Predictor:
+    return inference.load(tiny.finished(tmp_path_factory, "cnn"))
 
 
 @pytest.fixture(scope="module")
-def vit() -> Trained:
+def vit() -> Predictor:
     return untrained("vit", **VIT)
 
 
@@ -74,7 +75,7 @@ def test_the_best_classes_come_first(cnn):
 
 @pytest.mark.parametrize("loss", ["sigmoid", "multi_hot"])
 def test_a_run_trained_with_a_sigmoid_gives_each_class_its_own_probability(loss, tmp_path_factory):
-    trained = run.open(tiny.finished(tmp_path_factory, "cnn"), overrides=[f"task.loss={loss}"])
+    trained = inference.load(tiny.finished(tmp_path_factory, "cnn"), overrides=[f"task.loss={loss}"])
     images = pictures(3, 5, 7, 3)
     expected = 1 / (1 + np.exp(-trained.logits(images).astype(np.float64)))
     np.testing.assert_allclose(trained.predict(images).probabilities, expected, rtol=1e-5, atol=1e-7)
@@ -86,7 +87,7 @@ def test_images_in_any_form_and_of_any_size(cnn, tmp_path):
     for i, image in enumerate(images):
         image.save(tmp_path / f"{i}.png")
     files = [tmp_path / f"{i}.png" for i in range(3)]
-    expected = cnn.logits(np.stack([cnn.view(array) for array in arrays]))
+    expected = cnn.logits(np.stack([cnn.preprocessing(array) for array in arrays]))
     forms = {"arrays": arrays, "images": images, "files": files, "names": list(map(str, files)), "folder": tmp_path}
     for form, given in forms.items():
         found = cnn.predict(given)
@@ -138,8 +139,8 @@ def test_a_turned_pillow_image_is_seen_upright(cnn, tmp_path):
         (Image.new("F", (3, 3)), "floating-point pixels"),
         ("no/such/folder", "no/such/folder is not there"),
         (["no/such/file.png"], r"no/such/file.png cannot be used as an image: .*No such file"),
-        ([__file__], r"test_trained.py cannot be used as an image: .*not an image"),
-        ([__file__, np.zeros((5, 7, 3), np.uint8)], r"test_trained.py cannot be used as an image: .*not an image"),
+        ([__file__], r"test_predictor.py cannot be used as an image: .*not an image"),
+        ([__file__, np.zeros((5, 7, 3), np.uint8)], r"test_predictor.py cannot be used as an image: .*not an image"),
     ],
 )
 def test_what_is_no_image_is_told(cnn, images, expected):
@@ -163,7 +164,7 @@ def test_a_broken_file_is_left_out_of_a_stream_of_files(cnn, tmp_path):
 
 
 def test_few_sizes_are_compiled_and_none_changes_the_result(tmp_path_factory):
-    trained, images = run.open(tiny.finished(tmp_path_factory, "cnn")), pictures(23, 5, 7, 3)
+    trained, images = inference.load(tiny.finished(tmp_path_factory, "cnn")), pictures(23, 5, 7, 3)
     expected = trained.predict(images, batch_size=4).probabilities
     assert trained.forward._cache_size() == 1  # the last batch, of three, is padded
     for n in (5, 7, 8):
@@ -174,9 +175,35 @@ def test_few_sizes_are_compiled_and_none_changes_the_result(tmp_path_factory):
         trained.predict(images, batch_size=0)
 
 
+def test_arrays_of_the_models_size_are_not_cropped_again():
+    """They may come from a split, which has cropped them already."""
+    trained = untrained("vit", **VIT | {"depth": 1})
+    view = dataclasses.replace(trained.preprocessing, crop_fraction=0.5)
+    trained, images = dataclasses.replace(trained, preprocessing=view), pictures(3, 10, 15, 3)
+    normalised = (images / np.float32(255) - np.float32(0.4)) / np.float32(0.3)
+    headless = trained.model.clone(num_classes=0)
+    expected, features = (
+        quick.jit(partial(model.apply, train=False))(trained.variables, normalised)
+        for model in (trained.model, headless)
+    )
+    np.testing.assert_allclose(trained.logits(images), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trained.features(images), features, rtol=1e-4, atol=1e-5)
+    for form in (images, list(images)):
+        np.testing.assert_allclose(trained.predict(form).probabilities, softmax(expected), rtol=1e-4, atol=1e-5)
+    grey = images[..., 0]
+    repeated = np.repeat(grey[..., None], 3, axis=-1)
+    np.testing.assert_allclose(trained.features(list(grey)), trained.features(repeated), rtol=1e-4, atol=1e-5)
+    larger = pictures(2, 20, 30, 3)
+    cropped = np.stack([view(image) for image in larger])
+    np.testing.assert_array_equal(cropped, larger[:, 5:15, 7:22])
+    np.testing.assert_allclose(trained.features(larger), trained.features(cropped), rtol=1e-4, atol=1e-5)
+    as_picture = trained.features(Image.fromarray(images[0]))
+    assert np.abs(as_picture - features[:1]).max() > 1e-3  # a photo that has this size by chance is one as any other
+
+
 def test_features_are_what_the_head_reads(cnn, vit):
     for trained, d in ((cnn, 17), (vit, 6)):
-        images = pictures(3, *trained.view.shape)
+        images = pictures(3, *trained.preprocessing.shape)
         features, head = trained.features(images, batch_size=2), trained.variables["params"]["head"]
         assert features.shape == (3, d) and features.dtype == np.float32
         expected = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
@@ -223,7 +250,7 @@ def test_a_scanned_model_has_the_same_features(vit):
 )
 def test_other_models_have_features_too(name, size, fields, tokens):
     trained = untrained(name, size, **fields)
-    images = pictures(2, *trained.view.shape)
+    images = pictures(2, *trained.preprocessing.shape)
     found = trained.features(images, layers=range(2))
     assert trained.num_blocks == 2 and {found[layer].shape for layer in (0, 1)} == {tokens}
     assert trained.features(images).shape == (2, tokens[-1])
@@ -261,9 +288,10 @@ def published(tmp_path):
 
 def test_published_weights_are_a_trained_model(published):
     path = published()
-    trained, weights = run.open(path), pretrained.open_weights(str(path))
+    trained, weights = inference.load(path), pretrained.open_weights(str(path))
     known = weights.preprocessing
-    assert trained.view.shape == (15, 15, 3) == (*known.size, 3) and trained.view.resize == known.resize
+    assert trained.preprocessing.shape == (15, 15, 3) == (*known.size, 3)
+    assert trained.preprocessing.resize == known.resize
     assert trained.class_names == tuple(f"class {i}" for i in range(11)) and trained.step == 0
     assert trained.config.augment.mean == known.mean and trained.config.model == weights.model
     images, arrays = pictures(3, 15, 15, 3), weights.read()
@@ -281,31 +309,31 @@ def test_a_folder_of_published_weights_is_no_run_and_names_its_classes(tmp_path)
     view = pretrained.Preprocessing((10, 15), "stretch", 1.0, "bicubic", (0.5,) * 3, (0.25,) * 3)
     variables = {"params": unflatten_dict(flat, sep="/")}
     save_huggingface(tmp_path, settings, variables, ("cat", "dög", "emu"), view, (10, 15))
-    trained = run.open(tmp_path)
+    trained = inference.load(tmp_path)
     assert trained.class_names == ("cat", "dög", "emu")
-    assert trained.view == HostPreprocessing((10, 15), "stretch", 3, interpolation="bicubic")
+    assert trained.preprocessing == HostPreprocessing((10, 15), "stretch", 3, interpolation="bicubic")
     assert trained.config.augment.std == (0.25,) * 3
     assert set(trained.predict(pictures(2, 31, 17, 3)).labels) <= {"cat", "dög", "emu"}
 
 
 def test_published_weights_with_overrides(published):
     path, images = str(published()), pictures(2, 15, 15, 3)
-    scanned = run.open(path, overrides=["model.scan=true"])
-    np.testing.assert_allclose(scanned.logits(images), run.open(path).logits(images), rtol=1e-4, atol=1e-5)
+    scanned = inference.load(path, overrides=["model.scan=true"])
+    np.testing.assert_allclose(scanned.logits(images), inference.load(path).logits(images), rtol=1e-4, atol=1e-5)
     mesh = sharding.make_mesh(sharding.Settings(fsdp=2, tensor=2))
-    for parts in (run.open(path, overrides=given, mesh=mesh) for given in ([], ["model.scan=true"])):
+    for parts in (inference.load(path, overrides=given, mesh=mesh) for given in ([], ["model.scan=true"])):
         np.testing.assert_allclose(parts.logits(images), scanned.logits(images), rtol=1e-4, atol=1e-5)
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parts.variables))
-    larger = run.open(path, overrides=["data.image_size=20", "task.loss=sigmoid"])
+    larger = inference.load(path, overrides=["data.image_size=20", "task.loss=sigmoid"])
     positions = larger.variables["params"]["Transformer"]["posembed_input"]["pos_embedding"]
-    assert larger.view.shape == (20, 20, 3) and positions.shape == (1, 17, 14)
+    assert larger.preprocessing.shape == (20, 20, 3) and positions.shape == (1, 17, 14)
     assert not np.allclose(larger.predict(images).probabilities.sum(axis=1), 1)
     with pytest.raises(UserError, match="patch_size=5 does not divide the image height 17"):
-        run.open(path, overrides=["data.image_size=17"])
+        inference.load(path, overrides=["data.image_size=17"])
 
 
 def test_weights_without_a_head_have_features_only(published):
-    trained, images = run.open(published(classes=0)), pictures(2, 15, 15, 3)
+    trained, images = inference.load(published(classes=0)), pictures(2, 15, 15, 3)
     assert trained.class_names == () and trained.features(images).shape == (2, 14)
     for ask in (trained.predict, trained.logits, lambda x: list(trained.predict_files([]))):
         with pytest.raises(UserError, match="'vit' have no head and predict nothing; use `features`"):
@@ -315,32 +343,32 @@ def test_weights_without_a_head_have_features_only(published):
 def test_addresses_that_hold_nothing(tmp_path, published):
     for address in (tmp_path / "nothing", str(tmp_path)):
         with pytest.raises(UserError, match=r"is neither a run \(it has no config.json .*\) nor published weights: "):
-            run.open(address)
+            inference.load(address)
     (tmp_path / "cut.npz").write_bytes(published().read_bytes()[:99])
     with pytest.raises(UserError, match=r"cut.npz is truncated or damaged"):
-        run.open(tmp_path / "cut.npz")
+        inference.load(tmp_path / "cut.npz")
 
 
 def test_which_checkpoint(tmp_path_factory, published):
     workdir = tiny.finished(tmp_path_factory, "cnn")
-    assert run.open(workdir, use="last").step == 23 == run.open(workdir).step
-    assert run.open(workdir, use="best").step == tiny.result(workdir)["best_step"]
+    assert inference.load(workdir, use="last").step == 23 == inference.load(workdir).step
+    assert inference.load(workdir, use="best").step == tiny.result(workdir)["best_step"]
     with pytest.raises(UserError, match="use='bets' is not last or best"):
-        run.open(workdir, use="bets")
+        inference.load(workdir, use="bets")
     with pytest.raises(UserError, match=r"use='best' chooses a checkpoint of a run; .* holds published weights"):
-        run.open(published(), use="best")
+        inference.load(published(), use="best")
 
 
 def test_a_run_written_for_transformers_gives_the_same_logits(tmp_path_factory, tmp_path):
     overrides = ("model.class_token=true", "model.pooling=token", "data.channels=3", "model.norm_epsilon=1e-6")
-    trained = run.open(tiny.finished(tmp_path_factory, "vit", *overrides))
+    trained = inference.load(tiny.finished(tmp_path_factory, "vit", *overrides))
     trained.save_huggingface(tmp_path / "hf")
-    again = run.open(tmp_path / "hf")
-    images = np.random.default_rng(0).integers(0, 256, (3, *trained.view.shape), np.uint8)
+    again = inference.load(tmp_path / "hf")
+    images = np.random.default_rng(0).integers(0, 256, (3, *trained.preprocessing.shape), np.uint8)
     np.testing.assert_allclose(again.logits(images), trained.logits(images), rtol=1e-4, atol=1e-5)
     assert again.class_names == trained.class_names
 
 
 def test_a_cnn_is_not_written_for_transformers(tmp_path_factory, tmp_path):
     with pytest.raises(UserError):
-        run.open(tiny.finished(tmp_path_factory, "cnn")).save_huggingface(tmp_path / "hf")
+        inference.load(tiny.finished(tmp_path_factory, "cnn")).save_huggingface(tmp_path / "hf")

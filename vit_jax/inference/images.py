@@ -1,5 +1,6 @@
-"""Images to look at, in whatever form a caller has them, as batches at the size of a model's preprocessing."""
+"""Images in whatever form a caller has them, as batches at the size that a model wants."""
 
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ class Batch:
     broken: dict[str, str] = field(default_factory=dict)  # files that are left out -> what is wrong with them
 
 
-def listed(images: Images) -> Pictures:
+def one_by_one(images: Images) -> Pictures:
     """One entry for each image: of a folder its files. Raises `UserError` where there is none."""
     if isinstance(images, str | Path):
         return find_images([str(images)])
@@ -57,8 +58,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The images in order, `batch_size` in every batch but the last, at the size of the preprocessing.
 
-    Files are decoded ahead on `threads` threads; broken ones are left out, and named in their batch. `draft`: see
-    `Preprocessing`.
+    Files are decoded ahead on `threads` threads; broken ones are left out, and named in their batch. Arrays that have
+    the preprocessing's height and width stay as they are, but for their channels. `draft`: see `Preprocessing`.
     """
     if all_files(pictures):
         names = [str(picture) for picture in pictures]
@@ -78,7 +79,9 @@ def _pixels(picture: Picture, preprocessing: Preprocessing) -> UInt8[np.ndarray,
         if isinstance(picture, Image.Image):
             return preprocessing(_encoded(picture))
         if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
-            return preprocessing(picture[..., None] if picture.ndim == 2 else picture)
+            fits = picture.shape[:2] == preprocessing.size
+            whole = dataclasses.replace(preprocessing, crop_fraction=1.0) if fits else preprocessing
+            return whole(picture[..., None] if picture.ndim == 2 else picture)
     except (OSError, ValueError) as fault:
         raise UserError(f"{_named(picture)} cannot be used as an image: {fault}") from fault
     raise UserError(f"{_named(picture)} is no image: expected a file, a Pillow image or an array uint8[h w c]")

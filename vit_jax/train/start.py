@@ -1,53 +1,19 @@
-"""Where a new run's parameters come from: another run, or published weights."""
+"""How a new run starts from weights, of another run or published: image size, normalisation, parameters."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from vit_jax import models, pretrained, sharding, step, trees
+from vit_jax import pretrained, sharding, trees
 from vit_jax.augment import input_shape
 from vit_jax.config import Config
 from vit_jax.data import Data
 from vit_jax.pretrained import Preprocessing, Report, Weights
-from vit_jax.run.folder import LABELS, is_run, read_config, read_preprocessing
-from vit_jax.run.trained import open, preprocessing_of
 from vit_jax.step import TrainState
-from vit_jax.trees import PyTree
 
 Arrays = Mapping[str, np.ndarray]
-
-
-def find_weights(address: str) -> Weights:
-    """What lies at an address: a run's folder, published weights in a file or folder, a URL. Reads no array yet."""
-    return _weights_of_run(Path(address)) if is_run(Path(address)) else pretrained.open_weights(address)
-
-
-def _weights_of_run(folder: Path) -> Weights:
-    given = read_config(folder)
-    view, filled = read_preprocessing(folder, given.augment)
-    class_names = tuple(json.loads((folder / LABELS).read_text()))
-    model = {**given.model, "num_classes": len(class_names)}
-    prepared = dataclasses.replace(given, augment=filled)
-    shape = input_shape(prepared.augment, view.shape)
-    return Weights(
-        address=str(folder),
-        layout_name="vit_jax run",
-        model=model,
-        grid=pretrained.position_grid(model, shape),
-        preprocessing=preprocessing_of(prepared, view),
-        class_names=class_names,
-        reader=lambda: canonical_arrays(open(folder).variables),
-    )
-
-
-def canonical_arrays(variables: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
-    """The leaves of a model's variables by their paths in the tree that does not depend on `scan`."""
-    tree = trees.unstack_layers(variables)
-    return dict(zip(trees.names(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
 
 
 def default_size(given: Config, source: Preprocessing | None) -> tuple[int, int]:
@@ -84,15 +50,13 @@ def fit_weights(weights: Weights, given: Config, data: Data) -> tuple[dict[str, 
     """
     model = {**given.model, "num_classes": len(data.class_names)}
     shape = input_shape(given.augment, data.preprocessing.shape)
-    looped = models.create({**model, "scan": False} if "scan" in model else model)
-    wanted = jax.eval_shape(lambda: step.init_variables(looped, 0, shape))
     return pretrained.fit(
         weights.read(),
         source=weights.model,
         grid=weights.grid,
         model=model,
         image_shape=shape,
-        shapes={name: leaf.shape for name, leaf in zip(trees.names(wanted), jax.tree.leaves(wanted), strict=True)},
+        shapes=pretrained.parameter_shapes(model, shape),
         head=given.init.head,
         class_names=data.class_names,
         source_names=weights.class_names,

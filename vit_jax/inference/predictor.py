@@ -1,4 +1,4 @@
-"""A trained model, ready to use: `open` a run's folder or published weights, then `predict` or get `features`."""
+"""A trained model, ready to use: `load` a run or published weights, then `predict` or get `features`."""
 
 import dataclasses
 import json
@@ -23,19 +23,11 @@ from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Preprocessing as HostPreprocessing
+from vit_jax.inference.images import Batch, Images, Pictures, all_files, batches, one_by_one
 from vit_jax.pretrained import Preprocessing, Weights
-from vit_jax.run.folder import (
-    CHECKPOINTS,
-    CONFIG,
-    LABELS,
-    PREPROCESSING,
-    is_run,
-    read_config,
-    read_preprocessing,
-    with_kernel,
-)
-from vit_jax.run.images import Batch, Images, Pictures, all_files, batches, listed
+from vit_jax.text import listed
 from vit_jax.trees import PyTree
+from vit_jax.workdir import Workdir
 
 BATCH_SIZE = 128
 
@@ -68,11 +60,12 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Predictor:
     """A trained model, ready to use.
 
     `predict` and `features` take images in any form and of any size: a file or a folder, an array uint8 [n h w c],
-    or a list of files, Pillow images and arrays. `view` brings them to the model's size. `batch_size` sets the memory
+    or a list of files, Pillow images and arrays. `preprocessing` brings them to the model's size; arrays that have
+    this size already are taken as they are: they are neither scaled nor cropped again. `batch_size` sets the memory
     that is needed; a batch is read while the one before is computed, on one device.
     """
 
@@ -80,7 +73,7 @@ class Trained:
     model: nn.Module
     variables: Mapping[str, PyTree]
     class_names: tuple[str, ...]  # () for weights without a head: these have features only
-    view: HostPreprocessing  # encoded image -> uint8 [h w c], on the host
+    preprocessing: HostPreprocessing  # encoded image -> uint8 [h w c], on the host
     step: int  # of training that the variables are from; 0 for published weights
 
     @cached_property
@@ -91,15 +84,15 @@ class Trained:
     @cached_property
     def num_blocks(self) -> int:
         """How many blocks have tokens, which `features` can give; 0 for a CNN."""
-        images = jax.ShapeDtypeStruct((1, *self.view.shape), jnp.uint8)
+        images = jax.ShapeDtypeStruct((1, *self.preprocessing.shape), jnp.uint8)
         return len(jax.eval_shape(self._tokens, self.variables, images))
 
     def logits(self, images: np.ndarray, batch_size: int = BATCH_SIZE) -> Float[np.ndarray, "n k"]:
-        """Logits float32 of images uint8 [n h w c] at the size of `view`; any n."""
-        if images.shape[1:] != self.view.shape or images.dtype != np.uint8:
+        """Logits float32 of images uint8 [n h w c] at the size of `preprocessing`, as they are; any n."""
+        if images.shape[1:] != self.preprocessing.shape or images.dtype != np.uint8:
             raise UserError(
-                f"images are {images.dtype}{list(images.shape)}, expected uint8{['n', *self.view.shape]}; "
-                "bring them to that shape with `view`"
+                f"images are {images.dtype}{list(images.shape)}, expected uint8{['n', *self.preprocessing.shape]}; "
+                "bring them to that shape with `preprocessing`, or use `predict`, which does"
             )
         self._check_head()
         return self._all(self.forward, images, batch_size)
@@ -107,7 +100,7 @@ class Trained:
     def predict(self, images: Images, batch_size: int = BATCH_SIZE) -> Predictions:
         """The probabilities of each class for each image; raises `UserError` for a file that is broken or no image."""
         self._check_head()
-        pictures = listed(images)
+        pictures = one_by_one(images)
         files = tuple(map(str, pictures)) if all_files(pictures) else ()
         return self._predictions(self._all(self.forward, pictures, batch_size), files)
 
@@ -145,7 +138,9 @@ class Trained:
             raise UserError(
                 f"layers={layers}: model {name!r} has no block {wrong[0]}: {there}; layers=() gives what its head reads"
             )
-        return self._all(lambda variables, batch: self._features(variables, batch, layers), listed(images), batch_size)
+        return self._all(
+            lambda variables, batch: self._features(variables, batch, layers), one_by_one(images), batch_size
+        )
 
     @cached_property
     def _features(self) -> Callable[..., Any]:
@@ -179,7 +174,7 @@ class Trained:
                 raise UserError(f"{file} cannot be used as an image: {fault}; leave it out")
             parts.append(result)
         if not parts:
-            one = jax.eval_shape(apply, self.variables, jax.ShapeDtypeStruct((1, *self.view.shape), jnp.uint8))
+            one = jax.eval_shape(apply, self.variables, jax.ShapeDtypeStruct((1, *self.preprocessing.shape), jnp.uint8))
             return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), one)
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -191,7 +186,7 @@ class Trained:
             raise UserError(f"{batch_size=} is not positive")
         size = min(batch_size, 1 << (len(pictures) - 1).bit_length())  # powers of two: few sizes are compiled
         before: tuple[Batch, Any] | None = None
-        for batch in batches(pictures, self.view, size, self.config.data.threads, draft=draft):
+        for batch in batches(pictures, self.preprocessing, size, self.config.data.threads, draft=draft):
             padding = ((0, size - len(batch.images)), (0, 0), (0, 0), (0, 0))
             result = apply(self.variables, np.pad(batch.images, padding))
             if before is not None:
@@ -207,7 +202,7 @@ class Trained:
         """
         from vit_jax.pretrained.write import save_huggingface
 
-        preprocessing = preprocessing_of(self.config, self.view)
+        preprocessing = whole_preprocessing(self.config, self.preprocessing)
         variables = trees.unstack_layers(dict(self.variables))
         save_huggingface(
             Path(folder),
@@ -226,8 +221,8 @@ class Trained:
             )
 
 
-def preprocessing_of(prepared: Config, view: HostPreprocessing) -> Preprocessing:
-    """How an image becomes the model's input."""
+def whole_preprocessing(prepared: Config, view: HostPreprocessing) -> Preprocessing:
+    """How an image becomes the model's input, on the host and then on the device."""
     height, width, _ = input_shape(prepared.augment, view.shape)
     return Preprocessing(
         size=(height, width),
@@ -239,7 +234,9 @@ def preprocessing_of(prepared: Config, view: HostPreprocessing) -> Preprocessing
     )
 
 
-def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = (), mesh: Mesh | None = None) -> Trained:
+def load(
+    address: str | Path | Workdir, *, use: str = "", overrides: Sequence[str] = (), mesh: Mesh | None = None
+) -> Predictor:
     """The trained model at an address: the folder of a run, or published weights.
 
     Args:
@@ -257,27 +254,29 @@ def open(address: str | Path, *, use: str = "", overrides: Sequence[str] = (), m
     """
     if use not in ("", "last", "best"):
         raise UserError(f"{use=} is not last or best")
-    if is_run(Path(address)):
-        return _open_run(Path(address), use, list(overrides), mesh)
+    workdir = Workdir(address)
+    if workdir.is_run():
+        return _load_run(workdir, use, list(overrides), mesh)
     try:
         weights = pretrained.open_weights(str(address))
     except UserError as mistake:
         if "://" in str(address) or Path(address).is_file():
             raise
+        lacking = f"{workdir.config_file.name} and {workdir.preprocessing_file.name}"
         raise UserError(
-            f"{address} is neither a run (it has no {CONFIG} and {PREPROCESSING}) nor published weights: {mistake}"
+            f"{address} is neither a run (it has no {lacking}) nor published weights: {mistake}"
         ) from mistake
     if use:
         raise UserError(f"{use=} chooses a checkpoint of a run; {address} holds published weights: leave it out")
-    return _open_weights(weights, overrides, mesh)
+    return _load_weights(weights, overrides, mesh)
 
 
-def _open_run(workdir: Path, use: str, overrides: list[str], mesh: Mesh | None) -> Trained:
-    given = read_config(workdir, overrides)
+def _load_run(workdir: Workdir, use: str, overrides: list[str], mesh: Mesh | None) -> Predictor:
+    given = workdir.config(overrides)
     if not any(override.startswith("model.") for override in overrides):  # a changed model is not what was timed
-        given = with_kernel(workdir, given)
-    class_names = tuple(json.loads((workdir / LABELS).read_text()))
-    stored, filled = read_preprocessing(workdir, given.augment)
+        given = workdir.with_kernel(given)
+    class_names = workdir.class_names()
+    stored, filled = workdir.preprocessing(given.augment)
     view = dataclasses.replace(stored, draft=given.data.draft)
     model_fields = {**given.model, "num_classes": len(class_names)}
     prepared = dataclasses.replace(given, model=model_fields, augment=filled)
@@ -285,8 +284,8 @@ def _open_run(workdir: Path, use: str, overrides: list[str], mesh: Mesh | None) 
     model.check(input_shape(prepared.augment, view.shape))
     abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared.augment, view.shape)))
     rules = models.naming_of(model).rules
-    at, variables = _read_variables(workdir / CHECKPOINTS, abstract, use or given.evaluate.use, prepared, mesh, rules)
-    return Trained(prepared, model, variables, class_names, view, at)
+    at, variables = _read_variables(workdir.checkpoints, abstract, use or given.evaluate.use, prepared, mesh, rules)
+    return Predictor(prepared, model, variables, class_names, view, at)
 
 
 def _read_variables(
@@ -309,10 +308,12 @@ def _read_variables(
         if damaged:
             logging.getLogger(__name__).warning("the model is that of checkpoint %s", at)
         return at, variables
-    raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
+    raise UserError(
+        f"{directory} holds no usable checkpoint (found steps: {listed(steps) or 'none'}); train the run first"
+    )
 
 
-def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Trained:
+def _load_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Predictor:
     prepared = _configuration_of(weights, overrides)
     settings, size = prepared.data, prepared.data.image_size
     view = HostPreprocessing(
@@ -347,7 +348,7 @@ def _open_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None)
         stacked = jax.eval_shape(trees.stack_layers, variables)
         places = None if mesh is None else sharding.tree_shardings(stacked, mesh, rules)
         variables = jax.jit(trees.stack_layers, out_shardings=places)(variables)
-    return Trained(prepared, model, variables, weights.class_names or unnamed, view, step=0)
+    return Predictor(prepared, model, variables, weights.class_names or unnamed, view, step=0)
 
 
 def _configuration_of(weights: Weights, overrides: Sequence[str]) -> Config:
