@@ -17,10 +17,10 @@ from typing import Any
 
 from benchmarks import comparisons, machine
 from benchmarks.tables import markdown
-from vit_jax import command, config, log, run
+from vit_jax import command, config, log
 from vit_jax.command import UserError
 from vit_jax.config.sweep import file_name
-from vit_jax.train import RESULT
+from vit_jax.workdir import Workdir
 
 PAGE = Path(__file__).parent / "accuracy.md"
 FOLDER = machine.RESULTS / "accuracy"
@@ -124,18 +124,16 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
 
 def add(workdir: Path, spec: str, overrides: list[str]) -> Path:
     """Keeps the result of a finished run that this command trained."""
-    if not (workdir / RESULT).exists():
-        raise UserError(f"{workdir} holds no finished run: {RESULT} is missing")
+    found = Workdir(workdir).result()
     known = [row.spec for rows in SECTIONS.values() for row in rows]
     if spec not in known:
         raise UserError(f"{spec} is no row of accuracy.md; choose from {', '.join(known)}")
     given = config.load(spec, overrides)
-    different = config.differences(run.read_config(workdir), given)
+    different = config.differences(Workdir(workdir).config(), given)
     if different:
         fields = ", ".join(f"{key} ({there} there, {here} here)" for key, (there, here) in different.items())
         raise UserError(f"{workdir} was not trained by this command: {fields}")
-    found = json.loads((workdir / RESULT).read_text())
-    finished = time.strftime("%Y-%m-%d", time.gmtime((workdir / RESULT).stat().st_mtime))
+    finished = time.strftime("%Y-%m-%d", time.gmtime(Workdir(workdir).result_file.stat().st_mtime))
     versions = machine.describe()["versions"]
     about: dict[str, Any] = {"spec": spec, "overrides": overrides, "date": finished, "versions": versions}
     metrics = {key: value for key, value in found.items() if "/" in key}

@@ -15,7 +15,7 @@ from benchmarks import machine
 from benchmarks.tables import markdown
 from vit_jax import compare
 from vit_jax.command import UserError
-from vit_jax.train import RESULT
+from vit_jax.workdir import Workdir
 
 FOLDER = machine.RESULTS / "comparisons"
 SHORT = ("train.batch_size=64", "train.steps=1688", "evaluate.every_steps=844")
@@ -111,7 +111,7 @@ def add(folder: Path, name: str) -> Path:
     if missing:
         raise UserError(f"{folder} does not hold {missing[0]} as `{question.command(name)}` trains it; run that first")
     rows = compare.rows(variants, question.evaluations, ())
-    results = [workdir / RESULT for variant in variants for _, workdir in variant.runs]
+    results = [Workdir(workdir).result_file for variant in variants for _, workdir in variant.runs]
     about: dict[str, Any] = {
         "question": asdict(question),
         "date": time.strftime("%Y-%m-%d", time.gmtime(max(path.stat().st_mtime for path in results))),

@@ -11,6 +11,7 @@ from benchmarks.device import compiled_bytes, peak_bytes
 from benchmarks.workloads import Case
 from vit_jax import run, sharding, trees
 from vit_jax.data import open_data
+from vit_jax.inference import input_shape
 from vit_jax.step import evaluation_variables
 from vit_jax.train.loop import STEPS_IN_FLIGHT
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from tests import tiny
-from vit_jax import checkpoint, run, train
+from vit_jax import inference, train
 from vit_jax.data import open_data
+from vit_jax.workdir import Workdir
 
 
 def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
@@ -16,8 +17,8 @@ def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train.Trainer, "validate", promising_at_first)
     assert tiny.start(tmp_path, "cnn", "evaluate.use=best")[0] == 0
-    assert checkpoint.saved_steps(tmp_path / run.CHECKPOINTS) == [9, 23]
-    best, last = run.open(tmp_path), run.open(tmp_path, use="last")
+    assert Workdir(tmp_path).saved_steps() == [9, 23]
+    best, last = inference.load(tmp_path), inference.load(tmp_path, use="last")
     assert (best.step, last.step) == (9, 23) and tiny.result(tmp_path)["best_step"] == 9
     split = open_data(best.config.data).split("test").load()
     logits = np.load(tmp_path / "predictions.npz")["logits"]

@@ -12,11 +12,12 @@ import jax
 import pytest
 
 from tests.conftest import REPOSITORY
-from vit_jax import config, data, pretrained, run, sharding
+from vit_jax import config, data, pretrained, sharding
 from vit_jax.command import UserError
 from vit_jax.data.sources import Dataset
-from vit_jax.train import Inputs, set_up
+from vit_jax.train import Inputs, set_up, start
 from vit_jax.train.inputs import check_data
+from vit_jax.workdir import default_workdir
 
 FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 
@@ -87,7 +88,7 @@ def test_config(spec, monkeypatch):
     assert config.from_dict(json.loads(config.to_json(given))) == given
     images = opened(given, monkeypatch)
     if given.init.weights:
-        given = run.follow(given, images, SOURCE)
+        given = start.follow(given, images, SOURCE)
     check_data(given, images)
     one_device = replace(given, mesh=sharding.Settings())
     built = set_up(Inputs(one_device, images), devices=jax.devices()[:1], described=True)
@@ -139,7 +140,7 @@ def test_a_config_reads_like_a_table(path):
 def test_deit3s_fine_tuning_starts_where_its_training_ends():
     first, second = (str(REPOSITORY / "configs" / f"deit.py:{arg}") for arg in ("deit3_b16", "deit3_b16_224"))
     trained, tuned = config.load(first), config.load(second)
-    assert Path(tuned.init.weights) == run.default_workdir(first) and tuned.model == trained.model
+    assert Path(tuned.init.weights) == default_workdir(first) and tuned.model == trained.model
     assert (trained.data.image_size, tuned.data.image_size) == ((192,), (224,))
     assert (trained.task["loss"], tuned.task["loss"]) == ("multi_hot", "softmax")
 
@@ -154,9 +155,9 @@ def test_published_fine_tuning_has_steps_left_after_its_warmup(name):
 def test_photos_are_brought_to_the_size_that_published_weights_are_tuned_at():
     given = config.load(str(REPOSITORY / "configs" / "finetune.py:vit_b16,./photos"))
     weights = pretrained.Preprocessing((224, 224), "stretch", 1.0, "bilinear", (0.5,), (0.5,))
-    assert given.augment.resize == (384,) and run.default_size(given, weights) == (384, 384)
+    assert given.augment.resize == (384,) and start.default_size(given, weights) == (384, 384)
     unsized = replace(given, augment=replace(given.augment, resize=()))
-    assert run.default_size(unsized, weights) == (224, 224) and run.default_size(unsized, None) == (0, 0)
+    assert start.default_size(unsized, weights) == (224, 224) and start.default_size(unsized, None) == (0, 0)
 
 
 def test_unknown_weights_list_the_published_ones():

@@ -9,10 +9,11 @@ import pytest
 
 from tests import tiny
 from tests.models.random_params import random_params
-from vit_jax import config, models, pretrained, run
+from vit_jax import config, inference, models, pretrained
 from vit_jax.command import UserError
 from vit_jax.pretrained.write import save_huggingface
 from vit_jax.train.teacher import open_teacher
+from vit_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,12 @@ def learn(teacher, workdir, *overrides):
 
 
 def student_of(folder, mean):
-    return config.from_dict(config.to_dict(run.read_config(folder)), [f"augment.mean={mean}", "augment.std=(0.3,)"])
+    return config.from_dict(config.to_dict(Workdir(folder).config()), [f"augment.mean={mean}", "augment.std=(0.3,)"])
 
 
 def test_a_teacher_sees_the_images_as_it_learned_to(teacher):
     """Whatever normalisation the student has, the teacher's logits are those that it gives by itself."""
-    trained = run.open(teacher)
+    trained = inference.load(teacher)
     images = np.random.default_rng(0).integers(0, 256, (5, 5, 7, 3), np.uint8)
     for mean in ("(0.1,)", "(0.4,0.5,0.6)"):
         student = student_of(teacher, mean)
@@ -82,7 +83,7 @@ def test_a_teacher_of_other_classes_is_refused(teacher, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         open_teacher(str(teacher), student, ("n1", "n2", "n3"))
     assert "taken to be the same" in caplog.text
-    assert json.loads((teacher / run.LABELS).read_text()) == ["class 0", "class 1", "class 2"]
+    assert json.loads(Workdir(teacher).labels_file.read_text()) == ["class 0", "class 1", "class 2"]
 
 
 def test_a_teacher_of_published_weights(teacher, tmp_path):
@@ -93,7 +94,7 @@ def test_a_teacher_of_published_weights(teacher, tmp_path):
     view = pretrained.Preprocessing(size, "stretch", 1.0, "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
     save_huggingface(tmp_path / "hf", model, variables, names, view, size)
 
-    student, loaded = student_of(teacher, "(0.4,0.5,0.6)"), run.open(tmp_path / "hf")
+    student, loaded = student_of(teacher, "(0.4,0.5,0.6)"), inference.load(tmp_path / "hf")
     found = open_teacher(str(tmp_path / "hf"), student, names)
     images = np.random.default_rng(0).integers(0, 256, (5, *size, 3), np.uint8)
     seen = (images / 255 - np.asarray(student.augment.mean)) / np.asarray(student.augment.std)

@@ -249,7 +249,7 @@ def test_a_single_process_writes_into_no_folder_and_makes_its_own_mistakes(tmp_p
 LEARN = """
 import io, os, pathlib, sys, time
 from tests import tiny
-from vit_jax import checkpoint, command, distributed, run
+from vit_jax import checkpoint, command, distributed, inference
 mine, teacher, ours = os.environ["JAX_PROCESS_ID"], *map(pathlib.Path, sys.argv[1:])
 
 with distributed.joined():
@@ -260,7 +260,7 @@ with distributed.joined():
         with distributed.same_mistakes():
             if mine == "1":
                 raise command.UserError("no such file; give another")
-            run.open(teacher)
+            inference.load(teacher)
     except command.UserError as mistake:
         print("heard", mistake)
     (ours / "seen").mkdir(exist_ok=True)

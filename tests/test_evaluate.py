@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import checkpoint, config, evaluate, metrics, run, sharding, step
+from vit_jax import config, evaluate, inference, metrics, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import Loader, open_data
 from vit_jax.tasks import Task, classification
@@ -18,6 +18,7 @@ from vit_jax.tasks.classification import ClassificationEvaluator
 from vit_jax.train import evaluation
 from vit_jax.train.evaluation import evaluate_split
 from vit_jax.train.experiment import make_task
+from vit_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,14 @@ def command(workdir: Path, *flags: str, split: str = "test") -> dict[str, float]
     return json.loads((workdir / f"evaluation-{split}.json").read_text())
 
 
-def predict(trained: run.Trained, batch_size: int, devices: int, split: str = "test") -> ClassificationEvaluator:
+def predict(
+    trained: inference.Predictor, batch_size: int, devices: int, split: str = "test"
+) -> ClassificationEvaluator:
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:devices])
-    data, task = open_data(trained.config.data), make_task(trained.config, trained.class_names, trained.view.shape)
+    data, task = (
+        open_data(trained.config.data),
+        make_task(trained.config, trained.class_names, trained.preprocessing.shape),
+    )
     eval_step = jax.jit(step.make_eval_step(task))
     variables = jax.device_put(trained.variables, sharding.replicated(mesh))
     return evaluate_split(eval_step, variables, data.loader(data.split(split), mesh), batch_size, task)
@@ -67,7 +73,7 @@ def test_the_command_prints_the_result_and_each_class(copied, capsys):
 
 
 def test_batch_and_devices_do_not_change_the_metrics(finished):
-    trained = run.open(finished)
+    trained = inference.load(finished)
     expected = predict(trained, 40, 1).scalars()
     for batch_size, devices in ((7, 1), (64, 1), (64, 4), (4, 4)):
         found = predict(trained, batch_size, devices).scalars()
@@ -79,7 +85,8 @@ def test_large_models_are_evaluated_in_parts(tmp_path_factory):
     """No device holds the whole of a matrix that training divides, not even while it is read."""
     workdir = tiny.finished(tmp_path_factory, "vit")
     mesh = sharding.make_mesh(sharding.Settings(fsdp=2, tensor=2))
-    kernel = run.open(workdir, mesh=mesh).variables["params"]["Transformer"]["encoderblock_0"]["MlpBlock_3"]["Dense_0"]
+    encoder = inference.load(workdir, mesh=mesh).variables["params"]["Transformer"]
+    kernel = encoder["encoderblock_0"]["MlpBlock_3"]["Dense_0"]
     assert kernel["kernel"].shape == (8, 12)
     assert {shard.data.shape for shard in kernel["kernel"].addressable_shards} == {(4, 6)}
     whole = evaluate.evaluate_run(workdir, ["mesh.devices=4"])
@@ -90,8 +97,8 @@ def test_large_models_are_evaluated_in_parts(tmp_path_factory):
 
 
 def test_every_image_is_predicted_once_in_order(finished):
-    found = predict(run.open(finished), 7, 1).found
-    split = open_data(run.open(finished).config.data).split("test").load()
+    found = predict(inference.load(finished), 7, 1).found
+    split = open_data(inference.load(finished).config.data).split("test").load()
     assert list(found.place) == list(range(40)) and found.logits.shape == (40, 3)
     np.testing.assert_array_equal(found.label, split.arrays["label"])
 
@@ -129,7 +136,7 @@ def test_few_batches_are_in_flight(monkeypatch):
 
 
 def test_where_logits_would_be_too_many_what_they_say_is_kept(finished, monkeypatch, tmp_path):
-    trained = run.open(finished)
+    trained = inference.load(finished)
     whole = predict(trained, 7, 1)
     monkeypatch.setattr(classification, "LOGITS_BYTES", 40 * 3 * 4 - 1)
     monkeypatch.setattr(classification, "MATRIX_CLASSES", 2)
@@ -143,7 +150,7 @@ def test_where_logits_would_be_too_many_what_they_say_is_kept(finished, monkeypa
 
 
 def test_masked_batches_give_what_numpy_finds_without_padding(finished):
-    trained = run.open(finished)
+    trained = inference.load(finished)
     split = open_data(trained.config.data).split("test").load()
     logits = trained.logits(split.arrays["image"], batch_size=40).astype(np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -154,17 +161,17 @@ def test_masked_batches_give_what_numpy_finds_without_padding(finished):
 
 
 def test_an_opened_run_gives_the_runs_own_logits(finished):
-    trained = run.open(finished)
+    trained = inference.load(finished)
     split = open_data(trained.config.data).split("test").load()
     expected = np.load(finished / "predictions.npz")["logits"]
     for batch_size in (1, 7, 128):
         np.testing.assert_allclose(trained.logits(split.arrays["image"], batch_size), expected, atol=1e-5)
-    assert trained.class_names == ("class 0", "class 1", "class 2") and trained.view.shape == (5, 7, 3)
+    assert trained.class_names == ("class 0", "class 1", "class 2") and trained.preprocessing.shape == (5, 7, 3)
     assert trained.logits(split.arrays["image"][:0]).shape == (0, 3)
 
 
 def test_images_of_another_shape_or_dtype(finished):
-    trained = run.open(finished)
+    trained = inference.load(finished)
     with pytest.raises(UserError, match=r"images are uint8\[2, 5, 5, 3\], expected uint8\['n', 5, 7, 3\]"):
         trained.logits(np.zeros((2, 5, 5, 3), np.uint8))
     with pytest.raises(UserError, match=r"images are float32"):
@@ -172,7 +179,7 @@ def test_images_of_another_shape_or_dtype(finished):
 
 
 def test_a_broken_image_is_left_out_of_the_metrics(finished, monkeypatch):
-    trained = run.open(finished)
+    trained = inference.load(finished)
     whole = predict(trained, 8, 4)
     source = type(open_data(trained.config.data).split("test").source)
     read = source.read
@@ -242,14 +249,14 @@ def test_images_that_came_later_are_told(copied, caplog, tmp_path):
 
 def test_the_model_that_took_a_damaged_ones_place_is_told(tmp_path_factory, tmp_path, caplog):
     workdir = shutil.copytree(tiny.finished(tmp_path_factory, "cnn", "checkpoint.keep_last=2"), tmp_path / "run")
-    last, before = checkpoint.saved_steps(workdir / run.CHECKPOINTS)[:-3:-1]
+    last, before = Workdir(workdir).saved_steps()[:-3:-1]
     tiny.damage(workdir, last)
-    assert run.open(workdir).step == before and f"the model is that of checkpoint {before}" in caplog.text
+    assert inference.load(workdir).step == before and f"the model is that of checkpoint {before}" in caplog.text
 
 
 def test_a_run_without_a_usable_checkpoint(copied, tmp_path):
     workdir = shutil.copytree(copied, tmp_path / "run")
-    for at in checkpoint.saved_steps(workdir / run.CHECKPOINTS):
+    for at in Workdir(workdir).saved_steps():
         tiny.damage(workdir, at)
     with pytest.raises(UserError, match=r"holds no usable checkpoint \(found steps \[.*23\]\)"):
         evaluate.main(["--workdir", str(workdir)])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import run
+from vit_jax import inference
 from vit_jax.command import UserError
+from vit_jax.workdir import Workdir
 
 NO_TRAINING = ("optim.lr=1e-30", "optim.schedule=constant", "train.steps=1", "evaluate.every_steps=0")
 
@@ -35,15 +36,15 @@ def test_the_model_before_training_is_that_of_the_weights(source, tmp_path):
 
 def test_the_normalisation_is_that_of_the_weights(source, tmp_path):
     finetune(source, tmp_path, *NO_TRAINING, "data.name=synthetic/5x7x3/3/300")
-    stored, learned = (json.loads((path / run.PREPROCESSING).read_text()) for path in (tmp_path, source))
+    stored, learned = (json.loads(Workdir(path).preprocessing_file.read_text()) for path in (tmp_path, source))
     assert stored["mean"] == learned["mean"] and stored["std"] == learned["std"]
 
 
 def test_images_are_brought_to_the_size_of_the_weights(source, tmp_path):
     finetune(source, tmp_path, *NO_TRAINING, "data.name=synthetic/11x13x3/3/200")
-    stored = json.loads((tmp_path / run.PREPROCESSING).read_text())
+    stored = json.loads(Workdir(tmp_path).preprocessing_file.read_text())
     assert stored["size"] == [11, 13] and stored["input"] == [5, 7]
-    trained = run.open(tmp_path)
+    trained = inference.load(tmp_path)
     assert trained.config.augment.resize == (5, 7)
     assert trained.logits(np.zeros((2, 11, 13, 3), np.uint8)).shape == (2, 3)
 
@@ -61,7 +62,7 @@ def test_an_interrupted_fine_tuning_resumes_without_the_weights(source, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         tiny.interrupt_at(11, signal.SIGTERM, patch)
         assert finetune(source, tmp_path / "stopped")[0] == 143
-    monkeypatch.setattr(run, "find_weights", None)
+    monkeypatch.setattr(inference, "find_weights", None)
     code, text = finetune(source, tmp_path / "stopped")
     assert code == 0 and "resumed at step 11" in text
     tiny.assert_same_run(tmp_path / "stopped", tmp_path / "whole")

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vit_jax import checkpoint, config, log, memory, metrics, run, train
+from vit_jax import config, log, memory, metrics, train
 from vit_jax.command import UserError
 from vit_jax.data import Loader
 from vit_jax.train import loop
+from vit_jax.workdir import Workdir
 
 CACHES = ("device", "host", "none")
 DRIVER = """
@@ -57,7 +58,7 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(tmp_path, tmp_path_fa
             tiny.interrupt_at(step, number, patch)
             found, text = tiny.start(tmp_path, "vit", override)
         assert found == code and f"Stopped at step {step}, and saved" in " ".join(text.split())
-        assert not (tmp_path / train.RESULT).exists()
+        assert not Workdir(tmp_path).result_file.exists()
     found, text = tiny.start(tmp_path, "vit", override)
     assert found == 0 and f"resumed at step {step}" in text
     tiny.assert_same_run(tmp_path, tiny.finished(tmp_path_factory, "vit", override))
@@ -93,7 +94,7 @@ def finish(process: subprocess.Popen) -> None:
 
 def test_a_killed_run_ends_as_one_that_is_not(tmp_path, finished):
     process = spawn(tmp_path, "data.cache=device")
-    while not list((tmp_path / run.CHECKPOINTS).glob("*")) and process.poll() is None:
+    while not list(Workdir(tmp_path).checkpoints.glob("*")) and process.poll() is None:
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.7))
     assert kill(process) == -signal.SIGKILL
@@ -149,13 +150,13 @@ def test_a_run_that_was_refused_before_it_trained_may_be_corrected(tmp_path):
     """It leaves its description, which is written before the step is compiled; another tool's file stays what it is."""
     with pytest.raises(UserError, match=r"model\.attention='cudnn' cannot"):
         tiny.start(tmp_path, "vit", "model.attention=cudnn", "train.steps=2")
-    assert (tmp_path / run.CONFIG).exists()
+    assert Workdir(tmp_path).config_file.exists()
     assert tiny.start(tmp_path, "cnn", "train.steps=2")[0] == 0
-    assert run.read_config(tmp_path) == config.load(tiny.spec("cnn"), ["train.steps=2"])
+    assert Workdir(tmp_path).config() == config.load(tiny.spec("cnn"), ["train.steps=2"])
     with pytest.raises(UserError, match="holds a run of another configuration"):
         tiny.start(tmp_path, "cnn", "train.steps=3")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / run.CONFIG).write_text('{"hidden_size": 3}')
+    Workdir(tmp_path / "other").config_file.write_text('{"hidden_size": 3}')
     with pytest.raises(UserError, match="hidden_size"):
         tiny.start(tmp_path / "other", "cnn")
 
@@ -318,7 +319,7 @@ def test_training_that_diverges_stops_in_one_line(tmp_path):
 def test_without_a_validation_split_a_checkpoint_is_written_each_epoch(tmp_path):
     none = ("data.validation=none", "checkpoint.every_steps=0", "checkpoint.keep_last=9", "train.steps=12")
     assert tiny.start(tmp_path, "cnn", *none)[0] == 0
-    assert checkpoint.saved_steps(tmp_path / run.CHECKPOINTS) == [5, 10, 12]
+    assert Workdir(tmp_path).saved_steps() == [5, 10, 12]
     assert tiny.result(tmp_path)["best_step"] is None
     assert not any("val/loss" in line for line in tiny.metric_lines(tmp_path))
 

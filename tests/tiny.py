@@ -13,7 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from vit_jax import config, log, models, run, train
+from vit_jax import config, log, models, train
+from vit_jax.workdir import Workdir
 
 TIMES = {"train/images_per_second", "train/input_wait_fraction"}
 
@@ -80,13 +81,13 @@ def interrupt_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -
 
 def damage(workdir: Path, step: int) -> None:
     """Changes the last byte of the arrays of a checkpoint."""
-    for path in (workdir / run.CHECKPOINTS / str(step) / "state" / "d").iterdir():
+    for path in (Workdir(workdir).checkpoints / str(step) / "state" / "d").iterdir():
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def result(workdir: Path) -> dict[str, Any]:
-    return json.loads((workdir / train.RESULT).read_text())
+    return json.loads(Workdir(workdir).result_file.read_text())
 
 
 def metric_lines(workdir: Path) -> list[dict[str, float]]:
@@ -97,7 +98,7 @@ def metric_lines(workdir: Path) -> list[dict[str, float]]:
 
 def arrays(workdir: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by its path."""
-    newest = max((workdir / run.CHECKPOINTS).glob("[0-9]*"), key=lambda path: int(path.name))
+    newest = max(Workdir(workdir).checkpoints.glob("[0-9]*"), key=lambda path: int(path.name))
     reader = ocp.PyTreeCheckpointHandler()
     tree = reader.metadata(newest / "state").tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from tests import tiny
-from vit_jax import config, distributed, flops, models, run, sharding
+from vit_jax import config, distributed, flops, inference, models, sharding
 from vit_jax.models import fused
 from vit_jax.models.attention import MultiHeadDotProductAttention as Attention
 from vit_jax.train import attention
+from vit_jax.workdir import Workdir
 
 SHAPE = (16, 16, 3)
 SMALL = models.settings(
@@ -174,13 +175,14 @@ def test_a_run_takes_what_it_took_before_and_so_do_later_commands(has, monkeypat
     assert code == 0 and "resumed at step" in text and "is taken" not in text
     assert tiny.result(tmp_path)["config"]["model"]["attention"] == "cudnn"
     given = config.load(str(tmp_path / "config.json"))
-    assert given.model["attention"] == "auto" and run.with_kernel(tmp_path, given).model["attention"] == "cudnn"
-    assert run.open(tmp_path).model.attention == "cudnn"
-    assert run.open(tmp_path, overrides=["model.dtype=float32"]).model.attention == "auto"  # which cudnn cannot do
-    (tmp_path / run.folder.ATTENTION).write_text('{"device": "another", "kernel": "pallas"}')
-    assert run.open(tmp_path).model.attention == "auto"
+    assert given.model["attention"] == "auto" and Workdir(tmp_path).with_kernel(given).model["attention"] == "cudnn"
+    assert inference.load(tmp_path).model.attention == "cudnn"
+    in_float32 = inference.load(tmp_path, overrides=["model.dtype=float32"])
+    assert in_float32.model.attention == "auto"  # cudnn cannot do that
+    Workdir(tmp_path).attention_file.write_text('{"device": "another", "kernel": "pallas"}')
+    assert inference.load(tmp_path).model.attention == "auto"
 
 
 def test_what_a_run_took_that_never_began_does_not_bind_the_corrected_one(tmp_path):
-    (tmp_path / run.folder.ATTENTION).write_text(f'{{"device": "{jax.devices()[0].device_kind}", "kernel": "cudnn"}}')
-    assert run.with_kernel(tmp_path, GIVEN).model["attention"] == "auto"
+    Workdir(tmp_path).attention_file.write_text(f'{{"device": "{jax.devices()[0].device_kind}", "kernel": "cudnn"}}')
+    assert Workdir(tmp_path).with_kernel(GIVEN).model["attention"] == "auto"
