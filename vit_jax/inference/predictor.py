@@ -25,7 +25,6 @@ from vit_jax.config import Config
 from vit_jax.data import Preprocessing as HostPreprocessing
 from vit_jax.inference.images import Batch, Images, Pictures, all_files, batches, one_by_one
 from vit_jax.pretrained import Preprocessing, Weights
-from vit_jax.text import listed
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
 
@@ -308,9 +307,7 @@ def _read_variables(
         if damaged:
             logging.getLogger(__name__).warning("the model is that of checkpoint %s", at)
         return at, variables
-    raise UserError(
-        f"{directory} holds no usable checkpoint (found steps: {listed(steps) or 'none'}); train the run first"
-    )
+    raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
 
 
 def _load_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Predictor:
