@@ -97,5 +97,5 @@ def test_models_have_no_others(family):
         return logits.sum()
 
     found = orders(lowered(jax.grad(loss), variables["params"], rest, platform="cpu"))
-    assert len(found) > 2
+    assert len(found) >= 2  # forwards, and the gradient of a kernel; that of the images nobody asks for
     assert all(found)

@@ -14,7 +14,7 @@ Product = Any  # `(x, kernel) -> their product`
 def dot_general(
     x: Float[Array, "..."], kernel: Float[Array, "..."], dimension_numbers: Any, **options: Any
 ) -> Float[Array, "..."]:
-    """`lax.dot_general`, to be given to `nn.Dense`; on CPUs the gradient of the kernel is a product of two matrices.
+    """`lax.dot_general`, to be given to `nn.Dense`; on CPUs its gradients are products of two matrices.
 
     Of activations with more axes XLA's CPU compiler copies the transpose for the gradient of every kernel: 3 to 4 % of
     a ViT's step. On TPUs a reshape that merges tokens is the copy, unless eight divides their number.
@@ -46,14 +46,13 @@ def _forward(plain: Product, tuned: Product, x: Array, kernel: Array) -> tuple[A
 
 
 def _backward(plain: Product, tuned: Product, inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = inputs
+    return lax.platform_dependent(*inputs, dy, cpu=partial(gradients, tuned), default=partial(gradients, plain))
 
-    def of_kernel(product: Product, x: Array, dy: Array) -> Array:
-        shape = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
-        return jax.linear_transpose(partial(product, x), shape)(dy)[0]
 
-    (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(dy)
-    return dx, lax.platform_dependent(x, dy, cpu=partial(of_kernel, tuned), default=partial(of_kernel, plain))
+def gradients(product: Product, x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+    """Of x and the kernel."""
+    (dx,) = jax.linear_transpose(lambda x: product(x, kernel), x)(dy)
+    return dx, jax.linear_transpose(partial(product, x), kernel)(dy)[0]
 
 
 _dense.defvjp(_forward, _backward)
