@@ -4,10 +4,12 @@ Models know nothing of this. Axes: `data` splits the batch, `fsdp` splits the ba
 Rajbhandari et al. 2020, arXiv:1910.02054), `tensor` splits heads and MLP width (Megatron, arXiv:1909.08053).
 """
 
+import contextlib
 import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +85,26 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+_activations: ContextVar[Mesh | None] = ContextVar("mesh of the activations", default=None)
+
+
 def on_mesh(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`fn`, traced so that `split_batch` and `on_each_device` in it mean this mesh: it is JAX's mesh in context."""
+    """`fn`, traced so that `split_batch` in it means this mesh."""
 
     def traced(*args: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with _activations_on(mesh):
             return fn(*args)
 
     return traced
+
+
+@contextlib.contextmanager
+def _activations_on(mesh: Mesh) -> Iterator[None]:
+    token = _activations.set(mesh)
+    try:
+        yield
+    finally:
+        _activations.reset(token)
 
 
 def split_batch(x: jax.Array) -> jax.Array:
@@ -99,7 +113,8 @@ def split_batch(x: jax.Array) -> jax.Array:
     Left alone, XLA follows the parameters' fsdp sharding: every device computes all images with a part of the width,
     and adds up activations instead of gradients.
     """
-    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES)) if _devices_in_context() > 1 else x
+    mesh = _activations.get()
+    return x if mesh is None or mesh.size == 1 else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def on_each_device(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -107,21 +122,16 @@ def on_each_device(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     For kernels that XLA cannot divide. Outside `on_mesh`, and on one device, `fn` itself.
     """
-    if _devices_in_context() == 1:
+    mesh = _activations.get()
+    if mesh is None or mesh.size == 1:
         return fn
 
     def divided(*arrays: jax.Array) -> jax.Array:
-        mesh = jax.sharding.get_abstract_mesh()
         heads = "tensor" if arrays[0].shape[2] % mesh.shape["tensor"] == 0 else None
         spec = P(BATCH_AXES, None, heads)
-        return jax.shard_map(fn, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
+        return jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
     return divided
-
-
-def _devices_in_context() -> int:
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
 
 
 def batch_shards(mesh: Mesh) -> int:
