@@ -17,7 +17,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vit_jax import augment, losses, optim, trees
-from vit_jax.models.convolutions import inside_loop
 from vit_jax.trees import PyTree
 
 Batch = Mapping[str, Array]
@@ -244,10 +243,9 @@ def _accumulated(gradients: Gradients, m: int, independent: bool) -> Gradients:
 
         def body(carry: tuple[PyTree, PyTree], inputs: tuple[Batch, Array]) -> tuple[tuple[PyTree, PyTree], Metrics]:
             total, batch_stats = carry
-            with inside_loop():
-                grads, batch_stats, metrics = gradients(
-                    state.replace(batch_stats=batch_stats), inputs[0], frozen, inputs[1]
-                )
+            grads, batch_stats, metrics = gradients(
+                state.replace(batch_stats=batch_stats), inputs[0], frozen, inputs[1]
+            )
             metrics = {**metrics, "of_part": optax.tree.norm(grads, squared=True)}
             return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
 

@@ -23,6 +23,7 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, RandomCrop, Split
 from vit_jax.data.batching import steps_per_epoch
+from vit_jax.ops import fused_attention
 from vit_jax.trees import PyTree
 
 COPIES_AT_MOST = 1 / 16  # of a machine's memory, for the states of its cores; steps take several times as much
@@ -153,6 +154,8 @@ def build(
     check_batch(prepared, mesh)
     train = prepared.train
     model = models.create(prepared.model)
+    device = mesh.devices.flat[0]
+    fused_attention.check_device(prepared.model.get("attention", "plain"), device.platform, device.device_kind)
     per_epoch = steps_per_epoch(train.batch_size, train_images)
     total = num_steps(prepared, per_epoch)
     tx = optim.create(prepared.optim)
