@@ -111,13 +111,6 @@ def split_batch(x: jax.Array) -> jax.Array:
     return x if mesh is None or mesh.size == 1 else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
-def devices_of_activations() -> tuple[str, str]:
-    """Platform and kind of the devices that compute what is traced: of the mesh inside `on_mesh`, else the default."""
-    mesh = _activations.get()
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return device.platform, device.device_kind
-
-
 def on_each_device(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`fn` of arrays [n l a e], run by each device for its images, and for its heads where they are divided.
 

@@ -16,7 +16,6 @@ from flax import linen as nn
 from jaxtyping import Array, Int, Key
 
 from vit_jax import augment, optim, trees
-from vit_jax.models.convolutions import inside_loop
 from vit_jax.tasks import Aux, Rngs, Task, gathered
 from vit_jax.trees import PyTree
 
@@ -188,8 +187,7 @@ def _accumulated(gradients: Gradients, m: int, independent: bool) -> Gradients:
 
         def body(carry: tuple[PyTree, PyTree], inputs: tuple[Batch, Array]) -> tuple[tuple[PyTree, PyTree], Any]:
             total, batch_stats = carry
-            with inside_loop():
-                grads, aux = gradients(state.replace(batch_stats=batch_stats), inputs[0], constants, inputs[1])
+            grads, aux = gradients(state.replace(batch_stats=batch_stats), inputs[0], constants, inputs[1])
             means = aux.metrics, aux.extra, optax.tree.norm(grads, squared=True)
             return (jax.tree.map(jnp.add, total, grads), aux.batch_stats), means
 

@@ -7,13 +7,13 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from vit_jax.run import flops_per_image
 
 from benchmarks import textbook, worker
 from benchmarks.ours import Ours
 from benchmarks.workloads import Case, check_model
 from vit_jax import flops, models, trees
 from vit_jax.command import UserError
-from vit_jax.run import flops_per_image
 from vit_jax.step import init_variables
 
 TINY = Case("vit/mu16", "train", "float32", batch_size=4, image_size=32)

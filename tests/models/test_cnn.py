@@ -9,8 +9,8 @@ import pytest
 from tests import quick
 from tests.models.random_params import random_params
 from vit_jax.command import UserError
-from vit_jax.models.attention import dropout
 from vit_jax.models.cnn import CNN
+from vit_jax.ops.dropout import dropout
 
 IMAGES = np.random.default_rng(3).normal(size=(5, 7, 11, 3)).astype(np.float32)
 KEY = jax.random.key(1)

@@ -157,19 +157,17 @@ def test_fixed_positions_are_added_to_all_tokens_and_a_block_that_adds_nothing_n
 
 
 def test_the_mlps_residual_connection_carries_the_normalised_tokens():
-    off = {"dropout": 0.0, "projection_dropout": 0.0, "attention_dropout": 0.0, "stochastic_depth": 0.0}
-    rest = {"qkv_bias": False, "qk_norm": False, "layer_scale": 0.0, "activation": "gelu", "dtype": "float32"}
-    rest |= {"mlp_output_activation": False, "norm_epsilon": 1e-3, "grid": (2, 3), "positions": "none"}
-    block = EncoderBlock(heads=2, head_width=4, mlp_width=11, residual_norm=True, **off, **rest)
+    attention = partial(MultiHeadDotProductAttention, 2, 4, qkv_bias=False)
+    layer_norm = partial(nn.LayerNorm, epsilon=1e-3)
+    block = EncoderBlock(attention, partial(MlpBlock, 11), layer_norm, residual_norm=True)
     x = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
     params = jax.tree.map(jnp.asarray, random_params(block, x, KEY, jnp.float32(0), train=False))
 
     @quick.jit
     def by_hand(p, x):
-        norm = nn.LayerNorm(epsilon=1e-3)
+        norm = layer_norm()
         y = norm.apply({"params": p["LayerNorm_0"]}, x)
-        heads = MultiHeadDotProductAttention(2, 4, qkv_bias=False)
-        x = x + heads.apply({"params": p["MultiHeadDotProductAttention_1"]}, y, y, KEY, train=False)
+        x = x + attention().apply({"params": p["MultiHeadDotProductAttention_1"]}, y, y, KEY, train=False)
         x = norm.apply({"params": p["LayerNorm_2"]}, x)
         return x + MlpBlock(11).apply({"params": p["MlpBlock_3"]}, x, KEY, train=False)
 
@@ -218,8 +216,8 @@ def test_each_rate_reaches_its_place(monkeypatch):
     model, seen = tiny(depth=1, num_classes=13, **rates), []
     variables = {"params": random_params(model, IMAGES, train=False)}
 
-    def spy(x, rate, rng, *, train, of=()):
-        seen.append((rate, of or x.shape))  # of all tokens, where only the head's are computed
+    def spy(x, rate, rng, *, train, tokens=0):
+        seen.append((rate, x.shape))
         return x
 
     for module in (attention, layers, vit):

@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.test_util import check_grads
 from scipy.special import erf
 
 from tests import quick
 from tests.models.random_params import random_params
-from vit_jax import sharding
 from vit_jax.command import UserError
-from vit_jax.models import layers
-from vit_jax.models.attention import MultiHeadDotProductAttention, dropout
+from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layers import (
     AddPositions,
     LayerScale,
@@ -23,10 +20,10 @@ from vit_jax.models.layers import (
     MlpBlock,
     PatchEmbedding,
     activate,
-    drop_path,
     sincos2d,
     square,
 )
+from vit_jax.ops.dropout import drop_path, dropout
 
 KEY = jax.random.key(0)
 sincos = quick.jit(sincos2d, static_argnums=(0, 1))
@@ -181,37 +178,3 @@ def test_map_head_is_attention_by_a_probe_and_an_mlp():
     output = apply(module, params, x)
     assert output.shape == (2, 6)
     np.testing.assert_allclose(output, expected[:, 0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 8e-3)])
-def test_gelu_is_flaxs(dtype, tolerance):
-    x = jnp.linspace(-8, 8, 1001).astype(dtype)
-    exact = nn.gelu(x.astype(jnp.float32), approximate=False)
-    found = layers.gelu(x)
-    assert found.dtype == x.dtype
-    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=tolerance, atol=1e-6)
-    flaxs = partial(nn.gelu, approximate=False)
-    slopes = [jax.vmap(jax.grad(f))(x.astype(jnp.float32)) for f in (layers.gelu, flaxs)]
-    np.testing.assert_allclose(*slopes, atol=2e-6)
-    slope = jax.vmap(jax.grad(layers.gelu))(x)
-    assert slope.dtype == x.dtype
-    np.testing.assert_allclose(slope.astype(jnp.float32), slopes[1], rtol=tolerance, atol=2e-6)
-
-
-def test_gpus_compute_the_slope_of_gelu_anew(monkeypatch):
-    """Elsewhere a barrier makes compilers keep it."""
-    x = jnp.asarray(1.5)
-
-    def barriers():
-        found = jax.make_jaxpr(jax.grad(lambda x: layers.gelu(x)))(x)
-        return sum(e.primitive.name == "optimization_barrier" for e in found.eqns)
-
-    kept = jax.grad(layers.gelu)(x)
-    assert barriers() == 1
-    monkeypatch.setattr(sharding, "devices_of_activations", lambda: ("gpu", "NVIDIA H100"))
-    assert barriers() == 0
-    assert jax.grad(lambda x: layers.gelu(x))(x) == kept
-
-
-def test_gelus_derivatives():
-    check_grads(lambda x: layers.gelu(jnp.asarray(x)), (jnp.linspace(-3, 3, 7),), order=2)

@@ -76,19 +76,17 @@ def test_parameters_have_the_authors_names():
 
 
 def test_block_is_two_pre_norm_residual_branches():
-    fields = {"heads": 2, "mlp_width": 11, "activation": "swiglu", "qk_norm": True, "layer_scale": 0.5}
-    off = {"dropout": 0.0, "projection_dropout": 0.0, "attention_dropout": 0.0, "stochastic_depth": 0.0}
-    rest = {"qkv_bias": True, "mlp_output_activation": False, "norm_epsilon": 1e-3, "dtype": "float32"}
-    block = EncoderBlock(**fields, **off, **rest, head_width=5, grid=(2, 3), positions="relative")
+    attention = partial(MultiHeadDotProductAttention, 2, 5, qk_norm=True, norm_epsilon=1e-3, positions="relative")
+    layer_norm = partial(nn.LayerNorm, epsilon=1e-3)
+    block = EncoderBlock(attention, partial(MlpBlock, 11, "swiglu"), layer_norm, layer_scale=0.5)
     x = jnp.asarray(np.random.default_rng(7).normal(size=(2, 7, 8)), jnp.float32)
     params = jax.tree.map(jnp.asarray, random_params(block, x, KEY, jnp.float32(0), train=False))
 
     @quick.jit
     def by_hand(p, x):
-        norm = nn.LayerNorm(epsilon=1e-3)
+        norm = layer_norm()
         y = norm.apply({"params": p["LayerNorm_0"]}, x)
-        heads = MultiHeadDotProductAttention(2, 5, qk_norm=True, norm_epsilon=1e-3, positions="relative")
-        y = heads.apply({"params": p["MultiHeadDotProductAttention_1"]}, y, y, KEY, train=False)
+        y = attention().apply({"params": p["MultiHeadDotProductAttention_1"]}, y, y, KEY, train=False)
         x = x + y * p["LayerScale_0"]["scale"][None, None]
         y = norm.apply({"params": p["LayerNorm_2"]}, x)
         y = MlpBlock(11, "swiglu").apply({"params": p["MlpBlock_3"]}, y, KEY, train=False)
@@ -245,9 +243,10 @@ def test_each_rate_reaches_its_place(monkeypatch):
     variables = {"params": random_params(model, IMAGES, train=False)}
     seen = []
 
-    def spy(x, rate, rng, *, train, of=()):
+    def spy(x, rate, rng, *, train, tokens=0):
         assert train
-        seen.append((rate, of or x.shape))  # of all tokens, where only the head's are computed
+        all_tokens = (*x.shape[:-2], tokens, x.shape[-1])
+        seen.append((rate, all_tokens if tokens else x.shape))  # of all, where only the head's are computed
         return x
 
     for module in (attention, layers, vit):

@@ -14,7 +14,7 @@ from rich.console import Console
 from tests import tiny
 from vit_jax import config, models, plan, platforms, sharding
 from vit_jax.command import UserError
-from vit_jax.models import fused
+from vit_jax.ops import fused_attention
 from vit_jax.plan import hlo, memory, subject, table, timing, topology
 from vit_jax.plan.chips import CHIPS, GIB, GPUS
 from vit_jax.plan.collectives import Collective
@@ -146,8 +146,8 @@ def test_a_teacher_is_left_out_and_said_so():
 def test_what_a_run_would_time_is_assumed(monkeypatch, kind, attention, said):
     loaded = config.load(tiny.spec("vit"), [f"model.attention={attention}"])
     planned = subject.build(subject.prepare(loaded), topology.describe("cpu:1"))
-    there = fused.runs_on
-    monkeypatch.setattr(fused, "runs_on", lambda name, *_: there(name, "tpu", kind))
+    there = fused_attention.runs_on
+    monkeypatch.setattr(fused_attention, "runs_on", lambda name, *_: there(name, "tpu", kind))
     assert any("takes pallas" in text for text in subject.untimed(planned)) == said
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests import tiny
 from vit_jax import config, distributed, flops, inference, models, sharding
-from vit_jax.models import fused
 from vit_jax.models.attention import MultiHeadDotProductAttention as Attention
+from vit_jax.ops import fused_attention
 from vit_jax.train import attention
 from vit_jax.workdir import Workdir
 
@@ -46,9 +46,9 @@ def has(monkeypatch):
     """Makes this machine's devices have these kernels."""
 
     def has(**kernels):
-        monkeypatch.setattr(fused, "runs_on", lambda name, platform, kind: name in kernels)
+        monkeypatch.setattr(fused_attention, "runs_on", lambda name, platform, kind: name in kernels)
         for name, kernel in kernels.items():
-            monkeypatch.setattr(fused, name, kernel)
+            monkeypatch.setattr(fused_attention, name, kernel)
 
     return has
 

@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
 from vit_jax.models.checks import check_positive
-from vit_jax.models.convolutions import conv_general_dilated
+from vit_jax.models.features import Features, MapBackbone, of_map
 from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import GROUPS, check_stages
 from vit_jax.models.resnet import SIZES as RESNETS
+from vit_jax.ops.convolution import conv_general_dilated
 
 NAMES = ("50x1", "101x1", "50x3", "101x3", "152x2", "152x4")  # layers x width factor; s. 3.1 and table 1
 
@@ -115,7 +116,7 @@ class ResidualStage(nn.Module):
         return x
 
 
-class BiT(nn.Module):
+class BiT(MapBackbone):
     """A BiT network: images [n H W c] to logits [n k]; its fields are the config group `model`.
 
     Departure from the authors' checkpoints: scales and biases of the norms have the shape [c], theirs [1 1 1 c].
@@ -137,12 +138,17 @@ class BiT(nn.Module):
             raise UserError(f"model.width={self.width} must be divisible by group norm's {GROUPS} groups, e.g. 64")
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:
+    def __call__(
+        self, images: Float[Array, "n H W c"], *, train: bool, return_features: bool = False
+    ) -> Float[Array, "n k"] | Features:
         x = RootBlock(self.width, self.zero_padded_pool, self.dtype, name="root_block")(images)
         for i, units in enumerate(self.stage_sizes):
             stage = ResidualStage(units, self.width * 2**i, 2 if i else 1, self.dtype, name=f"block{i + 1}")
             x = stage(x)
-        x = nn.relu(group_norm(self.dtype, "norm-pre-head")(x)).mean(axis=(1, 2))
+        x = nn.relu(group_norm(self.dtype, "norm-pre-head")(x))
+        if return_features:
+            return of_map(x)
+        x = x.mean(axis=(1, 2))
         if not self.num_classes:
             return x
         zeros = nn.initializers.zeros

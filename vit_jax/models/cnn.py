@@ -8,11 +8,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import dropout
 from vit_jax.models.checks import check_rates, check_widths
-from vit_jax.models.convolutions import conv_general_dilated
+from vit_jax.models.features import Features, MapBackbone, of_map
 from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
+from vit_jax.ops.convolution import conv_general_dilated
+from vit_jax.ops.dropout import dropout
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -23,7 +24,7 @@ def table() -> dict[str, dict[str, Any]]:
     }
 
 
-class CNN(nn.Module):
+class CNN(MapBackbone):
     """Stages of 3x3 convolutions with ReLU, each closed by 2x2 max-pooling and a norm; then dense layers.
 
     Images [n H W c] to logits [n k]; batch norm keeps running statistics in the collection `batch_stats`.
@@ -53,7 +54,9 @@ class CNN(nn.Module):
         check_rates(self, "dropout")
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:
+    def __call__(
+        self, images: Float[Array, "n H W c"], *, train: bool, return_features: bool = False
+    ) -> Float[Array, "n k"] | Features:
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         x = images.astype(self.dtype)
         for i, stage in enumerate(self.stages):
@@ -72,7 +75,9 @@ class CNN(nn.Module):
                 x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"stage{i}_norm")(x)
             elif self.norm == "layer":
                 x = nn.LayerNorm(dtype=self.dtype, name=f"stage{i}_norm")(x)
-        x = x.reshape(len(x), -1)
+        if return_features:
+            return of_map(x)
+        x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.dense_widths):
             x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x))
             x = dropout(x, self.dropout, jax.random.fold_in(rng, i), train=train)

@@ -1,19 +1,22 @@
 """Compact Transformers for small data sets (Hassani et al. 2021, arXiv:2104.05704): ViT-Lite, CVT and CCT."""
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vit_jax.command import UserError
+from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.checks import check_patches, check_positive, check_rates
-from vit_jax.models.convolutions import conv_general_dilated
-from vit_jax.models.fused import Kernel
-from vit_jax.models.layers import Activation, Dtype, PatchEmbedding, Remat, square
+from vit_jax.models.features import Features
+from vit_jax.models.layers import Activation, Dtype, MlpBlock, PatchEmbedding, Remat, square
 from vit_jax.models.naming import Naming
-from vit_jax.models.vit import Encoder, EncoderBlock, ViT
+from vit_jax.models.vit import Encoder, EncoderBlock, ViT, tokens_read
+from vit_jax.ops.convolution import conv_general_dilated
+from vit_jax.ops.fused_attention import Kernel
 
 # Layers, as the names count them: width, MLP width, heads.
 SIZES: dict[int, tuple[int, int, int]] = {
@@ -163,7 +166,14 @@ class Compact(nn.Module):
         check_rates(self, "dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "stochastic_depth")
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:
+    def __call__(
+        self,
+        images: Float[Array, "n H W c"],
+        *,
+        train: bool,
+        keep: Int[Array, "n k"] | None = None,
+        return_features: bool = False,
+    ) -> Float[Array, "n k"] | Features:
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         x = self._tokenizer()(images)
         n, h, w, d = x.shape
@@ -173,13 +183,25 @@ class Compact(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)), x], axis=1)
         if self.positions == "sincos1d":
             x = x + sincos1d(x.shape[1], d)[None].astype(x.dtype)
-        x = self._encoder((h, w))(x, rng, train=train)
+        first = 1 if self.pooling == "token" else 0
+        queries = 0 if return_features else tokens_read(self, first)
+        x = self._encoder((h, w), queries)(x, rng, train=train, keep=keep)
+        if return_features:
+            return Features(x[:, :first], x[:, first:], (h, w))
         x = x[:, 0] if self.pooling == "token" else SequencePooling(self.dtype, name="pool")(x)
         if not self.num_classes:
             return x
         normal = nn.initializers.truncated_normal(stddev=0.02)
         head = nn.Dense(self.num_classes, kernel_init=normal, dtype=self.dtype, name="head")
         return head(x).astype(jnp.float32)
+
+    def features(
+        self, images: Float[Array, "n H W c"], *, train: bool, keep: Int[Array, "n k"] | None = None
+    ) -> Features:
+        """The encoder's tokens; of the patches only those that `keep` names are computed, all without it."""
+        found = self(images, train=train, keep=keep, return_features=True)
+        assert isinstance(found, Features)
+        return found
 
     def _tokenizer(self) -> nn.Module:
         if self.patch_size:
@@ -194,14 +216,31 @@ class Compact(nn.Module):
             name="tokenizer",
         )
 
-    def _encoder(self, grid: tuple[int, int]) -> Encoder:
-        shared = [f for f in EncoderBlock.__dataclass_fields__ if f in Compact.__dataclass_fields__]
-        block = {f: getattr(self, f) for f in shared if f not in ("parent", "name")}
-        block |= {"grid": grid, "head_width": self.width // self.heads, "layer_scale": 0.0, "qk_norm": False}
-        block |= {"mlp_output_activation": False, "residual_norm": True}
-        if self.positions == "sincos1d":  # already added
-            block["positions"] = "none"
-        read = 1 if self.pooling == "token" else 0
+    def _encoder(self, grid: tuple[int, int], queries: int) -> Encoder:
+        norm = partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
+        attention = partial(
+            MultiHeadDotProductAttention,
+            self.heads,
+            self.width // self.heads,
+            qkv_bias=self.qkv_bias,
+            dropout=self.attention_dropout,
+            kernel=self.attention,
+            dtype=self.dtype,
+        )
+        mlp = partial(MlpBlock, self.mlp_width, self.activation, dropout=self.dropout, dtype=self.dtype)
+        block = partial(
+            EncoderBlock, attention, mlp, norm, self.projection_dropout, self.stochastic_depth, residual_norm=True
+        )
         return Encoder(
-            self.depth, 0, self.embedding_dropout, self.scan, self.remat, block, read=read, name="Transformer"
+            block,
+            norm,
+            self.depth,
+            "none" if self.positions == "sincos1d" else self.positions,  # already added
+            grid,
+            embedding_dropout=self.embedding_dropout,
+            stochastic_depth=self.stochastic_depth,
+            scan=self.scan,
+            remat=self.remat,
+            queries=queries,
+            name="Transformer",
         )

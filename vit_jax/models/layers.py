@@ -1,22 +1,21 @@
-"""The parts that Vision Transformers share: patch embedding, positions, MLP, dropout, stochastic depth, pooling.
+"""The parts that Vision Transformers share: patch embedding, positions, MLP, pooling.
 
 Shapes: `n` images, `h w` grid, `c` channels, `l` tokens, `d` width, `f` MLP width.
 """
 
-import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from vit_jax import sharding
 from vit_jax.command import UserError
-from vit_jax.models.attention import KEPT, MultiHeadDotProductAttention, dropout
-from vit_jax.models.products import dot_general, row_major
+from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.ops.dense import dot_general
+from vit_jax.ops.dropout import dropout
+from vit_jax.ops.gelu import gelu
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -24,25 +23,6 @@ Positions = Literal["learned", "learned_2d", "sincos2d", "relative", "relative_b
 Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none"]
 Remat = Literal["none", "dots", "full", "auto"]
 DepthSchedule = Literal["linear", "uniform"]
-
-
-def recompute(layer: Callable[..., Any], remat: str, *, scan: bool = False) -> Callable[..., Any]:
-    """`layer`, a function of a module and its arguments, computed again in the backward pass as `remat` says."""
-    if remat in ("none", "auto"):  # auto: `run.fitting` has not chosen, as where nothing is trained
-        return layer
-    return nn.remat(layer, policy=kept(remat), prevent_cse=not scan)
-
-
-def kept(remat: str) -> Callable[..., bool] | None:
-    """What `jax.checkpoint` keeps with `remat` dots or full; None: nothing.
-
-    `dots` keeps the products with kernels, and of attention its result and what softmax was divided by.
-    """
-    policies = jax.checkpoint_policies
-    dots: Callable[..., bool] = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
-    )
-    return dots if remat == "dots" else None
 
 
 def square(size: tuple[int, ...]) -> tuple[int, int]:
@@ -57,43 +37,6 @@ def activate(x: Float[Array, "..."], activation: str) -> Float[Array, "..."]:
     if activation == "gelu":
         return gelu(x)
     return nn.swish(x) if activation == "swiglu" else nn.gelu(x)
-
-
-@jax.custom_jvp
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x times the normal distribution's share below x (Hendrycks & Gimpel 2016, arXiv:1606.08415), in float32.
-
-    By erf: `nn.gelu`'s erfc computes two branches for each entry, and takes twice as long on CPUs and TPUs. There the
-    forward pass keeps the derivative instead of x: the backward one need not compute erf again (1.5 % of ViT-B/16's
-    modelled step on a TPU). On GPUs that array is what costs: a third of what the activation reads and writes.
-    """
-    return _gelu(x)[0].astype(x.dtype)
-
-
-@gelu.defjvp
-def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (dx,) = primals, tangents
-    y, slope = (of.astype(x.dtype) for of in _gelu(x))
-    if sharding.devices_of_activations()[0] != "gpu":
-        slope = jax.lax.optimization_barrier(slope)  # else compilers would keep x and compute the slope anew
-    return y, slope * dx
-
-
-def _gelu(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """GELU and its derivative, in float32."""
-    y = x.astype(jnp.float32)
-    below = 0.5 * (1.0 + jax.lax.erf(y * 0.5**0.5))
-    density = jnp.exp(-0.5 * y * y) * (2 * math.pi) ** -0.5
-    return y * below, below + y * density
-
-
-def drop_path(x: Float[Array, "n l d"], rate: Float[Array, ""], rng: Key[Array, ""]) -> Float[Array, "n l d"]:
-    """Drops a residual branch for whole images, and scales the kept ones by 1 / (1 - rate).
-
-    Stochastic depth (Huang et al. 2016, arXiv:1603.09382, s. 3), scaled in training instead of in evaluation.
-    """
-    keep = jax.random.bernoulli(rng, 1 - rate, (x.shape[0], 1, 1))
-    return jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
 
 
 class PatchEmbedding(nn.Module):
@@ -142,7 +85,7 @@ class AddPositions(nn.Module):
         h, w = self.grid
         normal = nn.initializers.normal(stddev=0.02)
         if self.positions == "learned":
-            return row_major(x + self.param("pos_embedding", normal, (1, l, d)).astype(x.dtype))
+            return x + self.param("pos_embedding", normal, (1, l, d)).astype(x.dtype)
         if self.positions == "learned_2d":
             columns = self.param("x_embedding", normal, (w, d // 2))
             rows = self.param("y_embedding", normal, (h, d // 2))
@@ -152,7 +95,7 @@ class AddPositions(nn.Module):
         else:
             table = sincos2d(self.grid, d)
         table = jnp.pad(table.reshape(h * w, d), ((l - h * w, 0), (0, 0)))
-        return row_major(x + table[None].astype(x.dtype))
+        return x + table[None].astype(x.dtype)
 
 
 class MlpBlock(nn.Module):
@@ -165,13 +108,10 @@ class MlpBlock(nn.Module):
     dtype: str = "float32"
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     bias_init: nn.initializers.Initializer = nn.initializers.normal(stddev=1e-6)
+    tokens: int = 0  # if x holds the first of so many, dropout draws as for all
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool, of: int = 0
-    ) -> Float[Array, "n l d"]:
-        """`of`: how many tokens there are, where x is the first of them; dropout draws as for all."""
-        n, l, d = x.shape
+    def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l d"]:
         inner_rng, outer_rng = jax.random.split(rng)
         dense = partial(
             nn.Dense,
@@ -180,16 +120,16 @@ class MlpBlock(nn.Module):
             bias_init=self.bias_init,
             dot_general=dot_general,
         )
+        drop = partial(dropout, rate=self.dropout, train=train, tokens=self.tokens)
         y = dense(self.mlp_width, name="Dense_0")(x)
         if self.activation == "swiglu":
             y = y * nn.swish(dense(self.mlp_width, name="gate")(x))
         else:
             y = activate(y, self.activation)
-        y = dropout(y, self.dropout, inner_rng, train=train, of=(n, of or l, self.mlp_width))
-        y = dense(d, name="Dense_1")(y)
+        y = dense(x.shape[-1], name="Dense_1")(drop(y, rng=inner_rng))
         if self.output_activation:
             y = activate(y, self.activation)
-        return dropout(y, self.dropout, outer_rng, train=train, of=(n, of or l, d))
+        return drop(y, rng=outer_rng)
 
 
 class LayerScale(nn.Module):

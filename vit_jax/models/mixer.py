@@ -8,8 +8,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.checks import check_patches, check_positive, check_rates
-from vit_jax.models.layers import Activation, Dtype, MlpBlock, PatchEmbedding, Remat, drop_path, recompute, square
+from vit_jax.models.features import Features, MapBackbone, of_map
+from vit_jax.models.layers import Activation, Dtype, MlpBlock, PatchEmbedding, Remat, square
 from vit_jax.models.naming import Naming
+from vit_jax.ops.dropout import drop_path
+from vit_jax.ops.remat import recompute
 
 # width, depth, token-mixing width, channel-mixing width, patch sizes: table 1.
 SIZES: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
@@ -76,7 +79,7 @@ class MixerBlock(nn.Module):
         return self.perturb("tokens", x)
 
 
-class Mixer(nn.Module):
+class Mixer(MapBackbone):
     """An MLP-Mixer: images [n H W c] to logits [n k]; its fields are the config group `model`.
 
     The kernels across tokens fix the number of patches, thus the image size. Parameters are named as in the authors'
@@ -110,7 +113,9 @@ class Mixer(nn.Module):
         check_rates(self, "dropout", "stochastic_depth")
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:
+    def __call__(
+        self, images: Float[Array, "n H W c"], *, train: bool, return_features: bool = False
+    ) -> Float[Array, "n k"] | Features:
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         x = PatchEmbedding(square(self.patch_size), self.width, dtype=self.dtype, name="stem")(images)
         n, h, w, d = x.shape
@@ -124,6 +129,8 @@ class Mixer(nn.Module):
             x = layer(self._block(i), x, jax.random.fold_in(rng, i))
 
         x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="pre_head_layer_norm")(x)
+        if return_features:
+            return of_map(x.reshape(n, h, w, d))
         x = x.mean(axis=1)
         if not self.num_classes:
             return x

@@ -13,11 +13,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import dropout
 from vit_jax.models.checks import check_positive, check_rates
-from vit_jax.models.convolutions import conv_general_dilated
-from vit_jax.models.layers import Dtype, drop_path
+from vit_jax.models.features import Features, MapBackbone, of_map
+from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
+from vit_jax.ops.convolution import conv_general_dilated
+from vit_jax.ops.dropout import drop_path, dropout
 
 Norm = Literal["batch", "layer", "group"]
 Stem = Literal["imagenet", "small"]
@@ -103,7 +104,7 @@ class ResidualBlock(nn.Module):
         return nn.relu(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(MapBackbone):
     """A residual network: images [n H W c] to logits [n k]; its fields are the config group `model`.
 
     Batch norm keeps running statistics in the collection `batch_stats`; their variance is that of the batch, where
@@ -134,10 +135,14 @@ class ResNet(nn.Module):
             raise UserError(f"model.norm='group' needs a width divisible by its {GROUPS} groups, not {self.width}")
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:
+    def __call__(
+        self, images: Float[Array, "n H W c"], *, train: bool, return_features: bool = False
+    ) -> Float[Array, "n k"] | Features:
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         trunk_rng, summary_rng, head_rng = jax.random.split(rng, 3)
         x = self._trunk(images.astype(self.dtype), trunk_rng, train=train)
+        if return_features:
+            return self.last_features(x, summary_rng, train=train)
         x = self.summarise(x, summary_rng, train=train)
         x = dropout(x, self.dropout, head_rng, train=train)
         if not self.num_classes:
@@ -174,6 +179,10 @@ class ResNet(nn.Module):
     def drop_rate(self, number: int) -> float:
         """The rate of stochastic depth of a block, counted from 0."""
         return self.stochastic_depth * number / max(self.depth - 1, 1)
+
+    def last_features(self, x: Float[Array, "n h w c"], rng: Key[Array, ""], *, train: bool) -> Features:
+        """Those of the last map."""
+        return of_map(x)
 
     def summarise(self, x: Float[Array, "n h w c"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n c"]:
         """What the head reads of the last map."""

@@ -14,10 +14,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.checks import check_positive, check_rates, check_widths
-from vit_jax.models.convolutions import conv_general_dilated
+from vit_jax.models.features import Features, MapBackbone, of_map
 from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import Layer, check_stages
+from vit_jax.ops.convolution import conv_general_dilated
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -57,7 +58,7 @@ class PreactivationBlock(nn.Module):
         return x + self.conv(4 * c, (1, 1), name="conv3")(y)
 
 
-class ResNetV2(nn.Module):
+class ResNetV2(MapBackbone):
     """Keras's ResNetV2 and dense layers: images [n H W c] to logits [n k]; its fields are the config group `model`.
 
     Batch norm keeps running statistics in the collection `batch_stats`.
@@ -83,10 +84,14 @@ class ResNetV2(nn.Module):
         check_widths(self, "head_widths")
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n k"]:
+    def __call__(
+        self, images: Float[Array, "n H W c"], *, train: bool, return_features: bool = False
+    ) -> Float[Array, "n k"] | Features:
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         x = self._backbone(images.astype(self.dtype), train=train)
-        x = x.reshape(len(x), -1) if self.pooling == "flatten" else x.mean(axis=(1, 2))
+        if return_features:
+            return of_map(x)
+        x = x.reshape(x.shape[0], -1) if self.pooling == "flatten" else x.mean(axis=(1, 2))
         dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
         for i, width in enumerate(self.head_widths):
             x = nn.relu(dense(width, name=f"head_hidden_{i}")(x))

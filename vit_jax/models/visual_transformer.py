@@ -15,9 +15,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.checks import check_positive
-from vit_jax.models.layers import drop_path
+from vit_jax.models.features import Features, of_map
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import ResNet
+from vit_jax.ops.dropout import drop_path
 
 # Blocks of each stage; whether they are bottlenecks; modules; MLP width. Wu et al. 2020, s. 4: the modules replace the
 # blocks of stage 5 one for one, and work on stage 4's 256 or 1024 channels. The MLP's width is ours, fitted to the
@@ -172,6 +173,10 @@ class VisualTransformer(ResNet):
 
     def summarise(self, x: Float[Array, "n h w c"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n c"]:
         """The mean token, after all modules."""
+        return self.last_features(x, rng, train=train).prefix.mean(axis=1)
+
+    def last_features(self, x: Float[Array, "n h w c"], rng: Key[Array, ""], *, train: bool) -> Features:
+        """The tokens after all modules as prefix, and the map that the last of them reads as patches."""
         for i in range(self.modules):
             if i == 0:
                 tokens = FilterTokenizer(self.tokens, self.dtype, name="tokenizer1")(x)
@@ -181,4 +186,4 @@ class VisualTransformer(ResNet):
             transformer = TokenTransformer(self.key_width, self.mlp_width, self.dtype, name=f"transformer{i + 1}")
             rate = self.drop_rate(self.depth - self.modules + i)
             tokens = transformer(tokens, jax.random.fold_in(rng, i), rate, train=train)
-        return nn.LayerNorm(dtype=self.dtype, name="norm_tokens")(tokens).mean(axis=1)
+        return of_map(x).replace(prefix=nn.LayerNorm(dtype=self.dtype, name="norm_tokens")(tokens))

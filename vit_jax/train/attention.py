@@ -16,9 +16,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from vit_jax import distributed, models, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.models import fused
 from vit_jax.models.attention import MultiHeadDotProductAttention
-from vit_jax.models.layers import kept
+from vit_jax.ops import fused_attention
+from vit_jax.ops.remat import kept
 from vit_jax.train import remat
 
 ROUNDS, CALLS = 5, 10  # the kernels take turns of so many calls; the median of the turns counts
@@ -57,13 +57,17 @@ def kernel_choice(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> 
     None on CPUs, and with `train.deterministic`, which a clock is not.
     """
     device = mesh.devices.flat[0]
-    there = [kernel for kernel in fused.KERNELS if fused.runs_on(kernel, device.platform, device.device_kind)]
+    there = [
+        kernel
+        for kernel in fused_attention.KERNELS
+        if fused_attention.runs_on(kernel, device.platform, device.device_kind)
+    ]
     if prepared.model.get("attention") != "auto" or prepared.train.deterministic or not there:
         return set(), []
     n = prepared.train.batch_size // (sharding.batch_shards(mesh) * prepared.train.accumulate)
     layers = attention_layers(models.create(prepared.model), (n, *shape), mesh.shape["tensor"])
-    can = sharding.on_mesh(lambda kernel: all(_can_compute(kernel, layer.module) for layer in layers), mesh)
-    return layers, [kernel for kernel in there if layers and can(kernel)]
+    can = [kernel for kernel in there if layers and all(_can_compute(kernel, layer.module) for layer in layers)]
+    return layers, can
 
 
 def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor: int) -> set[Layer]:
@@ -75,7 +79,7 @@ def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor
 
     def noted(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto"
+        ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto" and not module.tokens
         if ours and context.method_name == "__call__":
             heads = module.heads // tensor if module.heads % tensor == 0 else module.heads
             found.add(Layer(module.clone(parent=None, name=None, heads=heads), args[0].shape))
@@ -113,7 +117,7 @@ def time_kernels(kernels: tuple[str, ...], layers: Collection[Layer], mesh: Mesh
 def _can_compute(kernel: str, module: nn.Module) -> bool:
     asked = {name: getattr(module, name) for name in ("dtype", "positions", "dropout", "head_width")}
     try:
-        fused.check(kernel, **asked)
+        fused_attention.check(kernel, **asked)
     except UserError:
         return False
     return True

@@ -21,6 +21,7 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, Loader, RandomCrop, Split
 from vit_jax.data.batching import steps_per_epoch
+from vit_jax.ops import fused_attention
 from vit_jax.train import remat
 from vit_jax.train.attention import fastest_attention
 from vit_jax.train.inputs import Inputs, model_fields, num_steps, open_inputs
@@ -129,6 +130,8 @@ def set_up(
 
 def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int) -> dict[str, Any]:
     """The state and the steps of a task on a mesh, jitted, by their names in `Experiment`."""
+    device = mesh.devices.flat[0]
+    fused_attention.check_device(config.model.get("attention", "plain"), device.platform, device.device_kind)
     tx, naming = optimizer(config, task), models.naming_of(task.module)
 
     def init() -> PyTree:

@@ -1,8 +1,6 @@
 """Convolutions of images, whose gradients are fast on CPUs inside loops, too."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,20 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from vit_jax import sharding
-
 ORDER = ("NHWC", "HWIO", "NHWC")  # of the axes of images, kernel and result
-_in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
-
-
-@contextmanager
-def inside_loop() -> Iterator[None]:
-    """Models that are traced under it become the body of a loop."""
-    token = _in_loop.set(True)
-    try:
-        yield
-    finally:
-        _in_loop.reset(token)
 
 
 def conv_general_dilated(
@@ -37,12 +22,11 @@ def conv_general_dilated(
     """`lax.conv_general_dilated` of images, to be given to `nn.Conv`; with groups or dilation it is just that.
 
     XLA's fast convolutions for CPUs want the axes in `ORDER`. It turns those of gradients round itself, but not in a
-    loop's body: a naive one takes their place there, 30 to 100 times as slow (jaxlib 0.11). Under `inside_loop` the
-    gradients are written in that order; they can then not be differentiated forwards (`jax.jvp`).
+    loop's body, as of accumulated gradients: a naive one takes their place there, 30 to 100 times as slow (jaxlib
+    0.11). On CPUs the gradients are written in that order. They cannot be differentiated forwards (`jax.jvp`).
     """
     rates = (options.get(name) or (1,) for name in ("lhs_dilation", "rhs_dilation"))
-    special = options.get("feature_group_count", 1) > 1 or any(rate != 1 for pair in rates for rate in pair)
-    if special or not _in_loop.get() or sharding.devices_of_activations()[0] != "cpu":
+    if options.get("feature_group_count", 1) > 1 or any(rate != 1 for pair in rates for rate in pair):
         return lax.conv_general_dilated(x, kernel, window_strides, padding, **{"dimension_numbers": ORDER, **options})
     strides = tuple(window_strides)
     if isinstance(padding, str):
@@ -59,10 +43,28 @@ def _forward(strides: Any, pads: Any, x: Array, kernel: Array) -> tuple[Array, t
     return _convolution(strides, pads, x, kernel), (x, kernel)
 
 
-def _backward(
-    strides: Any, pads: Any, inputs: tuple[Array, Array], dy: Float[Array, "n h2 w2 d"]
+def _backward(strides: Any, pads: Any, inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(
+        *inputs, dy, cpu=partial(in_order, strides, pads), default=partial(plain_gradients, strides, pads)
+    )
+
+
+_convolution.defvjp(_forward, _backward)
+
+
+def plain_gradients(
+    strides: Any, pads: Any, x: Float[Array, "n h w c"], kernel: Float[Array, "p q c d"], dy: Float[Array, "n h2 w2 d"]
 ) -> tuple[Float[Array, "n h w c"], Float[Array, "p q c d"]]:
-    x, kernel = inputs
+    """Of the images and the kernel, as JAX writes them."""
+    convolution = partial(lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=ORDER)
+    (dx,) = jax.linear_transpose(lambda x: convolution(x, kernel), x)(dy)
+    return dx, jax.linear_transpose(lambda kernel: convolution(x, kernel), kernel)(dy)[0]
+
+
+def in_order(
+    strides: Any, pads: Any, x: Float[Array, "n h w c"], kernel: Float[Array, "p q c d"], dy: Float[Array, "n h2 w2 d"]
+) -> tuple[Float[Array, "n h w c"], Float[Array, "p q c d"]]:
+    """The same, as convolutions whose axes are in `ORDER`."""
     around_y, around_x = [], []
     for axis, ((low, _), stride) in enumerate(zip(pads, strides, strict=True)):
         size, window = x.shape[1 + axis], kernel.shape[axis]
@@ -75,6 +77,3 @@ def _backward(
     # Images are summed over, as channels were: they change places.
     dkernel = convolution(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), padding=around_x, rhs_dilation=strides)
     return dx, dkernel.transpose(1, 2, 0, 3)
-
-
-_convolution.defvjp(_forward, _backward)

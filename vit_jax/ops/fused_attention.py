@@ -4,7 +4,7 @@ softmax(q k^T / sqrt(e)) v for queries [n l a e], keys and values [n m a e] (Dao
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,10 @@ LANES = 128  # Pallas works on blocks of so many tokens
 
 
 def check(kernel: str, *, dtype: str, positions: str, dropout: float, head_width: int) -> None:
-    """Raises `UserError` where the devices have no such kernel, or it cannot do what is asked.
-
-    `dropout` of the probabilities, 0 outside training.
-    """
-    platform, kind = sharding.devices_of_activations()
+    """Raises `UserError` if the kernel cannot do what is asked; `dropout` of the probabilities, 0 outside training."""
     obstacles = {
         f"positions={positions!r}": positions in ("relative", "relative_bias"),
         f"attention_dropout={dropout}": dropout > 0,
-        f"the device {kind!r}": not runs_on(kernel, platform, kind),
     }
     if kernel == "cudnn":
         obstacles |= {
@@ -42,10 +37,20 @@ def check(kernel: str, *, dtype: str, positions: str, dropout: float, head_width
     else:
         obstacles[f"heads of {head_width} channels"] = head_width > LANES and head_width % LANES != 0
     if found := [obstacle for obstacle, there in obstacles.items() if there]:
-        raise UserError(
-            f"model.attention={kernel!r} cannot do {', '.join(found)}; it needs {NEEDS[kernel]}, no attention dropout, "
-            "no positions in the logits; choose 'auto'"
-        )
+        raise UserError(_refusal(kernel, ", ".join(found)))
+
+
+def check_device(kernel: str, platform: str, kind: str) -> None:
+    """Raises `UserError` if devices of this platform and kind, as JAX calls them, have no kernel of that name."""
+    if kernel in KERNELS and not runs_on(kernel, platform, kind):
+        raise UserError(_refusal(kernel, f"the device {kind!r}"))
+
+
+def _refusal(kernel: str, obstacles: str) -> str:
+    return (
+        f"model.attention={kernel!r} cannot do {obstacles}; it needs {NEEDS[kernel]}, no attention dropout, "
+        "no positions in the logits; choose 'auto'"
+    )
 
 
 def runs_on(name: str, platform: str, kind: str) -> bool:
@@ -66,15 +71,16 @@ def cudnn(
     q: Float[Array, "n l a e"], k: Float[Array, "n m a e"], v: Float[Array, "n m a e"]
 ) -> Float[Array, "n l a e"]:
     """By cuDNN, whose backward pass wants even numbers of tokens."""
-    n, l, m = len(q), q.shape[1], k.shape[1]
-    if l % 2 == 0 and m % 2 == 0:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    q, k, v = (_padded(x, 2) for x in (q, k, v))
-    lengths = [jnp.full(n, size, jnp.int32) for size in (l, m)]
-    x = jax.nn.dot_product_attention(
-        q, k, v, query_seq_lengths=lengths[0], key_value_seq_lengths=lengths[1], implementation="cudnn"
-    )
-    return x[:, :l]
+    n, l, m = q.shape[0], q.shape[1], k.shape[1]
+    lengths: dict[str, Any] = {}
+    if l % 2 or m % 2:
+        q, k, v = (_padded(x, 2) for x in (q, k, v))
+        sizes = {"query_seq_lengths": l, "key_value_seq_lengths": m}
+        lengths = {name: jnp.full(n, size, jnp.int32) for name, size in sizes.items()}
+    try:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **lengths)[:, :l]
+    except RuntimeError as error:  # JAX finds no cuDNN, or none that is new enough
+        raise UserError(_refusal("cudnn", f"this machine ({error})")) from error
 
 
 def pallas(

@@ -1,0 +1,158 @@
+"""Every model gives one vector for each place of an image; a ViT computes only those that it is asked for."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from tests import quick
+from tests.models.random_params import random_params
+from tests.models.small import SMALL, small
+from vit_jax.command import UserError
+from vit_jax.models.features import Features
+
+KEY = jax.random.key(0)
+IMAGES = jax.random.normal(jax.random.key(1), (3, 32, 48, 3))
+SHAPES = {  # prefix tokens, grid, width
+    "vit": (4, (4, 6), 32),
+    "deit": (2, (4, 3), 8),
+    "compact": (0, (8, 12), 8),
+    "vit_lite": (1, (4, 6), 8),
+    "mixer": (0, (2, 3), 8),
+    "hybrid": (1, (4, 6), 8),
+    "cnn": (0, (16, 24), 7),
+    "resnet": (0, (4, 6), 64),
+    "resnetv2": (0, (4, 6), 64),
+    "bit": (0, (4, 6), 256),
+    "visual_transformer": (16, (16, 24), 128),
+}
+
+
+def features(model, variables, **options) -> Features:
+    """Computed without optimisations."""
+
+    @quick.jit
+    def apply(variables):
+        return model.apply(variables, IMAGES, **{"train": False, "method": "features"} | options)
+
+    return apply(variables)
+
+
+def variables_of(model):
+    return {"params": jax.tree.map(jnp.asarray, random_params(model, IMAGES, train=False))}
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_each_family_has_them_and_no_head(family):
+    model = small(family)
+    p, grid, d = SHAPES[family]
+    whole = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
+    found = jax.eval_shape(partial(model.apply, train=False, method="features"), whole, IMAGES)
+    assert (found.prefix.shape, found.patches.shape, found.grid) == ((3, p, d), (3, grid[0] * grid[1], d), grid)
+    alone = jax.eval_shape(partial(model.init, train=False, method="features"), KEY, IMAGES)
+    assert jax.tree.map(jnp.shape, alone["params"]).items() <= jax.tree.map(jnp.shape, whole["params"]).items()
+    assert "head" in whole["params"] and "head" not in alone["params"]
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "vit_lite", "compact"])
+def test_all_patches_in_another_order_give_the_same_in_that_order(family):
+    model = small(family)
+    variables = variables_of(model)
+    found = features(model, variables)
+    l = found.patches.shape[1]
+    order = jax.vmap(lambda key: jax.random.permutation(key, l))(jax.random.split(KEY, 3))
+    turned = features(model, variables, keep=order)
+    assert turned.grid == found.grid
+    np.testing.assert_allclose(turned.prefix, found.prefix, rtol=1e-3, atol=1e-4)
+    expected = jnp.take_along_axis(found.patches, order[..., None], axis=1)
+    np.testing.assert_allclose(turned.patches, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["learned", "learned_2d", "sincos2d"])
+def test_the_patches_kept_are_all_that_is_computed_and_have_their_positions(positions):
+    """A block that adds nothing leaves patch plus position; other patches of the image then change nothing."""
+    model = small("vit", positions=positions)
+    variables, keep = variables_of(model), jnp.asarray([[5, 0], [23, 7], [1, 2]])
+    found = features(model, variables, keep=keep)
+    assert found.prefix.shape == (3, 4, 32) and found.patches.shape == (3, 2, 32) and found.grid == (4, 6)
+    visible = jnp.zeros((3, 24)).at[jnp.arange(3)[:, None], keep].set(1).reshape(3, 4, 1, 6, 1, 1)
+    hidden = (IMAGES.reshape(3, 4, 8, 6, 8, 3) * visible).reshape(IMAGES.shape)
+    same = quick.jit(partial(model.apply, train=False, method="features"))(variables, hidden, keep=keep)
+    np.testing.assert_allclose(same.patches, found.patches, rtol=1e-4, atol=1e-5)
+
+    encoder = variables["params"]["Transformer"]
+    for i in range(2):
+        block = encoder[f"encoderblock_{i}"]
+        for silent in (("MultiHeadDotProductAttention_1", "out"), ("MlpBlock_3", "Dense_1")):
+            block[silent[0]][silent[1]] = jax.tree.map(jnp.zeros_like, block[silent[0]][silent[1]])
+    silent = features(model, variables)
+    expected = jnp.take_along_axis(silent.patches, keep[..., None], axis=1)
+    np.testing.assert_allclose(features(model, variables, keep=keep).patches, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["relative", "relative_bias"])
+def test_positions_between_all_patches_need_all(positions):
+    model = small("vit", positions=positions)
+    with pytest.raises(UserError, match=f"keep= leaves out patches, but model.positions='{positions}' needs all"):
+        jax.eval_shape(partial(model.init, train=False, method="features"), KEY, IMAGES, keep=jnp.zeros((3, 1), int))
+
+
+@pytest.mark.parametrize("family", ["cnn", "resnet", "mixer", "visual_transformer"])
+def test_other_models_compute_every_place(family):
+    with pytest.raises(UserError, match="computes all places of an image; keep= needs a ViT"):
+        small(family).init(KEY, IMAGES, train=False, method="features", keep=jnp.zeros((3, 1), int))
+
+
+def test_the_head_reads_them():
+    for family, pooled in (
+        ("vit", lambda f: f.prefix[:, 0]),
+        ("cnn", lambda f: f.patches.reshape(3, -1)),
+        ("resnet", lambda f: f.patches.mean(1)),
+        ("visual_transformer", lambda f: f.prefix.mean(1)),
+    ):
+        model = small(family, **({"dense_widths": ()} if family == "cnn" else {}))
+        variables = quick.jit(partial(model.init, train=False))(KEY, IMAGES)
+        variables = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
+        variables["params"] |= {"head": random_params(model, IMAGES, train=False)["head"]}
+        head = variables["params"]["head"]
+        logits = quick.jit(partial(model.apply, train=False))(variables, IMAGES)
+        expected = pooled(features(model, variables)) @ head["kernel"] + head["bias"]
+        np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+class Parent(nn.Module):
+    """A head of its own on another module's features, under that module's parameter names."""
+
+    backbone: nn.Module
+
+    def setup(self):
+        nn.share_scope(self, self.backbone)
+        self.decoder = nn.Dense(2)
+
+    def __call__(self, images, *, train):
+        return self.decoder(self.backbone.features(images, train=train).patches)
+
+
+def test_a_parent_that_shares_the_scope_reads_them():
+    backbone = small("vit")
+    parent = Parent(backbone)
+    variables = jax.eval_shape(partial(parent.init, train=False), KEY, IMAGES)
+    alone = jax.eval_shape(partial(backbone.init, train=False), KEY, IMAGES)
+    assert variables["params"].keys() == alone["params"].keys() - {"head"} | {"decoder"}
+    assert jax.eval_shape(partial(parent.apply, train=False), variables, IMAGES).shape == (3, 24, 2)
+
+
+def test_training_draws_dropout_and_keeps_statistics():
+    model = small("vit", dropout=0.5)
+    variables = variables_of(model)
+    first, second = (features(model, variables, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
+    assert np.abs(first.patches - second.patches).max() > 0.01
+    model = small("resnet")
+    whole = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
+    _, changed = jax.eval_shape(
+        partial(model.apply, train=True, method="features", mutable="batch_stats"), whole, IMAGES
+    )
+    assert changed["batch_stats"]

@@ -1,0 +1,34 @@
+"""What every model gives beside logits: one vector for each place of the image."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float
+
+from vit_jax.command import UserError
+from vit_jax.trees import PyTree
+
+
+class Features(struct.PyTreeNode):
+    """The last layer's tokens: patches are places of the image, in rows; prefix tokens are none."""
+
+    prefix: PyTree  # [n p d]: class, distillation and register tokens, in this order; p is 0 without any
+    patches: PyTree  # [n l d]: l is h * w, or as many as `keep` named
+    grid: tuple[int, int] = struct.field(pytree_node=False)  # h and w, of all patches
+
+
+def of_map(x: Float[Array, "n h w d"]) -> Features:
+    """The places of a map as patches."""
+    n, h, w, d = x.shape
+    return Features(jnp.zeros((n, 0, d), x.dtype), x.reshape(n, h * w, d), (h, w))
+
+
+class MapBackbone(nn.Module):
+    """A model that computes every place of an image."""
+
+    def features(self, images: Float[Array, "n H W c"], *, train: bool, keep: jax.Array | None = None) -> Features:
+        """The last map; no part of it can be left out by `keep`."""
+        if keep is not None:
+            raise UserError(f"{type(self).__name__} computes all places of an image; keep= needs a ViT")
+        return self(images, train=train, return_features=True)
