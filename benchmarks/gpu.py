@@ -45,7 +45,8 @@ def timed(text: str, seconds: float, out: Path) -> int:
     at = next(i for i, word in enumerate(words) if "=" not in word)
     module = [sys.executable, "-m", f"benchmarks.{words[at]}", *words[at + 1 :], "--out", str(out.resolve())]
     limit = ["timeout", "-s", "KILL", f"{seconds:.1f}", "env"]
-    return subprocess.run([*limit, *words[:at], *module], cwd=REPOSITORY).returncode % 256
+    code = subprocess.run([*limit, *words[:at], *module], cwd=REPOSITORY).returncode
+    return 128 - code if code < 0 else code  # `timeout` kills itself, too
 
 
 def main(argv: Sequence[str]) -> int:

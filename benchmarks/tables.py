@@ -143,7 +143,7 @@ def derived(row: Row, ours: Row | None, ceilings: Any, torch: str) -> Row:
     void = "H200" in row["device"] and (ceilings or {}).get("bfloat16", {}).get("tflops", VOID_BELOW) < VOID_BELOW
     if void or not row["gpu"]:  # on CPUs others' work disturbs it too much
         found["mfu"] = None
-    elif row.get("input_seconds_per_step"):
+    if row["gpu"] and row.get("input_seconds_per_step"):
         found["waits"] = sum(row["input_seconds_per_step"]) / sum(row["seconds_per_step"])
     return found
 

@@ -16,6 +16,8 @@ from benchmarks.trace import Kernel
 from benchmarks.workloads import Case
 from vit_jax import flops, models, trees
 from vit_jax.command import UserError
+from vit_jax.run import flops_per_image
+from vit_jax.step import init_variables
 
 TINY = Case("vit/mu16", "train", "float32", batch_size=4, image_size=32)
 SMALL = ["model.depth=1", "model.width=16"]
@@ -27,10 +29,9 @@ def model_group(name: str) -> dict:
 
 def ours(model: dict, size: int) -> tuple[int, int]:
     """Parameters, and operations of an image's forward pass, of our model."""
-    module, images = models.create(model), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
-    counted = flops.count(lambda v, x: module.apply(v, x, train=False), variables, images)
-    return trees.count(variables["params"]), counted
+    module, shape = models.create(model), (size, size, 3)
+    variables = jax.eval_shape(lambda: init_variables(module, 0, shape))
+    return trees.count(variables["params"]), flops_per_image(module, shape)
 
 
 @pytest.mark.parametrize(("name", "size"), [("cifar10:vit", 32), ("vit/mu16", 224)])
@@ -53,22 +54,28 @@ def test_the_textbook_refuses_what_it_does_not_write() -> None:
         textbook.fields(models.settings("mixer/B16"), 10)
 
 
-def test_the_textbook_drops_out_in_training_only() -> None:
+@jax.jit
+def looks(key: jax.Array) -> list[jax.Array]:
+    """The textbook's logits: evaluated, and trained with three keys, of which two are equal."""
     model = textbook.ViT(2, 6, 1, 7, 2, 3, dropout=0.5)
-    images = jax.random.normal(jax.random.key(1), (5, 4, 4, 3))
-    variables = model.init(jax.random.key(0), images, train=False)
-    evaluated = model.apply(variables, images, train=False)
-    trained = [model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1)]
+    images = jax.random.normal(key, (5, 4, 4, 3))
+    variables = model.init(key, images, train=False)
+    rngs = [{"dropout": jax.random.key(i)} for i in (0, 0, 1)]
+    trained = [model.apply(variables, images, train=True, rngs=each) for each in rngs]
+    return [model.apply(variables, images, train=False), *trained]
+
+
+def test_the_textbook_drops_out_in_training_only() -> None:
+    evaluated, first, same, other = map(np.asarray, looks(jax.random.key(1)))
     assert evaluated.shape == (5, 3)
-    assert (trained[0] == trained[1]).all() and not (trained[0] == trained[2]).any()
-    assert not (trained[0] == evaluated).any()
+    assert (first == same).all() and not (first == other).any() and not (first == evaluated).any()
 
 
 def test_the_textbook_learns_its_batch() -> None:
     model, tx = textbook.ViT(2, 6, 1, 7, 2, 3), optax.adamw(1e-2)
-    images = jax.random.randint(jax.random.key(1), (5, 4, 4, 3), 0, 256).astype(jnp.uint8)
-    train = jax.jit(lambda state: textbook.train_step(model, tx, state, images, jnp.array([0, 1, 2, 0, 1])))
-    state, first = train(textbook.init_state(model, tx, (4, 4, 3)))
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    train = jax.jit(lambda state: textbook.train_step(model, tx, state, images, np.array([0, 1, 2, 0, 1])))
+    state, first = train(jax.jit(lambda: textbook.init_state(model, tx, (4, 4, 3)))())
     for _ in range(9):
         state, last = train(state)
     assert last < first and int(state[2]) == 10

@@ -88,7 +88,8 @@ def test_input_start_and_trace(tmp_path: Path) -> None:
     stages = {"import_seconds": 1.0, "build_seconds": 2.0, "step_seconds": 3.0, "seconds": 6.0}
     write(tmp_path, "startup-1", [{"model": "vit/B16", "dtype": "float32", "cache": "cold", **stages}], CPU)
     shares = {"kinds": {"copies": 0.5, "reductions": 0.004}, "parts": {"MLP": 0.25}, "idle": 0.5}
-    write(tmp_path, "trace-1", [row("ours", seconds_per_step=0.1, kernels_per_step=7, **shares)], GPU)
+    traced = row("", seconds_per_step=0.1, kernels_per_step=7, **shares)
+    write(tmp_path, "trace-1", [{key: traced[key] for key in traced if key != "contender"}], GPU)
     found = tables.tables(tmp_path)
     assert line(found["input"], "feed, streamed")[1:8] == ["photos", "160", "4", "", "feed, streamed", "1,500", ""]
     assert line(found["input"], "torch, crop")[3:8] == ["", "2", "torch, crop", "1,000", "1.50"]
