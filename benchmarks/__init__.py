@@ -1,1 +1,1 @@
-"""How fast this library is, against itself and against peers; measured, written as JSON, and shown in README.md."""
+"""How fast this library is, beside itself and beside peers, and how accurate: measured, kept, and shown in docs/."""

@@ -7,6 +7,7 @@ Ours is the real train step of `configs/imagenet.py:vit_b16` without augmentatio
 `benchmarks.textbook` under `optax.adamw`, with nothing around it.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,66 +19,44 @@ import optax
 
 from benchmarks import textbook
 from benchmarks.machine import RESULTS
-from vit_jax import command, compilation, config, flops, plan, sharding
+from benchmarks.step import planned
+from benchmarks.workloads import check_positive
+from vit_jax import command, plan, sharding
 from vit_jax.command import UserError
-from vit_jax.plan import collectives, hlo, memory, subject, timing, topology
-from vit_jax.plan.topology import Machine
+from vit_jax.plan import topology
 
 PLAIN = ("augment.policy=none", "augment.mixup=0", "augment.crop_area=()", "augment.flip=0", "augment.resize=()")
+SIZE = (224, 224, 3)
 
 
-def ours(machine: Machine, batch_size: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """The real train step."""
-    size = ["data.image_size=(224,)", "model.pre_logits=0", f"train.batch_size={batch_size}"]
-    given = config.load("configs/imagenet.py:vit_b16", [*PLAIN, *size, *overrides])
-    planned = subject.build(subject.prepare(given), machine)
-    return modelled(planned.run.train_step, planned.arguments, machine)
-
-
-def textbooks(machine: Machine, batch_size: int, depth: int) -> dict[str, Any]:
-    """The plain step: cross-entropy, its gradient, AdamW; data-parallel, state donated."""
-    model = textbook.ViT(16, 768, depth, 3072, 12, 1000, dtype=jnp.bfloat16)
+def textbooks(ours: Any, batch_size: int) -> Any:
+    """The plain step, planned in the place of ours; data-parallel, state donated."""
+    model = textbook.ViT(16, 768, 12, 3072, 12, 1000, dtype=jnp.bfloat16)
     tx = optax.adamw(1e-3, weight_decay=0.1)
-    mesh = sharding.make_mesh(sharding.Settings(), machine.devices)
+    mesh = sharding.make_mesh(sharding.Settings(), ours.machine.devices)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    images = jax.ShapeDtypeStruct((batch_size, *SIZE), jnp.uint8, sharding=split)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=split)
+    shapes = jax.eval_shape(lambda: textbook.init_state(model, tx, SIZE))
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
 
-    def init() -> tuple[Any, Any]:
-        params = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
-        return params, tx.init(params)
+    def train_step(state: Any, batch: Any, constants: Any) -> Any:
+        return textbook.train_step(model, tx, state, batch["image"], batch["label"])
 
-    def train_step(state: tuple[Any, Any], images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
-        def loss(params: Any) -> jax.Array:
-            logits = model.apply(params, images.astype(jnp.float32) / 127.5 - 1, train=True)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        value, gradients = jax.value_and_grad(loss)(state[0])
-        updates, opt_state = tx.update(gradients, state[1], state[0])
-        return (optax.apply_updates(state[0], updates), opt_state), value
-
-    images = jax.ShapeDtypeStruct((batch_size, 224, 224, 3), jnp.uint8)
-    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    step = jax.jit(train_step, in_shardings=(whole, split, split), out_shardings=whole, donate_argnums=0)
-    return modelled(step, (jax.eval_shape(init), images, labels), machine)
+    step, batch = jax.jit(train_step, out_shardings=whole, donate_argnums=0), {"image": images, "label": labels}
+    experiment = dataclasses.replace(ours.experiment, train_step=step, abstract_state=state, batch=batch, constants={})
+    return dataclasses.replace(ours, experiment=experiment)
 
 
-def modelled(step: Any, arguments: tuple[Any, ...], machine: Machine) -> dict[str, Any]:
-    """What `vit_jax.plan` says of a jitted step."""
-    with compilation.keeping(False):
-        compiled = step.lower(*arguments).compile()
-    module = hlo.parse(compiled.as_text())
-    devices = len(machine.devices)
-    exchanged = collectives.find(module, devices)
-    products = flops.count(step, *arguments) / devices
-    time = timing.of_tpu(timing.work(module, products, compiled.cost_analysis()), exchanged, machine)
-    needed = memory.of_program(compiled.memory_analysis(), 0, machine.memory)
+def modelled(subject: Any) -> dict[str, Any]:
+    """The time and memory of a step, as `vit_jax.plan` has them."""
+    compiled, needed = plan.compile_step(subject)
+    found = plan.modelled(subject, compiled, price=0)
     return {
-        "step_seconds": time.seconds,
-        "method": time.method,
-        "optimal_seconds": compiled.cost_analysis()["optimal_seconds"],
-        "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
-        "flops": products,
+        "step_seconds": found["step_seconds"],
+        "optimal_seconds": found["compiler"]["optimal_seconds"],
+        "bytes_accessed": found["compiler"]["bytes accessed"],
         "memory": needed.total,
-        "temporaries": needed.temporaries,
     }
 
 
@@ -85,28 +64,24 @@ def main(argv: Sequence[str]) -> int:
     parser = command.Parser(prog="python -m benchmarks.tpu_plan", description="Ours against a textbook ViT-B/16.")
     parser.add_argument("--topology", default="v3:2x2")
     parser.add_argument("--images-per-core", type=int, default=64)
-    parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--out", type=Path, default=RESULTS / "plan-textbook-v3.json", help="the JSON file")
     flags, overrides = parser.parse(argv)
+    check_positive(flags, "images_per_core")
     if topology.split_topologies(flags.topology) != [flags.topology] or flags.topology.startswith("cpu:"):
         raise UserError(f"--topology {flags.topology}: this compiles for one TPU; give e.g. v3:2x2")
     plan.check_out(flags.out)
     topology.prepare([flags.topology])
     machine = topology.describe(flags.topology)
     batch_size = flags.images_per_core * len(machine.devices)
-    found = {
-        "topology": flags.topology,
-        "images_per_core": flags.images_per_core,
-        "depth": flags.depth,
-        "overrides": overrides,
-        **plan.origin(),
-        "textbook": textbooks(machine, batch_size, flags.depth),
-        "ours": ours(machine, batch_size, [f"model.depth={flags.depth}", *overrides]),
-    }
+    size = ["data.image_size=(224,)", "model.pre_logits=0", f"train.batch_size={batch_size}"]
+    ours = planned("configs/imagenet.py:vit_b16", [*PLAIN, *size, *overrides], machine)
+    about = {"topology": flags.topology, "images_per_core": flags.images_per_core, "overrides": overrides}
+    steps = {"textbook": modelled(textbooks(ours, batch_size)), "ours": modelled(ours)}
+    found: dict[str, Any] = {**about, **plan.origin(), **steps}
     for key in ("step_seconds", "optimal_seconds", "memory"):
         found[f"{key}_ratio"] = found["ours"][key] / found["textbook"][key]
     flags.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    print(flags.out.read_text())
     return command.DONE
 
 

@@ -1,50 +1,33 @@
-"""accuracy.md is what the kept results say, and a result is kept only with the command it came from."""
+"""A result is kept only with the command that it came from, and the tables of accuracy are what the results say."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy
-from benchmarks.accuracy import Row
+from benchmarks import accuracy, tables
+from benchmarks.machine import RESULTS
 from tests import tiny
 from tests.conftest import REPOSITORY
-from vit_jax import config
+from vit_jax import compare, config
 from vit_jax.command import UserError
-from vit_jax.config import sweep
 
 SPEC = tiny.spec("cnn")
-SHORT = ["train.steps=3"]
-
-
-@pytest.fixture
-def kept(tmp_path, monkeypatch) -> Path:
-    """An empty folder of results, for a page with one row."""
-    monkeypatch.setattr(accuracy, "FOLDER", tmp_path / "kept")
-    monkeypatch.setattr(accuracy, "PAGE", tmp_path / "accuracy.md")
-    monkeypatch.setattr(accuracy, "SECTIONS", {"T": (Row("tiny CNN", "12.3", SPEC),)})
-    return tmp_path
+PUBLISHED = accuracy.published()
+COMPARISONS = accuracy.read(RESULTS, "comparisons")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    return tiny.finished(tmp_path_factory, "cnn", *SHORT)
-
-
-def test_the_page_is_what_the_results_say():
-    assert (REPOSITORY / "benchmarks" / "accuracy.md").read_text() == accuracy.page()
+    return tiny.finished(tmp_path_factory, "cnn", "train.steps=3")
 
 
 def test_every_row_trains_on_the_data_set_of_its_section():
-    names = {"A": "fashion_mnist", "B": "cifar100", "C": "fashion_mnist", "D": "cifar10", "Imagenette": "imagenette"}
-    found = {
-        (title, config.load(str(REPOSITORY / row.spec)).data.name)
-        for title, rows in accuracy.SECTIONS.items()
-        for row in rows
-    }
-    for section, name in names.items():
-        assert {data.partition("/")[0] for title, data in found if title.startswith(section)} == {name}
-    assert {data for title, data in found if title.startswith("E")} == {"cifar10", "imagenet2012"}
+    names = {"footwear": "fashion_mnist", "visual_transformer": "cifar10", "imagenet": "imagenet2012"}
+    for row in PUBLISHED:
+        data = config.load(str(REPOSITORY / row["config"])).data.name
+        assert data.partition("/")[0] == names.get(row["section"], row["section"])
 
 
 @pytest.mark.parametrize("file", ["fashion_mnist", "cifar100", "footwear", "cifar10", "visual_transformer"])
@@ -52,44 +35,62 @@ def test_every_argument_of_a_reports_config_has_a_row(file):
     with pytest.raises(UserError) as refused:
         config.load(f"{REPOSITORY}/configs/{file}.py:?")
     listed = str(refused.value).partition("choose from ")[2].split(", ")
-    rows = [row.spec for rows in accuracy.SECTIONS.values() for row in rows]
+    rows = [row["config"] for row in PUBLISHED]
     assert len(rows) == len(set(rows)) and {f"configs/{file}.py:{arg}" for arg in listed} <= set(rows)
 
 
-@pytest.mark.parametrize("path", sorted(accuracy.FOLDER.glob("*.json")), ids=lambda path: path.stem)
-def test_the_shipped_configuration_is_still_the_one_that_was_measured(path):
-    found = json.loads(path.read_text())
-    given = config.load(str(REPOSITORY / found["spec"]), found["overrides"])
-    assert config.differences(config.from_dict(found["config"]), given) == {}
+def test_every_result_has_a_row_and_its_configuration_is_still_the_shipped_one():
+    results = accuracy.read(RESULTS, "accuracy").values()
+    assert sum(map(len, accuracy.runs().values())) == len(results) > 0
+    for found in results:
+        given = config.load(str(REPOSITORY / found["spec"]), found["overrides"])
+        assert config.differences(config.from_dict(found["config"]), given) == {}, found["spec"]
 
 
-def test_a_run_joins_the_page_with_its_command(kept, finished):
-    assert accuracy.main([str(finished), SPEC, "--config.train.steps=3"]) == 0
-    text, measured = (kept / "accuracy.md").read_text(), tiny.result(finished)
-    waiting, line = [line for line in text.splitlines() if line.startswith("| tiny CNN")]
-    assert "not yet run on a GPU" in waiting and "not yet run" not in line
-    assert f"**{100 * measured['test/accuracy']:.2f}**" in line and f"{SPEC} --config.train.steps=3" in line
-    [path] = (kept / "kept").iterdir()
-    result = json.loads(path.read_text())
-    assert result["test/accuracy"] == measured["test/accuracy"] and result["versions"]["jax"]
-    assert str(finished) not in path.read_text()
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_the_command_of_a_comparison_is_one_that_compare_takes(name, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    module, *words = shlex.split(COMPARISONS[name]["command"])[2:]
+    assert module == "vit_jax.compare"
+    planned = []
+    monkeypatch.setattr(compare, "check", lambda *given: None)  # needs the data, and the teacher's run
+    monkeypatch.setattr(compare, "train_all", lambda variants, console: planned.extend(variants) or (1, {}))
+    assert compare.main(words) == 1
+    assert len({workdir for variant in planned for _, workdir in variant.runs}) >= 2
 
 
-def test_a_long_command_has_a_file_name_that_systems_take(kept, finished, monkeypatch):
-    monkeypatch.setattr(sweep, "LONGEST", 10)
-    for more in ([], ["--config.seed=0"]):
-        assert accuracy.main([str(finished), SPEC, "--config.train.steps=3", *more]) == 0
-    names = sorted(path.name for path in (kept / "kept").iterdir())
-    assert len(names) == 2 and all(len(name) == 10 + len("-01234567-cpu.json") for name in names)
+def test_a_run_is_kept_with_its_command_and_shown(tmp_path, finished, monkeypatch):
+    measured, row = tiny.result(finished), {"section": "t", "model": "tiny CNN", "published": "12.3", "config": SPEC}
+    monkeypatch.setattr(accuracy, "published", lambda: [row | {"waits_for": "time"}])
+    path = accuracy.keep_run(finished, SPEC, ["train.steps=3"], tmp_path)
+    kept = json.loads(path.read_text())
+    assert kept["test/accuracy"] == measured["test/accuracy"] and kept["versions"]["jax"]
+    assert str(finished) not in path.read_text() and path.name.endswith("-train.steps=3-cpu.json")
+    shown = tables.tables(tmp_path)
+    (line,) = [line for line in shown["t"].splitlines() if line.startswith("| tiny CNN")]
+    assert f"**{100 * measured['test/accuracy']:.2f}** | 120 images" in line
+    assert f"`{SPEC} --config.train.steps=3`" in line and "12.3" in line
+    assert f"time | `{SPEC}`" in shown["waiting"]  # its whole schedule has not run
 
 
-def test_a_run_of_another_command_is_refused(kept, finished):
+def test_a_run_of_another_command_is_refused(tmp_path, finished):
     with pytest.raises(UserError, match=r"was not trained by this command: train\.steps \(3 there, 23 here\)"):
-        accuracy.main([str(finished), SPEC])
-    with pytest.raises(UserError, match=r"configs/x\.py is no row of accuracy\.md; choose from .*tiny"):
-        accuracy.main([str(finished), "configs/x.py"])
+        accuracy.keep_run(finished, SPEC, [], tmp_path)
     with pytest.raises(UserError, match="holds no finished run"):
-        accuracy.main([str(kept), SPEC])
-    with pytest.raises(UserError, match="which configuration trained"):
-        accuracy.main([str(finished)])
-    assert not (kept / "kept").exists()
+        accuracy.keep_run(tmp_path, SPEC, [], tmp_path)
+    with pytest.raises(UserError, match=r"configs/x\.py is no row of published\.csv; choose from configs/"):
+        accuracy.main([str(finished), "configs/x.py"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_is_kept_with_its_command(tmp_path):
+    words = [SPEC, "--sweep", "optim.lr=0.01,0.02", "--config.train.steps=3", "--out", str(tmp_path / "runs")]
+    with pytest.raises(UserError, match="give it whole, with --out"):
+        accuracy.keep_comparison("speed", words[:-2], tmp_path)
+    path = accuracy.keep_comparison("speed", words, tmp_path)
+    found = json.loads(path.read_text())
+    assert found["command"] == " ".join(["python -m vit_jax.compare", *words]) and "CPU" in found["device"]
+    text = tables.tables(tmp_path)["comparison/speed"]
+    for row in found["rows"]:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row['run']} ")]
+        assert f"{100 * row['test/accuracy'][0]:.2f} %" in line

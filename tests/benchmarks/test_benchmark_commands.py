@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import augmentation, flags, gpu, gpu_plan, growth, input, machine, startup, throughput, tpu_plan, trace
-from benchmarks.throughput import Failed, Worker, add_efficiency, contenders, in_turns, list_of
-from benchmarks.workloads import Case
+from benchmarks import gpu, input, machine, startup, throughput, tpu_plan, trace
+from benchmarks.throughput import Failed, Worker, add_efficiency, in_turns
+from benchmarks.workloads import Case, list_of
 from vit_jax import command
 from vit_jax.command import UserError
 
@@ -15,37 +15,29 @@ from vit_jax.command import UserError
 @pytest.mark.parametrize(
     ("module", "argv", "message"),
     [
-        (throughput, "--models vit/B17", "'vit/B17' is unknown"),
+        (throughput, "--models vit/B17", "'vit/B17' is unknown; choose from cifar10:vit, cifar10:cnn, vit/"),
         (throughput, "--modes training", "--modes: 'training' is unknown; choose from train, inference"),
         (throughput, "--dtypes fp16", "choose from float32, bfloat16, float16"),
         (throughput, "--batch-sizes 8,8", "expected different values"),
         (throughput, "--batch-sizes 8,x", "expected numbers of images"),
-        (throughput, "--peer keras", "choose from torch, flax"),
-        (throughput, "--memory none", "choose from own, kept, freed"),
+        (throughput, "--batch-sizes 0", "expected numbers of images"),
+        (throughput, "--image-size 0", "--image-size 0 is not positive"),
+        (throughput, "--peer keras", "choose from torch, torch.compile, flax, or give a checkout"),
+        (throughput, "--peer ../nowhere", "'../nowhere' is unknown"),
         (throughput, "--rounds 0", "--rounds 0 is not positive"),
+        (throughput, "--turn 0", "--turn 0.0 is not positive"),
         (throughput, "--round-s 2", "unrecognized arguments"),
+        (throughput, "--peer torch --config.model.depth=6", "model.depth would change ours alone"),
+        (throughput, "--config.train.batch_size=6", "--models, --dtypes, --batch-sizes are for all"),
         (input, "--batch-size 0", "--batch-size 0 is not positive"),
         (input, "--workers -1", "--workers -1 is negative"),
-        (input, "--peer tf", "choose from torch"),
-        (input, "--config.seed=1", "reads no configuration"),
-        (throughput, "--peer torch --config.model.depth=6", "model.depth would change ours alone, not what it is held"),
-        (throughput, "--config.train.batch_size=6", "--batch-sizes, --dtypes and --image-size are for all"),
+        (input, "--peer tf", "choose from 'torch'"),
+        (input, "--config.seed=1", "takes no overrides"),
         (startup, "--models nothing", "'nothing' is unknown"),
         (startup, "--rounds 0", "--rounds 0"),
-        (augmentation, "--rounds 0", "--rounds 0"),
-        (growth, "--steps 0", "--steps 0, --rounds 3: expected positive numbers"),
-        (growth, "--layers 12,x", "--layers '12,x': expected positive numbers, comma-separated"),
-        (growth, "--processes 0", "--processes '0': expected positive numbers"),
-        (growth, "--devices 2,3", "train.batch_size=128 cannot be divided by 3"),
-        (growth, "--config configs/nothing.py", "configs/nothing.py"),
+        (startup, "--config.seed=1", "takes no overrides"),
         (trace, "--steps 0", "--steps 0 is not positive"),
-        (trace, "--batch-size -1", "--batch-size -1, --image-size 224: expected positive numbers"),
-        (flags, "--flags xla_a=2 --image-size 0", "--image-size 0"),
-        (trace, "--model vit/B17", "'vit/B17' is unknown"),
-        (flags, "--flags autotune=2", "expected XLA's names with values"),
-        (flags, "--flags xla_a=2 --rounds 0", "--rounds 0"),
-        (gpu_plan, "--out plan.json --results nowhere", "nothing there was measured on a100, h100, h200"),
-        (gpu_plan, "--out nowhere/plan.json", "cannot write --out nowhere/plan.json"),
+        (trace, "--models vit/B17", "'vit/B17' is unknown"),
         (gpu, "--minutes 0", "--minutes 0.0 is not positive"),
         (tpu_plan, "--topology cpu:1 --out plan.json", "compiles for one TPU; give e.g. v3:2x2"),
         (tpu_plan, "--topology v3:2x2,v5e:2x2 --out plan.json", "compiles for one TPU"),
@@ -97,45 +89,59 @@ def test_who_breaks_down_does_not_stop_the_others() -> None:
 
 
 def test_training_is_three_forward_passes() -> None:
-    about = vars(Case("vit/B16", "train", "float32", 8))
-    rows = [
-        {**about, "contender": "ours", "images_per_second": 10.0, "flops_per_image": 2 * 10**10},
-        {**about, "contender": "torch", "images_per_second": 5.0},
-        {**about, "mode": "inference", "contender": "ours", "images_per_second": 10.0, "flops_per_image": 2 * 10**10},
-        {**about, "contender": "flax", "failed": "out of memory"},
-    ]
-    add_efficiency(rows, {"float32": 1.2})
-    assert [row.get("tflops") for row in rows] == pytest.approx([0.6, 0.3, 0.2, None])
-    assert rows[0]["mfu"] == pytest.approx(0.5) and rows[1]["mfu"] == pytest.approx(0.25)
+    ours = {"mode": "train", "images_per_second": 10.0, "flops_per_image": 2 * 10**10}
+    rows = [ours, {"mode": "train", "images_per_second": 5.0}, {"mode": "train", "failed": "out of memory"}]
+    add_efficiency(rows, 1.2)
+    assert [row.get("tflops") for row in rows] == pytest.approx([0.6, 0.3, None])
+    assert [row.get("mfu") for row in rows] == pytest.approx([0.5, 0.25, None])
+    inference = [ours | {"mode": "inference"}]
+    add_efficiency(inference, 1.2)
+    assert inference[0]["tflops"] == pytest.approx(0.2)
 
 
-def test_the_textbook_runs_against_vits_only() -> None:
-    peers = ["torch", "flax"]
-    assert contenders(Case("cifar10:vit", "train", "float32", 8), peers) == ["ours", "torch", "torch.compile", "flax"]
-    assert contenders(Case("resnet/50", "train", "float32", 8), peers) == ["ours", "torch", "torch.compile"]
+def test_values_of_a_flag() -> None:
     assert list_of("a, b", "--x") == ["a", "b"]
 
 
-def test_a_worker_that_dies_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def checkout(folder: Path, program: str) -> str:
+    """A folder like another checkout of this repository, whose worker is this program."""
+    (folder / "benchmarks").mkdir(parents=True)
+    (folder / "benchmarks" / "__init__.py").touch()
+    (folder / "benchmarks" / "worker.py").write_text(program)
+    return str(folder)
+
+
+def test_a_worker_that_dies_says_why(tmp_path: Path) -> None:
     program = "import sys; print('noise'); print('@{}', flush=True); sys.exit('ValueError: out of memory')"
-    real = throughput.subprocess.Popen
-    monkeypatch.setattr(
-        throughput.subprocess, "Popen", lambda words, **options: real([sys.executable, "-c", program], **options)
-    )
-    with Worker({}) as dies:
+    with Worker({"contender": checkout(tmp_path / "other", program)}) as dies:
         assert dies.answer() == {}
         with pytest.raises(Failed, match="^ValueError: out of memory$"):
             dies.time(1)
 
 
+def test_another_checkout_does_its_own_work(tmp_path: Path) -> None:
+    """As `ours` of that folder, by the name of the folder; results name no place."""
+    program = """import json, sys
+assert json.loads(sys.argv[1])["contender"] == "ours"
+print('@{"step_seconds": 1}', flush=True)
+for line in sys.stdin:
+    print('@' + json.dumps({"seconds": 2.0 * int(line)}), flush=True)
+"""
+    case = Case("vit/B16", "train", "float32", 8)
+    (row,) = throughput.measure(case, [checkout(tmp_path / "before", program)], [], rounds=2, turn=3.0)
+    assert row["contender"] == "checkout before" and row["steps"] == 3
+    assert row["seconds_per_step"] == [2.0, 2.0] and row["images_per_second"] == 4
+
+
 @pytest.mark.parametrize("together", [False, True])
-def test_contenders_compile_one_by_one_or_together(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_compile_one_by_one_or_together(together: bool) -> None:
     """Never is one timed before all are ready."""
     order = []
 
     class Fake:
-        def __init__(self, job: dict, shares: bool) -> None:
-            self.name, self.ready = job["contender"], False
+        def __init__(self, job: dict, env: dict) -> None:
+            self.name = job["contender"]
+            assert job["keep_freed"] == (self.name == "ours") and env["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
             order.append(f"start {self.name}")
 
         def __enter__(self) -> "Fake":
@@ -154,26 +160,34 @@ def test_contenders_compile_one_by_one_or_together(together: bool, monkeypatch: 
             order.append(f"time {self.name}")
             return {"seconds": 2.0 * steps}
 
-    monkeypatch.setattr(throughput, "Worker", Fake)
     case = Case("vit/B16", "train", "float32", 8)
-    how = {"memory": "own", "rounds": 1, "steps": 0, "turn": 2.0}
-    rows = throughput.measure(case, ["ours", "flax"], [], **how, together=together)
+    rows = throughput.measure(case, ["ours", "flax"], [], rounds=1, turn=2.0, together=together, start=Fake)
     begun = ["start ours", "start flax", "ready ours"] if together else ["start ours", "ready ours", "start flax"]
     assert order == [*begun, "ready flax", "time ours", "end flax", "end ours"]
     assert rows[0]["images_per_second"] == 4 and rows[0]["steps"] == 4
     assert rows[1]["failed"] == "out of memory"
 
 
-def test_a_step_that_hangs_ends_with_its_time() -> None:
-    assert gpu.limited(["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], 0.5) is None
-    assert gpu.limited(["benchmarks"], 60) == 1
+def test_a_step_of_the_list_ends_with_its_time(tmp_path: Path) -> None:
+    """137: killed, with all that it started; else the command's own exit code, with its variables."""
+    assert gpu.timed("throughput --models vit/B16", 0.1, tmp_path) == 137
+    assert gpu.timed("BENCHMARK=1 nowhere", 500, tmp_path) == 1
+
+
+@pytest.mark.parametrize("step", gpu.STEPS)
+def test_a_step_of_the_list_is_one_that_its_command_takes(step: str) -> None:
+    minutes, *words = [word for word in step.split() if not word.startswith("XLA_FLAGS=--")]
+    module = {"throughput": throughput, "trace": trace, "startup": startup, "input": input}[words[0]]
+    assert float(minutes) > 0
+    with pytest.raises(UserError, match="unrecognized arguments: --end"):  # all the others were understood
+        module.main([*words[1:], "--end"])
 
 
 def test_results_are_whole_after_each_row(tmp_path: Path) -> None:
     first, second = (machine.Results("input", tmp_path, device="x") for _ in range(2))
     first.add({"images_per_second": 1.0})
-    again = machine.Results("input", tmp_path)
-    again.content["machine"]["date"] = first.content["machine"]["date"]
-    assert '"images_per_second": 1.0' in first.path.read_text()
+    second.add({"images_per_second": 2.0})
+    assert '"images_per_second": 1.0' in first.path.read_text() and "2.0" in second.path.read_text()
     assert not list(tmp_path.glob("*.tmp")) and second.path.parent == tmp_path
-    assert {"date", "cpu", "cores_used", "versions", "python"} <= first.content["machine"].keys()
+    assert {"date", "cpu", "cpu_units", "cores_used", "versions"} <= first.content["machine"].keys()
+    assert first.content["machine"]["versions"]["jax"]

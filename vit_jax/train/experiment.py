@@ -44,6 +44,7 @@ class Experiment:
     total_steps: int  # 0: as many as fit into `train.seconds`
     batch: dict[str, Any]  # the shapes of a training batch
     constants: dict[str, Any]  # what steps read beside it: arrays, or where they are only described, shapes
+    attention_seconds: dict[str, float]  # of each attention kernel that was timed
     abstract_state: PyTree
     init_state: Callable[[], PyTree]  # born sharded
     train_step: Any  # jitted: (state, batch, constants) -> (state, metrics); the state's memory is reused
@@ -102,8 +103,9 @@ def set_up(
         teacher = open_teacher(config.distill.teacher, prepared, data.class_names) if teaches else None
     if kernel:
         prepared = dataclasses.replace(prepared, model={**prepared.model, "attention": kernel})
-    elif not described:
-        prepared = choose_attention(prepared, mesh, data.preprocessing.shape, console)
+    seconds: dict[str, float] = {}
+    if not (kernel or described):
+        prepared, seconds = choose_attention(prepared, mesh, data.preprocessing.shape, console)
     constants: dict[str, Any] = dict(loader.constants_spec() if described else loader.constants)
     if teacher is not None:
         everywhere = sharding.replicated(mesh)
@@ -122,6 +124,7 @@ def set_up(
             total_steps=num_steps(config, per_epoch),
             batch=loader.spec(config.train.batch_size),
             constants=constants,
+            attention_seconds=seconds,
             **compiled_parts(config, task, mesh, per_epoch),
         )
 
@@ -229,13 +232,13 @@ def with_data(config: Config, data: Data, train: Split | None) -> Config:
 
 def choose_attention(
     prepared: Config, mesh: Mesh, image_shape: tuple[int, int, int], console: Console | None
-) -> Config:
-    """The configuration with the attention kernel that the devices run fastest, where `model.attention` is auto."""
+) -> tuple[Config, dict[str, float]]:
+    """As `fastest_attention`, which it tells."""
     chosen, seconds = fastest_attention(prepared, mesh, input_shape(prepared.augment, image_shape))
     if seconds and console is not None:
         times = ", ".join(f"{kernel} {1000 * of_all:.3g} ms" for kernel, of_all in seconds.items())
         console.print(f"A layer's attention takes {times}: {chosen.model['attention']} is taken", soft_wrap=True)
-    return chosen
+    return chosen, seconds
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
