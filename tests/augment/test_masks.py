@@ -10,7 +10,7 @@ import pytest
 from tests import quick
 from tests.augment.pictures import PLAIN, keys
 from vit_jax import augment
-from vit_jax.augment import VOID, Settings
+from vit_jax.augment import VOID, Settings, views
 from vit_jax.augment.operations import OPERATIONS, WARPS
 from vit_jax.augment.policies import apply_policy, apply_policy_to_mask, chosen, draw
 from vit_jax.command import UserError
@@ -43,7 +43,7 @@ def check_aligned(images: np.ndarray, masks: np.ndarray, least: float = 0.3) -> 
     ids=lambda fields: fields.get("fill", "-".join(fields)),
 )
 def test_geometry_moves_both_alike(fields):
-    move = quick.jit(jax.vmap(partial(augment.geometry, Settings(**fields))))
+    move = quick.jit(jax.vmap(partial(views.geometry, Settings(**fields))))
     moved = move(keys(N), {"image": COLORS[MASKS], "mask": MASKS})
     assert moved["mask"].dtype == np.uint8 and moved["mask"].shape == moved["image"].shape[:3]
     check_aligned(255 * np.asarray(moved["image"]), moved["mask"])

@@ -3,7 +3,7 @@
 Pure and jittable. Every operation takes ONE image, and a random one its key first; the views vmap the whole chain
 once, so that the result for an example depends on that example and its key alone, not on its place in a batch.
 `mix` alone takes a batch. An operation that is off is never traced: with all of them off, `train_view` is `eval_view`
-bit for bit. `geometry` moves an image and its mask alike, `photometry` changes the image alone.
+bit for bit. `views.geometry` moves an image and its mask alike, `views.photometry` changes the image alone.
 """
 
 from vit_jax.augment.corruptions import Corruption, check_corrupted, check_corruption, corrupt
@@ -27,10 +27,8 @@ from vit_jax.augment.sheet import contact_sheet, displayed
 from vit_jax.augment.views import (
     eval_examples,
     eval_view,
-    geometry,
     load,
     normalize,
-    photometry,
     train_examples,
     train_view,
 )
@@ -59,13 +57,11 @@ __all__ = [
     "eval_examples",
     "eval_view",
     "flip",
-    "geometry",
     "input_shape",
     "load",
     "mix",
     "normalize",
     "pad_and_crop",
-    "photometry",
     "random_affine",
     "random_box",
     "random_erase",

@@ -267,7 +267,7 @@ class Trainer:
 
     def split(self, purpose: str) -> Loader:
         """The loader of another split."""
-        return self.data.loader(self.data.split(purpose), self.mesh, fields=self.loader.fields)
+        return self.data.loader(self.data.split(purpose), self.mesh, fields=self.loader.fields).load()
 
     def evaluate(self, variables: PyTree, loader: Loader) -> Evaluator:
         size = evaluation_batch_size(self.experiment.config, self.mesh)
