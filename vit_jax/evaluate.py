@@ -18,6 +18,7 @@ from vit_jax import augment, command, config, distributed, inference, log, model
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
+from vit_jax.inference.predictor import load_variables
 from vit_jax.text import listed
 from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import compile_eval_step, make_task, prefer_determinism
@@ -37,7 +38,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     preprocessing = predictor.preprocessing
     with distributed.same_mistakes():
         data = dataclasses.replace(open_data(given.data, preprocessing.size), preprocessing=preprocessing)
-        if data.class_names != predictor.class_names:
+        if predictor.class_names and data.class_names != predictor.class_names:
             raise UserError(
                 f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
                 f"{_few(predictor.class_names)}; evaluate it on images of its own classes"
@@ -50,10 +51,12 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
             )
         fields = ("image", *tasks.chosen(given.task, tasks.Distill()).targets)
         loader = data.loader(data.split(given.evaluate.split), mesh, fields=fields).load()
-    rules = models.naming_of(predictor.model).rules
-    task = make_task(predictor.config, predictor.class_names, preprocessing.shape)
-    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), predictor.variables, mesh, rules)
-    found = evaluate_split(eval_step, predictor.variables, loader, evaluation_batch_size(given, mesh), task)
+    task = make_task(predictor.config, data.class_names, preprocessing.shape)
+    variables, rules = predictor.variables, models.naming_of(task.module).rules
+    if not task.needs_head:  # it trained more than the backbone that predicts
+        _, variables = load_variables(folder, task.module, task.parts.image_shape, predictor.config, mesh=mesh)
+    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), variables, mesh, rules)
+    found = evaluate_split(eval_step, variables, loader, evaluation_batch_size(given, mesh), task)
     return {
         "step": predictor.step,
         "images": found.size,

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.command import UserError
@@ -28,6 +28,7 @@ __all__ = [
     "fields",
     "gathered",
     "make_forward",
+    "model_fields",
     "names",
     "register",
     "settings",
@@ -78,6 +79,13 @@ def chosen(task: Mapping[str, Any], distill: Distill) -> type[Task]:
     if task["name"] != "classification":
         raise UserError(f"distill.teacher teaches classification, not task {task['name']!r}; leave it out")
     return Distillation
+
+
+def model_fields(
+    model: Mapping[str, Any], task: Mapping[str, Any], distill: Distill, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The group `model` with an output for each class, where the task uses the model's own head; else without one."""
+    return {**model, "num_classes": len(class_names) if chosen(task, distill).needs_head else 0}
 
 
 def check(task: Mapping[str, Any], model: Mapping[str, Any], distill: Distill) -> None:

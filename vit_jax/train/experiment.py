@@ -24,7 +24,7 @@ from vit_jax.data.batching import steps_per_epoch
 from vit_jax.ops import fused_attention
 from vit_jax.train import remat
 from vit_jax.train.attention import fastest_attention
-from vit_jax.train.inputs import Inputs, model_fields, num_steps, open_inputs
+from vit_jax.train.inputs import Inputs, num_steps, open_inputs
 from vit_jax.train.teacher import open_teacher
 from vit_jax.trees import PyTree
 
@@ -227,7 +227,8 @@ def with_data(config: Config, data: Data, train: Split | None) -> Config:
         mean, std = train.statistics() if train is not None else (np.full(data.preprocessing.channels, 0.5),) * 2
         std = np.maximum(std, 1 / 255)  # a constant channel
         settings = dataclasses.replace(settings, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
-    return dataclasses.replace(config, model=model_fields(config, data.class_names), augment=settings)
+    fields = tasks.model_fields(config.model, config.task, config.distill, data.class_names)
+    return dataclasses.replace(config, model=fields, augment=settings)
 
 
 def choose_attention(
