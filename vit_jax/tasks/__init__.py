@@ -10,6 +10,7 @@ from vit_jax.command import UserError
 from vit_jax.tasks.base import Aux, Distill, Evaluator, Examples, Parts, Rngs, Task, Teacher, gathered, make_forward
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
 
 __all__ = [
     "TASKS",
@@ -36,6 +37,7 @@ __all__ = [
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "masked_autoencoder": MaskedAutoencoder,
 }
 
 
