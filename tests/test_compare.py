@@ -11,9 +11,15 @@ from rich.console import Console
 from tests import tiny
 from vit_jax import compare
 from vit_jax.command import UserError
+from vit_jax.train import Result
 
 SPEC = tiny.spec("cnn")
 BLURRED = ("--config.perturb.kind=blur", "--config.perturb.severity=3")
+
+
+def stopped(workdir) -> Result:
+    """As an interruption leaves a run."""
+    return Result(workdir, 130, {})
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +115,9 @@ def test_a_folder_with_another_run_is_told_first(compared, monkeypatch):
 @pytest.mark.parametrize("field", ["distill.teacher", "init.weights"])
 def test_an_earlier_run_may_be_teacher_or_beginning(field, tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(compare, "train", lambda given, workdir, console: trained.append(workdir.name) or 130)
+    monkeypatch.setattr(
+        compare, "train", lambda given, workdir, console: trained.append(workdir.name) or stopped(workdir)
+    )
     words = [SPEC, "--sweep", f"{field}=,{tmp_path}/tiny-cnn_{field.rpartition('.')[2]}=-seed0", "--out", str(tmp_path)]
     assert compare.main(words) == 130 and len(trained) == 1
     back = [SPEC, "--sweep", words[2].replace("=,", "=") + ",", "--out", str(tmp_path)]
@@ -136,11 +144,11 @@ def test_names_are_printed_whole(compared, monkeypatch, capsys):
     compare.main(flags(compared))
     lines = capsys.readouterr().out.splitlines()
     assert "tiny-cnn dense_widths=(17,) batch_size=40" in [line.strip()[:41] for line in lines]
-    assert "test top-1" in "".join(lines) and "left out for lack of width" in "".join(lines)
+    assert "test acc" in "".join(lines) and "left out for lack of width" in "".join(lines)
 
 
 def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "train", lambda given, workdir, console: 130)
+    monkeypatch.setattr(compare, "train", lambda given, workdir, console: stopped(workdir))
     assert compare.main([SPEC, "--out", str(tmp_path)]) == 130
 
 

@@ -17,6 +17,7 @@ SAVED = {  # by version 16d3a41, before there were tasks
     "imagenet21k_b16.json": "configs/imagenet21k.py:b16",
     "deit3_s16.json": "configs/deit.py:deit3_s16",
 }
+NEW = ("augment.extra",)  # fields that came later
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +38,17 @@ def old_form(given: config.Config) -> dict:
     task = tree.pop("task")
     tree["train"] |= {key: task[key] for key in ("loss", "label_smoothing")}
     tree["evaluate"]["metric"] = "accuracy"
+    for key in NEW:
+        group, _, field = key.partition(".")
+        assert tree[group].pop(field) == getattr(getattr(config.Config(), group), field)
     return json.loads(json.dumps(tree))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_every_recipe_has_the_numbers_that_it_had_when_it_was_saved(spec):
     given = config.load(spec)
-    assert config.from_dict(old_form(given)) == given
+    if given.task["name"] == "classification":  # there was no other task
+        assert config.from_dict(old_form(given)) == given
 
 
 def test_the_old_form_is_what_was_written():

@@ -115,7 +115,7 @@ def test_an_override_that_is_wrong(override, expected):
         ("c.train.update(epoch=3)", r"given\.py:6: config has no field 'train\.epoch'; did you mean train\.epochs"),
         ("c['optim']['lr'] = 'high'", r"given\.py:6: optim\.lr='high' is a str, expected a float$"),
         ("c.seed = 1.5", r"given\.py:6: seed=1\.5 is a float, expected an int$"),
-        ("c.task = {'name': 'clasification'}", r"given\.py:6: task 'clasification' is unknown; choose from clas"),
+        ("c.task = {'name': 'clasification'}", r"given\.py:6: task 'clasification' is unknown; did you mean 'clas"),
         ("c.task = {'loss': 'softmax'}", r"given\.py:6: config\.task has no name; start from tasks\.settings\(NAME\)"),
         ("return None", "get_config returned NoneType, not a ConfigDict; start from config.default"),
         ("raise IndexError('no such\\n row')", r"given\.py:6: IndexError: no such row$"),

@@ -119,7 +119,7 @@ def test_the_head_reads_them():
         variables["params"] |= {"head": random_params(model, IMAGES, train=False)["head"]}
         head = variables["params"]["head"]
         logits = quick.jit(partial(model.apply, train=False))(variables, IMAGES)
-        expected = pooled(features(model, variables)) @ head["kernel"] + head["bias"]
+        expected = pooled(features(model, variables)) @ head["kernel"] + head["bias"][None]
         np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -152,7 +152,8 @@ def test_training_draws_dropout_and_keeps_statistics():
     assert np.abs(first.patches - second.patches).max() > 0.01
     model = small("resnet")
     whole = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
+    rngs = {"dropout": jax.random.key(0)}
     _, changed = jax.eval_shape(
-        partial(model.apply, train=True, method="features", mutable="batch_stats"), whole, IMAGES
+        partial(model.apply, train=True, method="features", mutable="batch_stats", rngs=rngs), whole, IMAGES
     )
     assert changed["batch_stats"]

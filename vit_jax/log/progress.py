@@ -23,7 +23,6 @@ LINES_PER_HEADER = 20
 STARTING = "starting ..."
 WIDTHS = {"loss": 7, "lr": 8, "images/s": 8}  # of columns
 WIDTH = 8  # of others
-SHOWN = 3  # metrics on the line of an evaluation: the loss, and the first others
 
 
 class Pace:
@@ -160,8 +159,9 @@ class Progress:
         """Prints a line that stays: `epoch 3  step 300  val loss 0.3100  acc 91.20 %`."""
         split = next(iter(scalars), "").rpartition("/")[0]
         values = _without_prefix(scalars)
-        known = sorted((name for name in METRICS if name in values), key=lambda name: name != "loss")
-        shown = [f"{METRICS[name].short} {metric_value(name, values[name])}" for name in known[:SHOWN]]
+        brief = (name for name, metric in METRICS.items() if metric.brief and name in values)
+        known = sorted(brief, key=lambda name: name != "loss")
+        shown = [f"{METRICS[name].short} {metric_value(name, values[name])}" for name in known]
         epoch, last_epoch = self._epoch(step), self._epoch(self._total_steps)
         line = Text(f"epoch {epoch:>{_digits(last_epoch)}}  step {step:>{_digits(self._total_steps)}}  ")
         line.append(" ".join(filter(None, [split, "  ".join(shown)])), style="bold")

@@ -1,17 +1,30 @@
 """The config group `optim`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vit_jax.setting import setting
+
+
+def _optimizers() -> Iterable[str]:
+    from vit_jax.optim.optimizers import OPTIMIZERS  # which import this file
+
+    return OPTIMIZERS
+
+
+def _schedules() -> Iterable[str]:
+    from vit_jax.optim.schedules import SCHEDULES
+
+    return SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The config group `optim`."""
 
-    name: str = "adamw"  # see `optimizers`
+    name: str = setting("adamw", choices=_optimizers)  # see `optimizers`
     lr: float = 1e-3  # peak learning rate
-    schedule: str = "cosine"  # of the learning rate, after the warm-up
+    schedule: str = setting("cosine", choices=_schedules)  # of the learning rate, after the warm-up
     warmup_steps: int = 0  # with train.seconds a tenth of the run at most
     warmup_epochs: float = 0.0  # instead of warmup_steps
     warmup_start_lr: float = setting(0.0, active_if="optim.warmup_steps or optim.warmup_epochs")  # its first rate
