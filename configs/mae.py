@@ -13,7 +13,7 @@ from vit_jax import config, models, tasks
 def imagenet(size: str) -> ConfigDict:
     """Table 8: 800 epochs in batches of 4,096; learning rate 1.5e-4 for each 256 images."""
     c = config.default()
-    c.model = models.settings(f"vit/{size}", positions="sincos2d", dtype="bfloat16", scan=True, remat="auto")
+    c.model = models.settings(f"vit/{size}", pos_embed="sincos2d", dtype="bfloat16", scan=True, remat="auto")
     c.task = tasks.settings("masked_autoencoder")
     c.data.name = "imagenet2012"
     c.data.image_size = (224,)
@@ -35,8 +35,8 @@ def imagenet(size: str) -> ConfigDict:
 def small() -> ConfigDict:
     """A ViT of 0.45 million parameters and a decoder of a tenth of its work, for 32-pixel images."""
     c = config.default()
-    c.model = models.settings("vit", patch_size=(4,), width=96, depth=6, mlp_width=192, heads=3)
-    c.model.update(class_token=False, positions="sincos2d", pooling="gap")
+    c.model = models.settings("vit", patch_size=(4,), width=96, depth=6, mlp_dim=192, num_heads=3)
+    c.model.update(class_token=False, pos_embed="sincos2d", pooling="gap")
     c.task = tasks.settings("masked_autoencoder", decoder_width=48, decoder_depth=2, decoder_heads=3)
     c.data.name = "cifar10"
     c.augment.flip = 0.5

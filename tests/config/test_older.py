@@ -36,6 +36,9 @@ def old_form(given: config.Config) -> dict:
     """As it was saved before there were tasks."""
     tree = config.to_dict(given)
     task = tree.pop("task")
+    tree["perturb"] = tree.pop("corruption")
+    names = {new: old for old, new in models.RENAMED.items()}
+    tree["model"] = {names.get(key, key): value for key, value in tree["model"].items()}
     tree["train"] |= {key: task[key] for key in ("loss", "label_smoothing")}
     tree["evaluate"]["metric"] = "accuracy"
     for key in NEW:
@@ -107,20 +110,20 @@ def test_the_old_default_metric_is_auto_and_loss_stays():
 
 
 def test_names_in_a_model_and_of_a_group(monkeypatch, caplog):
-    """As if `heads` had once been `num_attention_heads`, and `perturb` `disturb`."""
-    monkeypatch.setitem(older.RENAMED, "model.num_attention_heads", "model.heads")
-    monkeypatch.setitem(older.RENAMED, "disturb", "perturb")
+    """As if `num_heads` had once been `num_attention_heads`, and `corruption` `disturb`."""
+    monkeypatch.setitem(older.RENAMED, "model.num_attention_heads", "model.num_heads")
+    monkeypatch.setitem(older.RENAMED, "disturb", "corruption")
     tree = {"model": models.settings("vit/Ti16"), "disturb": {"kind": "blur", "severity": 2}}
-    tree["model"]["num_attention_heads"] = tree["model"].pop("heads") + 3
+    tree["model"]["num_attention_heads"] = tree["model"].pop("num_heads") + 3
     given = config.from_dict(tree, ["disturb.severity=3"])
-    assert given.model["heads"] == 6 and (given.perturb.kind, given.perturb.severity) == ("blur", 3)
-    assert "disturb.severity is called perturb.severity now" in caplog.text
+    assert given.model["num_heads"] == 6 and (given.corruption.kind, given.corruption.severity) == ("blur", 3)
+    assert "disturb.severity is called corruption.severity now" in caplog.text
     assert config.from_dict({"disturb": {}}) == config.Config()
     with pytest.raises(UserError, match=r"no field 'model\.num_attention_heads'"):  # a CNN has no heads
         config.from_dict({"model": models.settings("cnn/conv3")}, ["model.num_attention_heads=3"])
     assert config.rename_flags(["model.num_attention_heads=3", "disturb.kind=blur"]) == [
         "model.num_attention_heads=3",
-        "perturb.kind=blur",
+        "corruption.kind=blur",
     ]
     c = config.default()
     c.model.width = 5 * c.model.num_attention_heads
@@ -128,9 +131,9 @@ def test_names_in_a_model_and_of_a_group(monkeypatch, caplog):
     c.disturb.kind = "blur"
     c.disturb = {"kind": "noise", "severity": 1}
     given = config.from_dict(c)
-    assert (given.model["width"], given.model["heads"], given.perturb.kind) == (15, 5, "noise")
+    assert (given.model["width"], given.model["num_heads"], given.corruption.kind) == (15, 5, "noise")
     c.model = tree["model"]
-    assert config.from_dict(c).model["heads"] == 6
+    assert config.from_dict(c).model["num_heads"] == 6
 
 
 def test_a_field_that_a_model_has_keeps_its_name(monkeypatch):

@@ -17,7 +17,7 @@ from vit_jax.config.values import check
 
 PACKAGE = Path(vit_jax.__file__).parent
 OWNERS = {
-    "perturb": "augment",
+    "corruption": "augment",
     "augment": "augment",
     "data": "data",
     "optim": "optim",

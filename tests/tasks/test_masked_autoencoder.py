@@ -19,7 +19,7 @@ from vit_jax.tasks import masked_autoencoder
 from vit_jax.workdir import Workdir
 
 SHAPE, PATCH, L = (12, 8, 3), (4, 2), 3 * 4
-ENCODER = {"patch_size": PATCH, "width": 8, "depth": 2, "mlp_width": 12, "heads": 2, "positions": "sincos2d"}
+ENCODER = {"patch_size": PATCH, "width": 8, "depth": 2, "mlp_dim": 12, "num_heads": 2, "pos_embed": "sincos2d"}
 SETTINGS = {"decoder_width": 12, "decoder_depth": 1, "decoder_heads": 3}
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(5, *SHAPE)), jnp.float32)
@@ -116,7 +116,7 @@ def test_the_encoder_keeps_its_names_and_its_work_is_counted():
 @pytest.mark.parametrize(
     ("model", "fields", "expected"),
     [
-        ("vit/mu16", {"positions": "relative"}, "positions='relative'"),
+        ("vit/mu16", {"pos_embed": "relative"}, "pos_embed='relative'"),
         ("cnn/conv3", {}, "not of model 'cnn/conv3'"),
         ("vit/mu16", {"pooling": "map"}, "leave model.pooling at its default"),
         ("vit/mu16", {"pre_logits": 7}, "leave model.pre_logits at its default"),

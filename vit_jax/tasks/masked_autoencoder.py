@@ -37,7 +37,7 @@ class Autoencoder(nn.Module):
     mask_ratio: float
     width: int  # of the decoder, as the next two
     depth: int
-    heads: int
+    num_heads: int
 
     def setup(self) -> None:
         nn.share_scope(self, self.encoder)
@@ -79,7 +79,7 @@ class Autoencoder(nn.Module):
         """Transformer blocks with fixed positions and a final norm."""
         dtype = self.encoder.dtype
         norm = partial(nn.LayerNorm, epsilon=self.encoder.norm_epsilon, dtype=dtype)
-        attention = partial(MultiHeadDotProductAttention, self.heads, self.width // self.heads, dtype=dtype)
+        attention = partial(MultiHeadDotProductAttention, self.num_heads, self.width // self.num_heads, dtype=dtype)
         block = partial(EncoderBlock, attention, partial(MlpBlock, 4 * self.width, dtype=dtype), norm)
         scan, remat = self.encoder.scan, self.encoder.remat
         return Encoder(block, norm, self.depth, "sincos2d", grid, scan=scan, remat=remat, name="decoder")
@@ -135,10 +135,10 @@ class MaskedAutoencoder(Task):
     @classmethod
     def check(cls, settings: "MaskedAutoencoder.Settings", model: Mapping[str, Any], distill: Distill) -> None:
         """Raises `UserError` for a model that cannot leave out patches."""
-        if models.module_class(model["name"]) is not ViT or model["positions"] in ("relative", "relative_bias"):
+        if models.module_class(model["name"]) is not ViT or model["pos_embed"] in ("relative", "relative_bias"):
             raise UserError(
                 f"task 'masked_autoencoder' hides patches of a plain ViT whose positions are added to them, not of "
-                f"model {model['name']!r} with positions={model.get('positions', 'none')!r}"
+                f"model {model['name']!r} with pos_embed={model.get('pos_embed', 'none')!r}"
             )
         head = {name: model[name] for name in ("pre_logits", "head_widths", "norm_after_pooling") if model[name]}
         if head or model["pooling"] == "map":
