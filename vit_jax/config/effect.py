@@ -34,8 +34,8 @@ def check_effect(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     for key in flags:
         if key.startswith("corruption."):
             raise UserError(
-                f"{key} changes nothing in training, nor in its test; corrupt images with `vit_jax.evaluate --config.{key}`, "
-                f"or `vit_jax.compare --evaluate {key}=...`"
+                f"{key} changes nothing in training, nor in its test; corrupt images with "
+                f"`vit_jax.evaluate --config.{key}`, or `vit_jax.compare --evaluate {key}=...`"
             )
         for value, default, needed in unread(configs, key):
             decided = [need for need in map(_key, needed) if need in flags]
