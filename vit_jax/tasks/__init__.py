@@ -11,6 +11,7 @@ from vit_jax.names import claim
 from vit_jax.tasks.base import Aux, Distill, Evaluator, Examples, Parts, Rngs, Task, Teacher, gathered, make_forward
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.means import Means
 
 __all__ = [
     "TASKS",
@@ -18,6 +19,7 @@ __all__ = [
     "Distill",
     "Evaluator",
     "Examples",
+    "Means",
     "Parts",
     "Rngs",
     "Task",
