@@ -1,6 +1,7 @@
 """What docs/extend.md shows: each kind of plug-in is a file outside the package, named in a config and used by it."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
@@ -216,9 +217,9 @@ def test_what_a_plug_in_lacks_is_told():
         outputs = tasks.classification.Classification.outputs
 
     class NoDefault(tasks.classification.Classification):
-        Settings = tasks.classification.dataclass(frozen=True, kw_only=True)(
-            type("Settings", (tasks.TaskSettings,), {"__annotations__": {"angles": int}})
-        )
+        @dataclasses.dataclass(frozen=True, kw_only=True)
+        class Settings(tasks.TaskSettings):
+            angles: int
 
     with pytest.raises(UserError, match="^task 'blind': NoEvaluator has no method evaluator; see vit_jax.tasks.Task$"):
         tasks.register("blind", NoEvaluator)

@@ -135,7 +135,7 @@ def test_runs_of_earlier_versions_are_read(copied):
         del stored[key]
     copied.preprocessing_file.write_text(json.dumps(stored))
     tree = json.loads(copied.config_file.read_text())
-    del tree["perturb"], tree["data"]["draft"], tree["optim"]["rms_decay"]
+    del tree["corruption"], tree["data"]["draft"], tree["optim"]["rms_decay"]
     copied.config_file.write_text(json.dumps(tree))
     given = config.load(tiny.spec("cnn"))
     assert copied.config() == given and copied.images() == {} and copied.changed_images(open_data(given.data)) == ""

@@ -2,13 +2,13 @@
 
     python -m vit_jax.compare configs/a.py configs/b.py:arg --seeds 3 --out D
     python -m vit_jax.compare configs/a.py --sweep data.limit=500,5000 --out D
-    python -m vit_jax.compare configs/a.py --evaluate perturb.kind=none,blur --evaluate perturb.severity=1,5 --out D
+    python -m vit_jax.compare configs/a.py --evaluate corruption.kind=none,blur --evaluate corruption.severity=5 --out D
 
 Every run is checked against its data, weights and teacher before the first one is trained. What is finished is not
 trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every configuration with each
 of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained models with each of the
-values, and trains nothing, as does `--config.perturb.*`; `perturb.kind=none` has no severity, and comes once. D holds
-a folder for each run, and `comparison.md`, `.csv`, `.json`.
+values, and trains nothing, as does `--config.corruption.*`; `corruption.kind=none` has no severity, and comes once.
+D holds a folder for each run, and `comparison.md`, `.csv`, `.json`.
 """
 
 import csv
@@ -36,7 +36,7 @@ from vit_jax.train.experiment import prefer_determinism, use_every_core
 from vit_jax.train.teacher import open_teacher
 from vit_jax.workdir import Workdir, default_workdir
 
-CLEAN = "perturb.kind=none"
+CLEAN = "corruption.kind=none"
 NAME = "comparison"
 FACTS = {
     "parameters": "parameters",
@@ -135,8 +135,8 @@ def evaluations(sweeps: Sequence[str]) -> dict[str, list[str]]:
     found = {}
     for chosen in combinations(sweeps):
         clean = CLEAN in chosen
-        named = [text for text in chosen if text == CLEAN or not (clean and text.startswith("perturb."))]
-        found[" ".join(map(short, named))] = [*named, "perturb.severity=0"] if clean else named
+        named = [text for text in chosen if text == CLEAN or not (clean and text.startswith("corruption."))]
+        found[" ".join(map(short, named))] = [*named, "corruption.severity=0"] if clean else named
     return found
 
 
@@ -184,7 +184,7 @@ def _check_run(
         open_teacher(teacher, prepared, data.class_names)
     for name, chosen in evaluations(sweeps).items():
         changed = config.from_dict(config.to_dict(given), chosen)
-        augment.check_corrupted(changed.perturb, data.preprocessing.channels)
+        augment.check_corrupted(changed.corruption, data.preprocessing.channels)
         if (changed.data, changed.evaluate.split) != (given.data, given.evaluate.split):
             _check_split(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:
@@ -329,8 +329,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--seeds {flags.seeds} is not positive")
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
-    flags.evaluate += [word for word in overrides if word.startswith("perturb.")]  # training does not read them
-    overrides = [word for word in overrides if not word.startswith("perturb.")]
+    overrides, flags.sweep, flags.evaluate = map(config.rename_flags, (overrides, flags.sweep, flags.evaluate))
+    flags.evaluate += [word for word in overrides if word.startswith("corruption.")]  # training does not read them
+    overrides = [word for word in overrides if not word.startswith("corruption.")]
     if flags.out.exists() and not flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a file; give a folder")
     _check_once([*flags.sweep, *overrides])

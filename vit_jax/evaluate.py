@@ -31,19 +31,19 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     `overrides` change the run's configuration (`field=value`). The devices of every process share the work, and the
     parameters as in training (`mesh`). Raises `UserError` for images of other classes.
     """
-    folder = Workdir(workdir)
+    folder, overrides = Workdir(workdir), config.rename_flags(overrides)
     given = folder.config(overrides)
     mesh = sharding.make_mesh(given.mesh)
     predictor = inference.load(workdir, overrides=overrides, mesh=mesh)
     preprocessing = predictor.preprocessing
-    with distributed.same_mistakes():
+    with distributed.raise_on_all_processes():
         data = dataclasses.replace(open_data(given.data, preprocessing.size), preprocessing=preprocessing)
         if predictor.class_names and data.class_names != predictor.class_names:
             raise UserError(
                 f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
                 f"{_few(predictor.class_names)}; evaluate it on images of its own classes"
             )
-        augment.check_corrupted(given.perturb, preprocessing.channels)
+        augment.check_corrupted(given.corruption, preprocessing.channels)
         changed = _changed(workdir, given, overrides)
         if not any(text.startswith("data.") for text in changed) and (numbers := folder.changed_images(data)):
             logging.getLogger(__name__).warning(
@@ -55,7 +55,7 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     variables, rules = predictor.variables, models.naming_of(task.module).rules
     if not task.needs_head:  # it trained more than the backbone that predicts
         _, variables = load_variables(folder, task.module, task.parts.image_shape, predictor.config, mesh=mesh)
-    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), variables, mesh, rules)
+    eval_step = compile_eval_step(step.make_eval_step(task, given.corruption), variables, mesh, rules)
     found = evaluate_split(eval_step, variables, loader, evaluation_batch_size(given, mesh), task)
     return {
         "step": predictor.step,
@@ -70,7 +70,7 @@ def _changed(workdir: Path, given: Config, overrides: Sequence[str]) -> list[str
     """Those of the overrides that change what is evaluated; the split's name stands by itself."""
     fields = config.differences(Workdir(workdir).config(), given)
     read = [key for key in fields if not key.startswith("train.")]
-    return sorted(text for text in overrides if text.partition("=")[0] in read or text.startswith("perturb."))
+    return sorted(text for text in overrides if text.partition("=")[0] in read or text.startswith("corruption."))
 
 
 def main(argv: Sequence[str]) -> int:

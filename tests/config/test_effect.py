@@ -49,7 +49,10 @@ def test_a_flag_that_changes_nothing_is_refused(flag, without):
             r"train\.epochs changes nothing beside train\.steps=100; leave it out, or set train\.steps=0",
         ),
         (["train.epochs=3", "train.seconds=100"], r"train\.epochs changes nothing beside train\.seconds=100"),
-        (["perturb.kind=blur", "perturb.severity=3"], r"changes nothing in training, .*compare --evaluate perturb"),
+        (
+            ["corruption.kind=blur", "corruption.severity=3"],
+            r"changes nothing in training, .*compare --evaluate corruption",
+        ),
     ],
 )
 def test_what_another_field_or_command_decides_is_refused(flags, expected):

@@ -18,7 +18,7 @@ SCRIPT = REPOSITORY / "launch" / "local.sh"
 SMALL = {
     "model.depth": 1,
     "model.width": 16,
-    "model.mlp_width": 16,
+    "model.mlp_dim": 16,
     "optim.lr": 1e-4,  # so small that rounding, which differs with the number of processes, does not grow
     "optim.epsilon": 1e-3,
     "optim.warmup_epochs": 0.0,

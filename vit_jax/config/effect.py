@@ -33,9 +33,9 @@ def check_effect(configs: Sequence[Config], overrides: Sequence[str]) -> None:
                 f"leave it out, or set train.{longer}=0"
             )
     for key in flags:
-        if key.startswith("perturb."):
+        if key.startswith("corruption."):
             raise UserError(
-                f"{key} changes nothing in training, nor in its test; perturb with `vit_jax.evaluate --config.{key}`, "
+                f"{key} changes nothing in training, nor in its test; corrupt images with `vit_jax.evaluate --config.{key}`, "
                 f"or `vit_jax.compare --evaluate {key}=...`"
             )
         for value, default, needed in unread(configs, key):

@@ -15,7 +15,8 @@ from vit_jax.config.schema import NAMED, Config, Schema, schema, validate
 
 # What a resumed run may change: where and how fast it computes, not what.
 MAY_DIFFER = (
-    r"^plugins$|^mesh\.|^log\.|^checkpoint\.|^perturb\.|^data\.(data_dir|cache|threads|max_bad_fraction)$|^model\.(scan|remat|attention)$|"
+    r"^plugins$|^mesh\.|^log\.|^checkpoint\.|^corruption\.|^data\.(data_dir|cache|threads|max_bad_fraction)$|"
+    r"^model\.(scan|remat|attention)$|"
     r"^evaluate\.(every_steps|batch_size|split)$|^train\.deterministic$"
 )
 

@@ -309,7 +309,7 @@ def load_variables(
     part = "ema" if prepared.optim.ema_decay else ""
     damaged, order = False, ([best] if best is not None else []) + steps[::-1]
     if mesh is not None:  # all processes read the same ones
-        order = json.loads(distributed.said_by_first(json.dumps(order[:50])))
+        order = json.loads(distributed.broadcast_from_first(json.dumps(order[:50])))
     for at in order:
         try:
             variables = checkpoint.restore_variables(directory, at, abstract, part, mesh, rules)

@@ -23,7 +23,6 @@ LINES_PER_HEADER = 20
 STARTING = "starting ..."
 WIDTHS = {"loss": 7, "lr": 8, "images/s": 8}  # of columns
 WIDTH = 8  # of others
-SHOWN = 3  # metrics on the line of an evaluation: the loss, the one that ranks checkpoints, and the first others
 
 
 class Pace:
@@ -161,12 +160,12 @@ class Progress:
         """Prints a line that stays: `epoch 3  step 300  val loss 0.3100  acc 91.20 %`."""
         split = next(iter(scalars), "").rpartition("/")[0]
         values = _without_prefix(scalars)
-        first = ("loss", self._monitor)
-        known = sorted((name for name in METRICS if name in values), key=lambda name: [name != x for x in first])
-        shown = [f"{METRICS[name].short} {metric_value(name, values[name])}" for name in known[:SHOWN]]
+        shown = [name for name, metric in METRICS.items() if metric.brief or name == self._monitor]
+        known = sorted((name for name in shown if name in values), key=lambda name: name != "loss")
+        texts = [f"{METRICS[name].short} {metric_value(name, values[name])}" for name in known]
         epoch, last_epoch = self._epoch(step), self._epoch(self._total_steps)
         line = Text(f"epoch {epoch:>{_digits(last_epoch)}}  step {step:>{_digits(self._total_steps)}}  ")
-        line.append(" ".join(filter(None, [split, "  ".join(shown)])), style="bold")
+        line.append(" ".join(filter(None, [split, "  ".join(texts)])), style="bold")
         self._print(line)
 
     def say(self, text: str) -> None:

@@ -19,6 +19,7 @@ class Metric:
     short: str  # on the lines of progress, and as a column
     percent: bool = True  # a share in [0, 1], written as a percentage; else a decimal number
     higher_is_better: bool = True
+    brief: bool = False  # stands on the line that progress prints of each evaluation
     # `(examples, labels, k) -> value` of a classified split, see `metrics.Examples`; None where there is no value.
     # Without it the task's own evaluator computes the metric.
     compute: Callable[..., float | None] | None = None

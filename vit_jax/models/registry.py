@@ -23,6 +23,15 @@ NEEDED = {
     "check": "a method check(image_shape), which raises UserError for (height, width, channels) that it cannot take",
 }
 
+# The name of a field before November 2026 -> its name today; the old ones still work.
+RENAMED = {
+    "heads": "num_heads",
+    "head_width": "head_dim",
+    "mlp_width": "mlp_dim",
+    "token_mlp_width": "token_mlp_dim",
+    "channel_mlp_width": "channel_mlp_dim",
+    "positions": "pos_embed",
+}
 FAMILIES: dict[str, tuple[type[nn.Module], Table]] = {}
 
 
@@ -77,8 +86,8 @@ def settings(name: str, **overrides: Any) -> dict[str, Any]:
     a table's row of no name holds what all of the family have.
     """
     _, row = _look_up(name)
-    given = {**row, **overrides}
     known = fields(name)
+    given = {**row, **{field if field in known else RENAMED.get(field, field): v for field, v in overrides.items()}}
     for field in given:
         if field not in known:
             close = difflib.get_close_matches(field, known, 1)

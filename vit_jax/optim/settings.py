@@ -29,9 +29,9 @@ def _if_read(field: str, chooser: str = "name", *, other: str = "", also: str = 
 class Settings:
     """The config group `optim`."""
 
-    name: str = "adamw"  # see `optimizers`
+    name: str = setting("adamw", choices=lambda: READS["name"])  # see `optimizers`
     lr: float = 1e-3  # peak learning rate
-    schedule: str = "cosine"  # of the learning rate, after the warm-up
+    schedule: str = setting("cosine", choices=lambda: READS["schedule"])  # of the learning rate, after the warm-up
     warmup_steps: int = 0  # with train.seconds a tenth of the run at most
     warmup_epochs: float = 0.0  # instead of warmup_steps
     warmup_start_lr: float = setting(0.0, active_if="optim.warmup_steps or optim.warmup_epochs")  # its first rate

@@ -8,9 +8,22 @@ from typing import Any
 
 from vit_jax.command import UserError
 from vit_jax.names import claim
-from vit_jax.tasks.base import Aux, Distill, Evaluator, Examples, Parts, Rngs, Task, Teacher, gathered, make_forward
+from vit_jax.tasks.base import (
+    Aux,
+    Distill,
+    Evaluator,
+    Examples,
+    Parts,
+    Rngs,
+    Task,
+    TaskSettings,
+    Teacher,
+    gathered,
+    make_forward,
+)
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
 from vit_jax.tasks.means import Means
 
 __all__ = [
@@ -23,6 +36,7 @@ __all__ = [
     "Parts",
     "Rngs",
     "Task",
+    "TaskSettings",
     "Teacher",
     "check",
     "check_settings",
@@ -39,6 +53,7 @@ __all__ = [
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "masked_autoencoder": MaskedAutoencoder,
 }
 
 

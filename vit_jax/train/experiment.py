@@ -92,7 +92,7 @@ def set_up(
     """
     inputs = open_inputs(given) if isinstance(given, Config) else given
     config, data = inputs.config, inputs.data
-    with distributed.same_mistakes():
+    with distributed.raise_on_all_processes():
         mesh = sharding.make_mesh(config.mesh, devices) if devices else make_mesh(config, data)
         check_batch(config, mesh)
         crop = host_crop(config, data, certain=inputs.crops_on_host)
@@ -180,7 +180,7 @@ def _train_step(config: Config, task: tasks.Task, tx: optax.GradientTransformati
         optim.schedule(config.optim, per_epoch, timed=config.train.seconds > 0),
         seed=config.seed,
         total_steps=num_steps(config, per_epoch),
-        trainable=partial(optim.trained, config.optim),
+        trainable=partial(optim.trainable, config.optim),
         accumulate=config.train.accumulate,
         independent=config.data.repeats == 1,
         sam_rho=config.optim.sam_rho,
