@@ -48,8 +48,11 @@ FACTS = {
 
 
 SPLITS = {"best_val": "val best", "val": "val last", "test": "test"}
-# Every column that a table can have. Of the validation only the metric that ranks checkpoints is shown.
-COLUMNS = (*FACTS, *(f"{split}/{name}" for split in SPLITS for name in METRICS))
+
+
+def columns() -> list[str]:
+    """Every column that a table can have. Of the validation only the metric that ranks checkpoints is shown."""
+    return [*FACTS, *(f"{split}/{name}" for split in SPLITS for name in METRICS)]
 
 
 def shown(result: Mapping[str, Any]) -> list[str]:
@@ -57,7 +60,7 @@ def shown(result: Mapping[str, Any]) -> list[str]:
     monitor = result.get("monitor", "accuracy")
     tested = [name for name in METRICS if name != "loss" or name == monitor]
     keys = {*FACTS, f"best_val/{monitor}", f"val/{monitor}", *(f"test/{name}" for name in tested)}
-    return [key for key in COLUMNS if key in keys]
+    return [key for key in columns() if key in keys]
 
 
 def title(key: str) -> str:
@@ -66,8 +69,9 @@ def title(key: str) -> str:
     return f"{SPLITS[split]} {METRICS[name].short}" if split else FACTS[key]
 
 
-# Of the titles, those that stay where not all columns fit.
-IMPORTANT = (*(title(f"test/{name}") for name in METRICS if name != "top5"), "parameters", "time", "test top-5")
+def important() -> list[str]:
+    """Of the titles, those that stay where not all columns fit."""
+    return [*(title(f"test/{name}") for name in METRICS if name != "top5"), "parameters", "time", "test top-5"]
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,7 @@ def cell(key: str, values: Sequence[int | float]) -> str:
 
 def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
     """Prints the table, and writes it as Markdown, CSV (means and deviations apart) and JSON (every seed's value)."""
-    used = [key for key in COLUMNS if any(row.get(key) for row in table)]
+    used = [key for key in columns() if any(row.get(key) for row in table)]
     header = ["run", *map(title, used)]
     texts = [[row["run"], *(cell(key, row.get(key, [])) for key in used)] for row in table]
     _print(header, texts, console)
@@ -301,7 +305,7 @@ def _print(header: Sequence[str], texts: Sequence[Sequence[str]], console: Conso
     columns = list(zip(*texts, strict=True))
     differ = [i for i, column in enumerate(columns) if i == 0 or len(set(column)) > 1 or len(texts) == 1]
     names, *cells = [[text[i] for i in differ] for text in (header, *texts)]
-    log.fitted_table(console, names, cells, IMPORTANT)
+    log.fitted_table(console, names, cells, important())
 
 
 def _mean_and_std(values: Sequence[int | float]) -> tuple[Any, Any]:

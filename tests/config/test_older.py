@@ -10,6 +10,7 @@ from tests.test_configs import SPECS, name
 from vit_jax import config, models
 from vit_jax.command import UserError
 from vit_jax.config import older
+from vit_jax.config.schema import value_of
 
 FIXTURES = REPOSITORY / "tests" / "config" / "fixtures"
 SAVED = {  # by version 16d3a41, before there were tasks
@@ -17,7 +18,7 @@ SAVED = {  # by version 16d3a41, before there were tasks
     "imagenet21k_b16.json": "configs/imagenet21k.py:b16",
     "deit3_s16.json": "configs/deit.py:deit3_s16",
 }
-NEW = ("augment.extra",)  # fields that came later
+NEW = ("plugins", "augment.extra")  # fields that came later
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +43,8 @@ def old_form(given: config.Config) -> dict:
     tree["train"] |= {key: task[key] for key in ("loss", "label_smoothing")}
     tree["evaluate"]["metric"] = "accuracy"
     for key in NEW:
-        group, _, field = key.partition(".")
-        assert tree[group].pop(field) == getattr(getattr(config.Config(), group), field)
+        group, _, field = key.rpartition(".")
+        assert (tree[group] if group else tree).pop(field) == value_of(config.Config(), key)
     return json.loads(json.dumps(tree))
 
 

@@ -119,6 +119,9 @@ class Affine(nn.Module):
     width: int
     num_classes: int = 0
 
+    def check(self, image_shape):
+        pass
+
     @nn.compact
     def __call__(self, images, *, train: bool):
         x = nn.Conv(self.width, (2, 2), name="stem")(images).mean(axis=(1, 2))

@@ -7,6 +7,7 @@ from typing import Any
 from vit_jax.command import UserError
 from vit_jax.config.older import rename_flags
 from vit_jax.config.schema import Config, schema_of, value_of
+from vit_jax.setting import active_if
 
 # Who reads fields of a finished model, and how its mistakes end.
 READERS = {
@@ -68,7 +69,7 @@ def unread(configs: Sequence[Config], key: str) -> Iterator[tuple[Any, Any, list
     found = [(value_of(config, key), schema_of(config)[key]) for config in configs if key in schema_of(config)]
     changed = [(value, f) for value, f in found if value != f.default]
     for value, f in changed[:1]:
-        for clause in filter(None, f.metadata.get("active_if", "").split(" and ")):
+        for clause in filter(None, active_if(f).split(" and ")):
             needed = clause.split(" or ")
             if not any(_holds(config, need) for config in configs for need in needed):
                 yield value, f.default, needed

@@ -180,6 +180,7 @@ class Trainer:
             every_seconds=settings.log.every_seconds,
             console=self.console,
             metrics=self.task.train_metrics,
+            monitor=self.monitor(),
             active=self.active,
         )
 
