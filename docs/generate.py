@@ -31,8 +31,8 @@ def models() -> str:
         "# Models",
         "`vit_jax.create(NAME)` builds a model, and a config file says `c.model = models.settings(NAME)`. A family's "
         "name without a size, such as `vit`, takes sizes of your own. Parameters are counted with 1,000 classes on "
-        "color images of 224 pixels (the plain CNNs: 10 classes; `conv3` on grey images of 28 pixels, `conv6` on "
-        "color images of 32). Tests compare the counts with the papers or with the published code.",
+        "colour images of 224 pixels (the plain CNNs: 10 classes; `conv3` on grey images of 28 pixels, `conv6` on "
+        "colour images of 32). Tests compare the counts with the papers or with the published code.",
     ]
     for family, (module, _) in models.FAMILIES.items():
         names = models.names(f"{family}/*")
