@@ -1,6 +1,6 @@
 """The pages of the site that are made from the code: a hook of mkdocs, which asks for them when it builds.
 
-    python docs/generate.py models.md    # prints one of them
+python docs/generate.py models.md    # prints one of them
 """
 
 import sys

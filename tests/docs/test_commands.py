@@ -84,7 +84,14 @@ def home(tmp_path_factory) -> Path:
     (folder / "configs").symlink_to(REPOSITORY / "configs")
     photos(folder)
     run = REPOSITORY / "tests" / "fixtures" / "older_runs" / "finished"
-    for name in ("digits", "imagenette-pretrain", "cifar100", "cifar10-tiny", "vit_or_cnn/a-seed0", "vit_or_cnn/b-seed0"):
+    for name in (
+        "digits",
+        "imagenette-pretrain",
+        "cifar100",
+        "cifar10-tiny",
+        "vit_or_cnn/a-seed0",
+        "vit_or_cnn/b-seed0",
+    ):
         shutil.copytree(run, folder / "runs" / name)
     return folder
 

@@ -11,6 +11,7 @@ from vit_jax import cli
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "launch" / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
+RECORDED = re.compile(r"<!-- table: .*?<!-- end -->", re.DOTALL)  # of runs that were: see benchmarks/tables.py
 PLACEHOLDER = re.compile(r"\.\.\.|<|NAME|FIELD")
 MODULES = {name: module for name, (module, _) in cli.COMMANDS.items() if module}
 LAUNCHERS = re.compile(r"^(launch/\S+\.sh|launch/slurm\.sbatch)$")
@@ -33,8 +34,8 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def spans(path: Path) -> list[str]:
-    """The code within the text, not that of blocks."""
-    text = FENCED.sub("", path.read_text())
+    """The code within the text, not that of blocks, nor of the tables that say how a run was started."""
+    text = RECORDED.sub("", FENCED.sub("", path.read_text()))
     return [span.replace(r"\|", "|") for span in SPAN.findall(text)]
 
 
