@@ -3,6 +3,7 @@
 python docs/generate.py models.md    # prints one of them
 """
 
+import fnmatch
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,14 +31,15 @@ def models() -> str:
     lines = [
         "# Models",
         "`vit_jax.create(NAME)` builds a model, and a config file says `c.model = models.settings(NAME)`. A family's "
-        "name without a size, such as `vit`, takes sizes of your own. Parameters are counted with 1,000 classes on "
-        "colour images of 224 pixels (the plain CNNs: 10 classes; `conv3` on grey images of 28 pixels, `conv6` on "
-        "colour images of 32). Tests compare the counts with the papers or with the published code.",
+        "name without a size, such as `vit`, takes sizes of your own. The number of parameters depends on the classes "
+        "and, for some models, on the size of the images: the tables say for which it is. Tests compare the counts "
+        "with the papers or with the published code.",
     ]
     for family, (module, _) in models.FAMILIES.items():
         names = models.names(f"{family}/*")
-        rows = "\n".join(f"| `{name}` | {parameters(name):,} |" for name in names)
-        lines += [f"## {family}", source(family, module), f"| name | parameters |\n|---|---:|\n{rows}"]
+        rows = "\n".join(f"| `{name}` | {parameters(name):,} | {counted_for(name)} |" for name in names)
+        header = "| name | parameters | classes, images |\n|---|---:|---|"
+        lines += [f"## {family}", source(family, module), f"{header}\n{rows}"]
     return "\n\n".join([*lines, VIT_OPTIONS]) + "\n"
 
 
@@ -55,6 +57,26 @@ At 224 pixels VT-R18 has 11.89 million parameters and 1,561 million multiply-add
 21.80 and 3,267 (paper: 21.8 and 3,299)."""
 
 
+# The classes and the image shape that a model is made for, by the first pattern that fits its name.
+MADE_FOR = {
+    "cnn/conv3": (10, (28, 28, 1)),
+    "cnn/conv6": (10, (32, 32, 3)),
+    "resnetv2/keras101": (100, (32, 32, 3)),
+    "compact/*/7x2": (1000, (224, 224, 3)),
+    "compact/*": (10, (32, 32, 3)),
+    "*": (1000, (224, 224, 3)),
+}
+
+
+def made_for(name: str) -> tuple[int, tuple[int, int, int]]:
+    return next(size for pattern, size in MADE_FOR.items() if fnmatch.fnmatch(name, pattern))
+
+
+def counted_for(name: str) -> str:
+    classes, (height, width, channels) = made_for(name)
+    return f"{classes:,}, {height} x {width} {'grey' if channels == 1 else 'colour'}"
+
+
 def parameters(name: str) -> int:
     """The number of parameters of a published model; nothing is computed."""
     import jax
@@ -62,11 +84,10 @@ def parameters(name: str) -> int:
 
     from vit_jax import models, trees
 
-    small = {"cnn/conv3": (10, (1, 28, 28, 1)), "cnn/conv6": (10, (1, 32, 32, 3))}
-    classes, shape = small.get(name, (1000, (1, 224, 224, 3)))
+    classes, shape = made_for(name)
     scan = {"scan": True} if "scan" in models.fields(name) else {}  # one block stands for all: traced in no time
     model = models.create(models.settings(name, num_classes=classes, **scan))
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return trees.count(variables["params"])
 

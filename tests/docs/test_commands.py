@@ -48,8 +48,8 @@ INSTEAD = {"hf://google/vit-base-patch16-224": "runs/imagenette-pretrain"}
 PARSED_ONLY = {
     "train --config configs/finetune.py:vit_b16": "the weights come from the network",
     "train --config configs/footwear.py": "the weights come from the network",
-    "train --config configs/finetune.py:runs/imagenette-pretrain,fashion_mnist": "the classes are those of the data set",
-    "train --config configs/fashion_mnist.py:cnn --workdir runs/teacher-cnn": "a run of half an hour, done for the page",
+    "train --config configs/finetune.py:runs/imagenette-pretrain,fashion_mnist": "the classes are Fashion-MNIST's",
+    "train --config configs/fashion_mnist.py:cnn --workdir runs/teacher-cnn": "it takes half an hour",
     "prepare cifar100": "the archive comes from the network",
     "plan --config configs/imagenet.py": "wants the compilers of TPUs and GPUs, and minutes; tests/plan has small ones",
     "plan --config configs/scaling.py": "wants the compiler of TPUs, and minutes",
