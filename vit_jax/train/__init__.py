@@ -16,7 +16,7 @@ from vit_jax.config import Config
 from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
-from vit_jax.train.loop import Trainer, TrainerState
+from vit_jax.train.loop import SAVED_AS, Trainer, TrainerState
 from vit_jax.train.start import start_from
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
@@ -124,7 +124,7 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, inputs: In
         state = experiment.init_state()
         return start_from(state, inputs.arrays) if inputs.arrays else state, TrainerState()
     state, about = restored
-    return state, TrainerState(**about["book"])
+    return state, TrainerState(**about[SAVED_AS])
 
 
 def choose_variables(experiment: Experiment, checkpoints: Checkpoints, state: PyTree) -> PyTree:
