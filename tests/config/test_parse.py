@@ -55,7 +55,7 @@ def test_nothing_given_is_the_default():
         ("trian.epochs=3", r"did you mean train\.epochs"),
         ("epochs=3", r"did you mean train\.epochs"),
         ("optim.learning_rate=1", r"known: optim\.name, optim\.lr, "),
-        ("zzz=3", r"known: seed, model\.name, "),
+        ("zzz=3", r"known: plugins, seed, model\.name, "),
         ("data=cifar10", r"config\.data is a group; set its fields: data\.name, "),
         ("model.widht=3", r"did you mean model\.width"),
         ("model.stages=3", r"no field 'model\.stages'"),  # another model's
