@@ -113,7 +113,7 @@ def waiting(folder: Path = RESULTS) -> list[Row]:
 
 def comparisons(folder: Path = RESULTS) -> Iterator[tuple[str, str, str, list[dict[str, str]]]]:
     """Of each comparison its name; where, when and how it ran; the columns of its table, and the rows."""
-    columns = " | ".join(["run={run}", *(f"{compare.COLUMNS[key]}>{{{key}}}" for key in SHOWN)])
+    columns = " | ".join(["run={run}", *(f"{compare.title(key)}>{{{key}}}" for key in SHOWN)])
     for name, found in read(folder, "comparisons").items():
         rows = [{"run": row["run"]} | {key: compare.cell(key, row[key]) for key in SHOWN} for row in found["rows"]]
         yield name, f"{in_table(found['device'])}, {found['date']}: `{found['command']}`", columns, rows

@@ -25,8 +25,8 @@ from vit_jax.command import UserError
 class EncoderBlock(nn.Module):
     """A pre-norm transformer block with exact GELU."""
 
-    mlp_width: int
-    heads: int
+    mlp_dim: int
+    num_heads: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
@@ -36,11 +36,11 @@ class EncoderBlock(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=xavier, bias_init=nn.initializers.normal(1e-6))
         y = nn.LayerNorm(dtype=self.dtype)(x)
         y = nn.MultiHeadDotProductAttention(
-            num_heads=self.heads, dtype=self.dtype, kernel_init=xavier, deterministic=not train
+            num_heads=self.num_heads, dtype=self.dtype, kernel_init=xavier, deterministic=not train
         )(y, y)
         x = x + drop()(y)
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        y = drop()(nn.gelu(dense(self.mlp_width)(y), approximate=False))
+        y = drop()(nn.gelu(dense(self.mlp_dim)(y), approximate=False))
         return x + drop()(dense(x.shape[-1])(y))
 
 
@@ -54,8 +54,8 @@ class ViT(nn.Module):
     patch_size: int
     width: int
     depth: int
-    mlp_width: int
-    heads: int
+    mlp_dim: int
+    num_heads: int
     num_classes: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
@@ -68,11 +68,11 @@ class ViT(nn.Module):
         x = x.reshape(n, h * w, d)
         cls = self.param("cls", nn.initializers.zeros, (1, 1, d))
         x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)).astype(x.dtype), x], axis=1)
-        positions = self.param("pos_embedding", nn.initializers.normal(stddev=0.02), (1, h * w + 1, d))
-        x = x + positions.astype(x.dtype)
+        pos_embed = self.param("pos_embedding", nn.initializers.normal(stddev=0.02), (1, h * w + 1, d))
+        x = x + pos_embed.astype(x.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for i in range(self.depth):
-            block = EncoderBlock(self.mlp_width, self.heads, self.dropout, self.dtype, name=f"encoderblock_{i}")
+            block = EncoderBlock(self.mlp_dim, self.num_heads, self.dropout, self.dtype, name=f"encoderblock_{i}")
             x = block(x, train=train)
         x = nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x[:, 0]).astype(jnp.float32)
@@ -82,10 +82,10 @@ def fields(model: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     """The sizes of a plain ViT that a `model` group describes; `UserError` where it is more than that."""
     rates = {model.get(name) for name in ("dropout", "projection_dropout", "embedding_dropout")}
     name = model["name"]
-    plain = name.partition("/")[0] == "vit" and len(rates) == 1 and model["class_token"] and not model["head_width"]
+    plain = name.partition("/")[0] == "vit" and len(rates) == 1 and model["class_token"] and not model["head_dim"]
     if not plain:
         raise UserError(f"model {name!r} has no twin in the textbook: it writes plain ViTs with one dropout rate only")
-    sizes = {field: model[field] for field in ("width", "depth", "mlp_width", "heads", "dropout")}
+    sizes = {field: model[field] for field in ("width", "depth", "mlp_dim", "num_heads", "dropout")}
     return {"patch_size": model["patch_size"][0], "num_classes": num_classes, **sizes}
 
 

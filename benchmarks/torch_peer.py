@@ -22,16 +22,16 @@ from vit_jax.command import UserError
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, width: int, mlp_width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, mlp_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.num_heads, self.dropout = num_heads, nn.Dropout(dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
+        self.up, self.down = nn.Linear(width, mlp_dim), nn.Linear(mlp_dim, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, l, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(n, l, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm1(x)).view(n, l, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, l, d)
         x = x + self.dropout(self.out(y))
         y = self.dropout(F.gelu(self.up(self.norm2(x))))
@@ -47,14 +47,14 @@ class ViT(nn.Module):
         self.rate = sizes["dropout"]
         self.embedding = nn.Conv2d(3, width, patch, patch)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // patch) ** 2 + 1, width))
-        args = (width, sizes["mlp_width"], sizes["heads"], self.rate)
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, (image_size // patch) ** 2 + 1, width))
+        args = (width, sizes["mlp_dim"], sizes["num_heads"], self.rate)
         self.blocks = nn.Sequential(*(Block(*args) for _ in range(sizes["depth"])))
         self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, sizes["num_classes"])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.embedding(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1) + self.positions
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         x = self.blocks(F.dropout(x, self.rate, self.training))
         return self.head(self.norm(x)[:, 0])
 

@@ -11,7 +11,7 @@ from vit_jax import config, models
 def vit() -> ConfigDict:
     """The report's, 3,195,146 parameters: 77 % there; 53.08 % in an hour of one CPU core (train.seconds=3600)."""
     c = config.default()
-    c.model = models.settings("vit", patch_size=(4,), width=256, depth=6, mlp_width=512, heads=8, zero_head=False)
+    c.model = models.settings("vit", patch_size=(4,), width=256, depth=6, mlp_dim=512, num_heads=8, zero_head=False)
     c.model.dropout = c.model.projection_dropout = c.model.embedding_dropout = 0.2
     return c
 
@@ -55,8 +55,8 @@ def vit_strong() -> ConfigDict:
 def tiny() -> ConfigDict:
     """69.80 % (images re-encoded as JPEG, quality 75), in 35 minutes of one busy CPU core; 70.05 on two, in 19."""
     c = config.default()
-    c.model = models.settings("vit", patch_size=(4,), width=96, depth=6, mlp_width=192, heads=3)
-    c.model.update(class_token=False, positions="sincos2d", pooling="gap")
+    c.model = models.settings("vit", patch_size=(4,), width=96, depth=6, mlp_dim=192, num_heads=3)
+    c.model.update(class_token=False, pos_embed="sincos2d", pooling="gap")
     c.augment.flip = 0.5
     c.optim.lr = 2e-3
     c.optim.weight_decay = 0.05
@@ -73,7 +73,7 @@ def small() -> ConfigDict:
     In an hour (train.seconds=3600; 35 epochs) 79.74 %.
     """
     c = tiny()
-    c.model = models.settings("compact", convolutions=2, channels=32, width=64, depth=4, mlp_width=128, heads=2)
+    c.model = models.settings("compact", convolutions=2, channels=32, width=64, depth=4, mlp_dim=128, num_heads=2)
     c.augment.crop_padding = 4
     c.train.epochs = 15.0
     return c

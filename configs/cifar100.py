@@ -21,7 +21,7 @@ def plain() -> ConfigDict:
     """A ViT of DeiT's proportions for 32 pixels, regularised for 50,000 images; not yet run on a GPU."""
     c = config.default()
     c.model = models.settings(
-        "vit/Ti16", patch_size=(4,), depth=9, mlp_width=384, class_token=False, pooling="gap", stochastic_depth=0.1
+        "vit/Ti16", patch_size=(4,), depth=9, mlp_dim=384, class_token=False, pooling="gap", stochastic_depth=0.1
     )
     c.augment.crop_padding = 4
     c.augment.flip = 0.5
@@ -58,9 +58,9 @@ def vit() -> ConfigDict:
         patch_size=(6,),
         width=128,
         depth=10,
-        mlp_width=256,
-        heads=8,
-        head_width=128,
+        mlp_dim=256,
+        num_heads=8,
+        head_dim=128,
         class_token=False,
         pooling="flatten",
         mlp_output_activation=True,

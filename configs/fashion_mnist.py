@@ -19,9 +19,9 @@ def vit(patch: int) -> ConfigDict:
         patch_size=(patch,),
         width=64,
         depth=8,
-        mlp_width=128,
-        heads=4,
-        head_width=64,
+        mlp_dim=128,
+        num_heads=4,
+        head_dim=64,
         class_token=False,
         pooling="flatten",
         mlp_output_activation=True,
@@ -55,10 +55,10 @@ def tiny() -> ConfigDict:
         patch_size=(4,),
         width=64,
         depth=6,
-        mlp_width=128,
-        heads=2,
+        mlp_dim=128,
+        num_heads=2,
         class_token=False,
-        positions="sincos2d",
+        pos_embed="sincos2d",
         pooling="gap",
     )
     c.augment.flip = 0.5
@@ -82,7 +82,7 @@ def tiny_strong() -> ConfigDict:
 def small() -> ConfigDict:
     """A compact transformer of 156 thousand parameters: 92.07 % in an hour of one CPU core (train.seconds=3600)."""
     c = tiny_strong()
-    c.model = models.settings("compact", convolutions=2, channels=32, width=64, depth=4, mlp_width=128, heads=2)
+    c.model = models.settings("compact", convolutions=2, channels=32, width=64, depth=4, mlp_dim=128, num_heads=2)
     return c
 
 

@@ -39,7 +39,7 @@ def vit_s16(epochs: float = 90.0) -> ConfigDict:
 
     The linear head is one of the paper's variants, 76.7 % after 90 epochs.
     """
-    c = imagenet("vit/S16", 1024, 10.0, 0.2, class_token=False, pooling="gap", positions="sincos2d")
+    c = imagenet("vit/S16", 1024, 10.0, 0.2, class_token=False, pooling="gap", pos_embed="sincos2d")
     c.train.epochs = epochs
     return c
 

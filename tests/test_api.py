@@ -47,7 +47,7 @@ def test_a_published_model_has_its_published_size():
 
 
 def test_fields_change_the_model_and_no_class_means_no_head():
-    model = vit_jax.create("vit", patch_size=(5,), width=14, depth=3, mlp_width=11, heads=7, pooling="gap")
+    model = vit_jax.create("vit", patch_size=(5,), width=14, depth=3, mlp_dim=11, num_heads=7, pooling="gap")
     features, _ = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 10, 15, 3)), train=False)
     )

@@ -13,7 +13,7 @@ def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
 
     def promising_at_first(self, at, state):
         validate(self, at, state)
-        self.book.validation["val/accuracy"] = 1.0 if at == 9 else 0.1
+        self.so_far.validation["val/accuracy"] = 1.0 if at == 9 else 0.1
 
     monkeypatch.setattr(train.Trainer, "validate", promising_at_first)
     assert tiny.start(tmp_path, "cnn", "evaluate.use=best")[0] == 0
@@ -31,7 +31,7 @@ def test_of_equal_validations_the_last_is_the_best_everywhere(tmp_path, monkeypa
 
     def equal(self, at, state):
         validate(self, at, state)
-        self.book.validation |= {"val/accuracy": float("nan") if at == 9 else 0.5, "val/loss": float(at)}
+        self.so_far.validation |= {"val/accuracy": float("nan") if at == 9 else 0.5, "val/loss": float(at)}
 
     monkeypatch.setattr(train.Trainer, "validate", equal)
     assert tiny.start(tmp_path, "cnn", "train.steps=27")[0] == 0
@@ -44,7 +44,7 @@ def test_a_damaged_best_checkpoint_is_no_traceback(tmp_path, monkeypatch):
 
     def damaged(self, at, state):
         validate(self, at, state)
-        self.book.validation["val/accuracy"] = 1.0 if at == 9 else 0.1
+        self.so_far.validation["val/accuracy"] = 1.0 if at == 9 else 0.1
         if at == 18:
             self.checkpoints.finish()
             tiny.damage(tmp_path, 9)

@@ -19,7 +19,7 @@ from vit_jax.checkpoint import Checkpoints, Damaged, canonical, restore_variable
 from vit_jax.command import UserError
 from vit_jax.train import Experiment
 
-VIT = models.settings("vit", patch_size=(2,), width=4, depth=2, mlp_width=8, heads=2, num_classes=5)
+VIT = models.settings("vit", patch_size=(2,), width=4, depth=2, mlp_dim=8, num_heads=2, num_classes=5)
 CNN = models.settings("cnn", stages=((3,),), dense_widths=(7,), num_classes=5)
 ABOUT = {"book": {"seconds": 1.5, "window": [{"loss": 0.1}]}}
 

@@ -67,8 +67,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 # One narrow block of each model: the whole ones compile for minutes.
 SMALL = {
-    "": ("model.depth=1", "model.width=12", "model.heads=2", "model.channels=8", "optim.warmup_epochs=0"),
-    "vit": ("model.depth=1", "model.width=8", "model.heads=2", "model.head_width=4", "model.head_widths=(17,11)"),
+    "": ("model.depth=1", "model.width=12", "model.num_heads=2", "model.channels=8", "optim.warmup_epochs=0"),
+    "vit": ("model.depth=1", "model.width=8", "model.num_heads=2", "model.head_dim=4", "model.head_widths=(17,11)"),
     "resnet": ("model.stage_sizes=(1,)", "model.width=8", "model.head_widths=(17,)"),
 }
 

@@ -11,9 +11,15 @@ from rich.console import Console
 from tests import tiny
 from vit_jax import compare
 from vit_jax.command import UserError
+from vit_jax.train import Result
 
 SPEC = tiny.spec("cnn")
-BLURRED = ("--config.perturb.kind=blur", "--config.perturb.severity=3")
+BLURRED = ("--config.corruption.kind=blur", "--config.corruption.severity=3")
+
+
+def stopped(workdir) -> Result:
+    """As an interruption leaves a run."""
+    return Result(workdir, 130, {})
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,10 @@ def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
         (["--evaluate", "model.depth=2,3"], "--evaluate depth=3: the trained model has other parameters"),
         (["--evaluate", "data.name=synthetic/8x8x1/7/70"], "name=.*/70: 'synthetic/.*' does not have the classes of"),
         (["--evaluate", "evaluate.split=test,tset"], "split 'tset' of"),
-        (["--config.data.channels=1", "--evaluate", "perturb.kind=grey", "--evaluate", "perturb.severity=1"], "one ch"),
+        (
+            ["--config.data.channels=1", "--evaluate", "corruption.kind=grey", "--evaluate", "corruption.severity=1"],
+            "one ch",
+        ),
     ],
 )
 def test_no_run_is_trained_before_all_are_checked(words, expected, tmp_path, monkeypatch):
@@ -109,7 +118,9 @@ def test_a_folder_with_another_run_is_told_first(compared, monkeypatch):
 @pytest.mark.parametrize("field", ["distill.teacher", "init.weights"])
 def test_an_earlier_run_may_be_teacher_or_beginning(field, tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(compare, "train", lambda given, workdir, console: trained.append(workdir.name) or 130)
+    monkeypatch.setattr(
+        compare, "train", lambda given, workdir, console: trained.append(workdir.name) or stopped(workdir)
+    )
     words = [SPEC, "--sweep", f"{field}=,{tmp_path}/tiny-cnn_{field.rpartition('.')[2]}=-seed0", "--out", str(tmp_path)]
     assert compare.main(words) == 130 and len(trained) == 1
     back = [SPEC, "--sweep", words[2].replace("=,", "=") + ",", "--out", str(tmp_path)]
@@ -118,11 +129,11 @@ def test_an_earlier_run_may_be_teacher_or_beginning(field, tmp_path, monkeypatch
 
 
 def test_a_clean_row_has_no_severity_and_comes_once(compared, tmp_path):
-    sweeps = ["perturb.kind=none,noise", "perturb.severity=1,5", "evaluate.batch_size=7"]
+    sweeps = ["corruption.kind=none,noise", "corruption.severity=1,5", "evaluate.batch_size=7"]
     found = compare.evaluations(sweeps)
     assert list(found) == ["kind=none batch_size=7", *(f"kind=noise severity={i} batch_size=7" for i in (1, 5))]
     assert compare.evaluations([]) == {"": []}
-    noisy = ["perturb.kind=noise", "perturb.severity=3"]  # of the configuration: off all the same
+    noisy = ["corruption.kind=noise", "corruption.severity=3"]  # of the configuration: off all the same
     variants = compare.plan([SPEC], ["model.dense_widths=(5,)"], 1, ["train.steps=12"], compared)
     clean, weak, strong = compare.rows(variants, sweeps, noisy)
     assert clean["run"] == "tiny-cnn dense_widths=(5,) kind=none batch_size=7"
@@ -136,11 +147,11 @@ def test_names_are_printed_whole(compared, monkeypatch, capsys):
     compare.main(flags(compared))
     lines = capsys.readouterr().out.splitlines()
     assert "tiny-cnn dense_widths=(17,) batch_size=40" in [line.strip()[:41] for line in lines]
-    assert "test top-1" in "".join(lines) and "left out for lack of width" in "".join(lines)
+    assert "test acc" in "".join(lines) and "left out for lack of width" in "".join(lines)
 
 
 def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "train", lambda given, workdir, console: 130)
+    monkeypatch.setattr(compare, "train", lambda given, workdir, console: stopped(workdir))
     assert compare.main([SPEC, "--out", str(tmp_path)]) == 130
 
 
@@ -152,7 +163,10 @@ def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
         ([SPEC, "--sweep", "optim.lr=1e-3,0.001"], "lr=0.001 is compared with itself under the name tiny-cnn lr=1e-3"),
         ([SPEC, "--sweep", "optim.lr=1,2", "--sweep", "optim.lr=3"], "optim.lr is given twice"),
         ([SPEC, "--sweep", "optim.lr=1,2", "--config.optim.lr=3"], "optim.lr is given twice"),
-        ([SPEC, "--evaluate", "perturb.seed=1", "--evaluate", "perturb.seed=2"], "perturb.seed is given twice"),
+        (
+            [SPEC, "--evaluate", "corruption.seed=1", "--evaluate", "corruption.seed=2"],
+            "corruption.seed is given twice",
+        ),
         ([SPEC, "--sweep", "optim.lr"], "expected FIELD=VALUE"),
         ([SPEC, "--sweep", "optim.learning=1"], "has no field"),
         ([SPEC, tiny.spec("vit"), "--sweep", "model.dense_widths=(5,)"], "^[^:]*:vit: config has no field 'model"),
@@ -161,9 +175,9 @@ def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
         ([SPEC, "--evaluate", "data.limit=20,40"], "data.limit changes nothing"),
         ([SPEC, "--seeds", "0"], "not positive"),
         ([SPEC, "--sweep", "distill.weight=0.5,0.9"], r"distill.weight=0\.9 changes nothing without distill.teacher"),
-        ([SPEC, "--sweep", "perturb.seed=1,2"], r"changes nothing in training, .*compare --evaluate perturb\."),
+        ([SPEC, "--sweep", "corruption.seed=1,2"], r"changes nothing in training, .*compare --evaluate corruption\."),
         ([SPEC, *BLURRED, "--config.optim.nesterov=true"], "without optim.name=sgd"),
-        ([SPEC, *BLURRED, "--evaluate", "perturb.severity=1,5"], "perturb.severity is given twice"),
+        ([SPEC, *BLURRED, "--evaluate", "corruption.severity=1,5"], "corruption.severity is given twice"),
         (["configs/digitz.py"], "did you mean"),
     ],
 )
@@ -195,7 +209,7 @@ def test_names_that_folders_cannot_have_stay_apart(tmp_path):
 
 def test_a_flag_that_perturbs_is_for_the_evaluation(compared, tmp_path):
     words = [SPEC, "--config.train.steps=12", "--config.model.dense_widths=(5,)", "--out", str(tmp_path)]
-    evaluated = ["--evaluate", "perturb.kind=blur", "--config.perturb.severity=3"]
+    evaluated = ["--evaluate", "corruption.kind=blur", "--config.corruption.severity=3"]
     assert compare.main([*words, *evaluated, "--sweep", "optim.lr=3e-2"]) == 0
     [row] = json.loads((tmp_path / "comparison.json").read_text())
     assert row["run"] == "tiny-cnn lr=3e-2 kind=blur severity=3"

@@ -56,7 +56,7 @@ def test_jaxs_own_variable_decides(tmp_path):
 
 def instructions(depth: int, scan: bool) -> int:
     """Of a training step, before the compiler sees it."""
-    sizes = {"patch_size": (2,), "width": 6, "mlp_width": 10, "heads": 2, "num_classes": 7, "dropout": 0.1}
+    sizes = {"patch_size": (2,), "width": 6, "mlp_dim": 10, "num_heads": 2, "num_classes": 7, "dropout": 0.1}
     model = models.settings("vit", depth=depth, scan=scan, **sizes)
     view = {"mean": (0.5,), "std": (0.5,)}
     given = config.from_dict({"model": model, "augment": view, "train": {"batch_size": 5, "steps": 3}})

@@ -89,7 +89,7 @@ def test_a_teacher_of_other_classes_is_refused(teacher, tmp_path, caplog):
 def test_a_teacher_of_published_weights(teacher, tmp_path):
     """A folder written for `transformers`: its logits, through the student's normalisation, are the model's own."""
     size, names = (10, 15), ("class 0", "class 1", "class 2")
-    model = models.settings("vit", patch_size=(5,), width=6, depth=1, mlp_width=7, heads=2, num_classes=3)
+    model = models.settings("vit", patch_size=(5,), width=6, depth=1, mlp_dim=7, num_heads=2, num_classes=3)
     variables = {"params": random_params(models.create(model), np.zeros((1, *size, 3), np.float32), train=False)}
     view = pretrained.Preprocessing(size, "stretch", 1.0, "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
     save_huggingface(tmp_path / "hf", model, variables, names, view, size)

@@ -146,7 +146,7 @@ mine, ours = os.environ["JAX_PROCESS_ID"], pathlib.Path(sys.argv[1])
 
 def mistakes():
     def own():
-        with distributed.same_mistakes():
+        with distributed.raise_on_all_processes():
             if mine == "1":
                 raise command.UserError("no such file; give another")
 
@@ -242,7 +242,7 @@ def test_nothing_stays_in_a_folder_that_was_checked(tmp_path):
 def test_a_single_process_writes_into_no_folder_and_makes_its_own_mistakes(tmp_path):
     distributed.check_shared(tmp_path / "run")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="^mine$"), distributed.same_mistakes():
+    with pytest.raises(UserError, match="^mine$"), distributed.raise_on_all_processes():
         raise UserError("mine")
 
 
@@ -257,7 +257,7 @@ with distributed.joined():
     code, _ = tiny.start(ours / "student", "cnn", *given)
     print("trained", code)
     try:
-        with distributed.same_mistakes():
+        with distributed.raise_on_all_processes():
             if mine == "1":
                 raise command.UserError("no such file; give another")
             inference.load(teacher)

@@ -225,10 +225,10 @@ def test_images_of_another_size_are_brought_to_the_size_of_the_run(copied):
 
 def test_another_evaluation_of_the_split_has_a_file_of_its_own(copied, capsys):
     clean = command(copied, "--config.evaluate.batch_size=7", "--config.mesh.fsdp=1")
-    noisy = ["--config.perturb.kind=noise", "--config.perturb.severity=5"]
-    found = command(copied, *noisy, split="test-perturb.kind=noise-perturb.severity=5")
-    assert (clean["with"], found["with"]) == ([], ["perturb.kind=noise", "perturb.severity=5"])
-    assert "40 images, with perturb.kind=noise perturb.severity=5;" in capsys.readouterr().out
+    noisy = ["--config.corruption.kind=noise", "--config.corruption.severity=5"]
+    found = command(copied, *noisy, split="test-corruption.kind=noise-corruption.severity=5")
+    assert (clean["with"], found["with"]) == ([], ["corruption.kind=noise", "corruption.severity=5"])
+    assert "40 images, with corruption.kind=noise corruption.severity=5;" in capsys.readouterr().out
     assert (
         json.loads((copied / "evaluation-test.json").read_text()) == clean and clean["test/loss"] < found["test/loss"]
     )
@@ -264,8 +264,8 @@ def test_a_run_without_a_usable_checkpoint(copied, tmp_path):
 
 def test_perturbed_images_cost_accuracy_and_do_not_depend_on_the_batch(copied):
     plain = evaluate.evaluate_run(copied)
-    perturbed = ["perturb.kind=noise", "perturb.severity=5"]
+    perturbed = ["corruption.kind=noise", "corruption.severity=5"]
     found = [evaluate.evaluate_run(copied, [*perturbed, f"evaluate.batch_size={size}"]) for size in (7, 40)]
     assert found[0] == found[1] and found[0]["test/loss"] > plain["test/loss"]
     with pytest.raises(UserError, match="set both or neither"):
-        evaluate.evaluate_run(copied, ["perturb.kind=blur"])
+        evaluate.evaluate_run(copied, ["corruption.kind=blur"])

@@ -120,7 +120,7 @@ def test_macro_f1_ignores_classes_that_never_occur():
 
 def test_blocks_of_rows_do_not_show(monkeypatch):
     whole = metrics.summarize(LOGITS, LABELS)
-    monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 13)
+    monkeypatch.setattr(metrics.classification, "ROWS_AT_ONCE", 13)
     assert metrics.summarize(LOGITS, LABELS) == whole
 
 

@@ -16,7 +16,7 @@ N, SHAPE = 64, (32, 32, 3)
 AUTO = config.from_dict(
     {
         "model": models.settings(
-            "vit", patch_size=(4,), width=16, depth=4, mlp_width=64, heads=2, num_classes=3, scan=True, remat="auto"
+            "vit", patch_size=(4,), width=16, depth=4, mlp_dim=64, num_heads=2, num_classes=3, scan=True, remat="auto"
         ),
         "augment": {"mean": (0.5,), "std": (0.5,)},
         "train": {"batch_size": N, "steps": 5},

@@ -186,7 +186,7 @@ def test_texture_explains_mistakes(tmp_path, finished):
         ("--images", "-1"): "--images -1 is negative",
         ("--seed", "-1"): "--seed -1 is negative",
         ("--config.optim.lr=7",): "optim.lr changes nothing in this report",
-        ("--config.perturb.kind=noise", "--config.perturb.severity=5"): "perturb.kind changes nothing",
+        ("--config.corruption.kind=noise", "--config.corruption.severity=5"): "corruption.kind changes nothing",
         ("--config.evaluate.split=tset",): "split 'tset' of",
     }.items():
         with pytest.raises(UserError, match=expected):

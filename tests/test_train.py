@@ -132,7 +132,7 @@ def test_a_run_that_died_before_its_result_only_evaluates(tmp_path, cnn, monkeyp
 
 def test_a_finished_run_says_so_and_trains_nothing(finished, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    monkeypatch.setattr(train, "open_data", None)
+    monkeypatch.setattr(train, "open_inputs", None)
     code, text = tiny.start(finished, "vit", "data.cache=device")
     assert code == 0 and "This run is finished." in text
     assert f"{100 * tiny.result(finished)['test/accuracy']:.2f} %" in text
@@ -148,8 +148,14 @@ def test_another_configuration_is_refused(finished):
 
 def test_a_run_that_was_refused_before_it_trained_may_be_corrected(tmp_path):
     """It leaves its description, which is written before the step is compiled; another tool's file stays what it is."""
-    with pytest.raises(UserError, match=r"model\.attention='cudnn' cannot"):
-        tiny.start(tmp_path, "vit", "model.attention=cudnn", "train.steps=2")
+
+    def refuse(*_):
+        raise UserError("the device cannot do that")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "compile", refuse)
+        with pytest.raises(UserError, match="cannot do that"):
+            tiny.start(tmp_path, "vit", "train.steps=2")
     assert Workdir(tmp_path).config_file.exists()
     assert tiny.start(tmp_path, "cnn", "train.steps=2")[0] == 0
     assert Workdir(tmp_path).config() == config.load(tiny.spec("cnn"), ["train.steps=2"])

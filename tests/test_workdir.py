@@ -13,7 +13,7 @@ from tests import tiny
 from tests.conftest import REPOSITORY
 from vit_jax import augment, config, evaluate, inference, models
 from vit_jax.command import UserError
-from vit_jax.data import View, open_data
+from vit_jax.data import Preprocessing, open_data
 from vit_jax.workdir import Workdir, default_workdir
 
 CLASSES = ["Kätzchen", "犬", "bird"]
@@ -62,7 +62,7 @@ def test_a_run_is_read_as_it_was_written(finished):
     assert workdir.images() == {"train": 180, "validation": 20, "test": 40}
     assert [line["step"] for line in workdir.metrics() if "train/loss" in line] == [7, 14, 21, 23]
     view, used = workdir.preprocessing(given.augment)
-    assert view == open_data(given.data).view and len(used.mean) == 3
+    assert view == open_data(given.data).preprocessing and len(used.mean) == 3
     assert str(workdir) == os.fspath(workdir) == str(finished) and Workdir(workdir).path == finished
 
 
@@ -135,12 +135,12 @@ def test_runs_of_earlier_versions_are_read(copied):
         del stored[key]
     copied.preprocessing_file.write_text(json.dumps(stored))
     tree = json.loads(copied.config_file.read_text())
-    del tree["perturb"], tree["data"]["draft"], tree["optim"]["rms_decay"]
+    del tree["corruption"], tree["data"]["draft"], tree["optim"]["rms_decay"]
     copied.config_file.write_text(json.dumps(tree))
     given = config.load(tiny.spec("cnn"))
     assert copied.config() == given and copied.images() == {} and copied.changed_images(open_data(given.data)) == ""
     view, _ = copied.preprocessing(augment.Settings())
-    assert view == View((5, 7), "crop", 3)
+    assert view == Preprocessing((5, 7), "crop", 3)
     found = evaluate.evaluate_run(copied.path)
     assert found["test/loss"] == pytest.approx(copied.result()["test/loss"], rel=1e-6)
 

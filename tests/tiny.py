@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """`vit`: dropout, augmentation, accumulation, averages; coprime intervals. `cnn`: compiles fast."""
     c = config.default()
     if config.choose(arg, {"vit": True, "cnn": False}):
-        c.model = models.settings("vit", patch_size=(4,), width=8, depth=2, mlp_width=12, heads=2)
+        c.model = models.settings("vit", patch_size=(4,), width=8, depth=2, mlp_dim=12, num_heads=2)
         c.model.embedding_dropout = 0.1
         c.augment.flip = 0.5
         c.optim.epsilon = 1e-3  # keys' biases have no gradient but rounding, which Adam would blow up

@@ -2,13 +2,13 @@
 
     python -m vit_jax.compare configs/a.py configs/b.py:arg --seeds 3 --out D
     python -m vit_jax.compare configs/a.py --sweep data.limit=500,5000 --out D
-    python -m vit_jax.compare configs/a.py --evaluate perturb.kind=none,blur --evaluate perturb.severity=1,5 --out D
+    python -m vit_jax.compare configs/a.py --evaluate corruption.kind=none,blur --evaluate corruption.severity=5 --out D
 
 Every run is checked against its data, weights and teacher before the first one is trained. What is finished is not
 trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every configuration with each
 of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained models with each of the
-values, and trains nothing, as does `--config.perturb.*`; `perturb.kind=none` has no severity, and comes once. D holds
-a folder for each run, and `comparison.md`, `.csv`, `.json`.
+values, and trains nothing, as does `--config.corruption.*`; `corruption.kind=none` has no severity, and comes once.
+D holds a folder for each run, and `comparison.md`, `.csv`, `.json`.
 """
 
 import csv
@@ -36,7 +36,7 @@ from vit_jax.train.experiment import prefer_determinism, use_every_core
 from vit_jax.train.teacher import open_teacher
 from vit_jax.workdir import Workdir, default_workdir
 
-CLEAN = "perturb.kind=none"
+CLEAN = "corruption.kind=none"
 NAME = "comparison"
 FACTS = {
     "parameters": "parameters",
@@ -48,8 +48,11 @@ FACTS = {
 
 
 SPLITS = {"best_val": "val best", "val": "val last", "test": "test"}
-# Every column that a table can have. Of the validation only the metric that ranks checkpoints is shown.
-COLUMNS = (*FACTS, *(f"{split}/{name}" for split in SPLITS for name in METRICS))
+
+
+def columns() -> list[str]:
+    """Every column that a table can have. Of the validation only the metric that ranks checkpoints is shown."""
+    return [*FACTS, *(f"{split}/{name}" for split in SPLITS for name in METRICS)]
 
 
 def shown(result: Mapping[str, Any]) -> list[str]:
@@ -57,7 +60,7 @@ def shown(result: Mapping[str, Any]) -> list[str]:
     monitor = result.get("monitor", "accuracy")
     tested = [name for name in METRICS if name != "loss" or name == monitor]
     keys = {*FACTS, f"best_val/{monitor}", f"val/{monitor}", *(f"test/{name}" for name in tested)}
-    return [key for key in COLUMNS if key in keys]
+    return [key for key in columns() if key in keys]
 
 
 def title(key: str) -> str:
@@ -66,8 +69,9 @@ def title(key: str) -> str:
     return f"{SPLITS[split]} {METRICS[name].short}" if split else FACTS[key]
 
 
-# Of the titles, those that stay where not all columns fit.
-IMPORTANT = (*(title(f"test/{name}") for name in METRICS if name != "top5"), "parameters", "time", "test top-5")
+def important() -> list[str]:
+    """Of the titles, those that stay where not all columns fit."""
+    return [*(title(f"test/{name}") for name in METRICS if name != "top5"), "parameters", "time", "test top-5"]
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,8 @@ def evaluations(sweeps: Sequence[str]) -> dict[str, list[str]]:
     found = {}
     for chosen in combinations(sweeps):
         clean = CLEAN in chosen
-        named = [text for text in chosen if text == CLEAN or not (clean and text.startswith("perturb."))]
-        found[" ".join(map(short, named))] = [*named, "perturb.severity=0"] if clean else named
+        named = [text for text in chosen if text == CLEAN or not (clean and text.startswith("corruption."))]
+        found[" ".join(map(short, named))] = [*named, "corruption.severity=0"] if clean else named
     return found
 
 
@@ -180,7 +184,7 @@ def _check_run(
         open_teacher(teacher, prepared, data.class_names)
     for name, chosen in evaluations(sweeps).items():
         changed = config.from_dict(config.to_dict(given), chosen)
-        augment.check_corrupted(changed.perturb, data.preprocessing.channels)
+        augment.check_corrupted(changed.corruption, data.preprocessing.channels)
         if (changed.data, changed.evaluate.split) != (given.data, given.evaluate.split):
             _check_split(name, changed.data, changed.evaluate.split, data)
         if changed.model != given.model:
@@ -281,7 +285,7 @@ def cell(key: str, values: Sequence[int | float]) -> str:
 
 def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
     """Prints the table, and writes it as Markdown, CSV (means and deviations apart) and JSON (every seed's value)."""
-    used = [key for key in COLUMNS if any(row.get(key) for row in table)]
+    used = [key for key in columns() if any(row.get(key) for row in table)]
     header = ["run", *map(title, used)]
     texts = [[row["run"], *(cell(key, row.get(key, [])) for key in used)] for row in table]
     _print(header, texts, console)
@@ -301,7 +305,7 @@ def _print(header: Sequence[str], texts: Sequence[Sequence[str]], console: Conso
     columns = list(zip(*texts, strict=True))
     differ = [i for i, column in enumerate(columns) if i == 0 or len(set(column)) > 1 or len(texts) == 1]
     names, *cells = [[text[i] for i in differ] for text in (header, *texts)]
-    log.fitted_table(console, names, cells, IMPORTANT)
+    log.fitted_table(console, names, cells, important())
 
 
 def _mean_and_std(values: Sequence[int | float]) -> tuple[Any, Any]:
@@ -325,8 +329,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--seeds {flags.seeds} is not positive")
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
-    flags.evaluate += [word for word in overrides if word.startswith("perturb.")]  # training does not read them
-    overrides = [word for word in overrides if not word.startswith("perturb.")]
+    overrides, flags.sweep, flags.evaluate = map(config.rename_flags, (overrides, flags.sweep, flags.evaluate))
+    flags.evaluate += [word for word in overrides if word.startswith("corruption.")]  # training does not read them
+    overrides = [word for word in overrides if not word.startswith("corruption.")]
     if flags.out.exists() and not flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a file; give a folder")
     _check_once([*flags.sweep, *overrides])

@@ -82,7 +82,7 @@ def find(environment: Mapping[str, str], *, on_tpu: bool | None = None) -> Launc
 
 
 @contextlib.contextmanager
-def same_mistakes() -> Iterator[None]:
+def raise_on_all_processes() -> Iterator[None]:
     """Where a process raises a `UserError` inside, all raise one at the end, so that each exits with its code.
 
     All processes enter it equally often. Nothing inside may wait for another process.
@@ -107,8 +107,8 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    token = folder / said_by_first(f".shared-{secrets.token_hex(8)}")
-    with same_mistakes():
+    token = folder / broadcast_from_first(f".shared-{secrets.token_hex(8)}")
+    with raise_on_all_processes():
         if jax.process_index() == 0:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def check_shared(folder: Path) -> None:
             except OSError as error:
                 raise UserError(f"cannot write to {folder}: {error.strerror}; give another --workdir") from error
     try:
-        with same_mistakes():
+        with raise_on_all_processes():
             _find(token)
     finally:
         if jax.process_index() == 0:
@@ -152,7 +152,7 @@ def on_one_machine() -> bool:
     return len(set(_tell_all(socket.gethostname()))) == 1
 
 
-def said_by_first(text: str) -> str:
+def broadcast_from_first(text: str) -> str:
     """What the first process says, in all of them; all call this equally often."""
     return _tell_all(text)[0]
 

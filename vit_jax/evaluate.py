@@ -18,6 +18,7 @@ from vit_jax import augment, command, config, distributed, inference, log, model
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
+from vit_jax.inference.predictor import load_variables
 from vit_jax.text import listed
 from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import compile_eval_step, make_task, prefer_determinism
@@ -30,19 +31,19 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     `overrides` change the run's configuration (`field=value`). The devices of every process share the work, and the
     parameters as in training (`mesh`). Raises `UserError` for images of other classes.
     """
-    folder = Workdir(workdir)
+    folder, overrides = Workdir(workdir), config.rename_flags(overrides)
     given = folder.config(overrides)
     mesh = sharding.make_mesh(given.mesh)
     predictor = inference.load(workdir, overrides=overrides, mesh=mesh)
     preprocessing = predictor.preprocessing
-    with distributed.same_mistakes():
+    with distributed.raise_on_all_processes():
         data = dataclasses.replace(open_data(given.data, preprocessing.size), preprocessing=preprocessing)
-        if data.class_names != predictor.class_names:
+        if predictor.class_names and data.class_names != predictor.class_names:
             raise UserError(
                 f"{data.dataset.name!r} has {_few(data.class_names)}, the run in {workdir} learned "
                 f"{_few(predictor.class_names)}; evaluate it on images of its own classes"
             )
-        augment.check_corrupted(given.perturb, preprocessing.channels)
+        augment.check_corrupted(given.corruption, preprocessing.channels)
         changed = _changed(workdir, given, overrides)
         if not any(text.startswith("data.") for text in changed) and (numbers := folder.changed_images(data)):
             logging.getLogger(__name__).warning(
@@ -50,10 +51,12 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
             )
         fields = ("image", *tasks.chosen(given.task, tasks.Distill()).targets)
         loader = data.loader(data.split(given.evaluate.split), mesh, fields=fields).load()
-    rules = models.naming_of(predictor.model).rules
-    task = make_task(predictor.config, predictor.class_names, preprocessing.shape)
-    eval_step = compile_eval_step(step.make_eval_step(task, given.perturb), predictor.variables, mesh, rules)
-    found = evaluate_split(eval_step, predictor.variables, loader, evaluation_batch_size(given, mesh), task)
+    task = make_task(predictor.config, data.class_names, preprocessing.shape)
+    variables, rules = predictor.variables, models.naming_of(task.module).rules
+    if not task.needs_head:  # it trained more than the backbone that predicts
+        _, variables = load_variables(folder, task.module, task.parts.image_shape, predictor.config, mesh=mesh)
+    eval_step = compile_eval_step(step.make_eval_step(task, given.corruption), variables, mesh, rules)
+    found = evaluate_split(eval_step, variables, loader, evaluation_batch_size(given, mesh), task)
     return {
         "step": predictor.step,
         "images": found.size,
@@ -67,7 +70,7 @@ def _changed(workdir: Path, given: Config, overrides: Sequence[str]) -> list[str
     """Those of the overrides that change what is evaluated; the split's name stands by itself."""
     fields = config.differences(Workdir(workdir).config(), given)
     read = [key for key in fields if not key.startswith("train.")]
-    return sorted(text for text in overrides if text.partition("=")[0] in read or text.startswith("perturb."))
+    return sorted(text for text in overrides if text.partition("=")[0] in read or text.startswith("corruption."))
 
 
 def main(argv: Sequence[str]) -> int:

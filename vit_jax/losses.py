@@ -1,6 +1,6 @@
 """Losses per example, unreduced, in float32 whatever the logits' dtype: the caller averages, weights or masks.
 
-`LOSSES` has those of `train.loss` by name, each with what evaluation and messages must know of it. A new one is a
+`LOSSES` has those of `task.loss` by name, each with what evaluation and messages must know of it. A new one is a
 function and a call of `register`.
 """
 
@@ -14,6 +14,8 @@ import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Float, Float64, Integer
+
+from vit_jax.names import claim
 
 
 def softmax_cross_entropy(logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, " n"]:
@@ -130,7 +132,7 @@ def multi_hot_guess(k: int) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of `train.loss`: what a step minimises, and what the rest of the program must know of it.
+    """A loss of `task.loss`: what a step minimises, and what the rest of the program must know of it.
 
     The defaults are those of a loss whose logits mean a softmax, as `softmax_cross_entropy`'s do.
     """
@@ -157,7 +159,8 @@ LOSSES: dict[str, Loss] = {}
 
 
 def register(name: str, loss: Loss) -> None:
-    """Adds the loss for `train.loss=<name>`; one of this name that is there already is replaced."""
+    """Adds the loss for `task.loss=<name>`; raises `UserError` for a name that is taken."""
+    claim("loss", name, loss, LOSSES.get(name))
     LOSSES[name] = loss
 
 

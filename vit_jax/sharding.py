@@ -121,8 +121,8 @@ def on_each_device(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return fn
 
     def divided(*arrays: jax.Array) -> jax.Array:
-        heads = "tensor" if arrays[0].shape[2] % mesh.shape["tensor"] == 0 else None
-        spec = P(BATCH_AXES, None, heads)
+        num_heads = "tensor" if arrays[0].shape[2] % mesh.shape["tensor"] == 0 else None
+        spec = P(BATCH_AXES, None, num_heads)
         return jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
     return divided

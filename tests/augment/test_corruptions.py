@@ -169,12 +169,12 @@ def test_occlusion_blackens_its_share_of_patches():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "fog", "severity": 1}, "perturb.kind='fog': expected one of none, noise"),
-        ({"kind": "noise", "severity": 6}, "perturb.severity=6"),
-        ({"kind": "noise"}, "perturb.kind='noise' with perturb.severity=0"),
-        ({"severity": 2}, "perturb.kind='none' with perturb.severity=2"),
-        ({"kind": "noise", "severity": 1, "scale": "digits"}, "perturb.scale='digits'"),
-        ({"seed": -1}, "perturb.seed=-1"),
+        ({"kind": "fog", "severity": 1}, "corruption.kind='fog': expected one of none, noise"),
+        ({"kind": "noise", "severity": 6}, "corruption.severity=6"),
+        ({"kind": "noise"}, "corruption.kind='noise' with corruption.severity=0"),
+        ({"severity": 2}, "corruption.kind='none' with corruption.severity=2"),
+        ({"kind": "noise", "severity": 1, "scale": "digits"}, "corruption.scale='digits'"),
+        ({"seed": -1}, "corruption.seed=-1"),
     ],
 )
 def test_check_names_the_field(fields, message):

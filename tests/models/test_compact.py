@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 RNG = np.random.default_rng(5)
 SHAPE = (7, 11, 3)  # pooled to 4x6 tokens
 IMAGES = jnp.asarray(RNG.normal(size=(5, *SHAPE)), jnp.float32)
-TINY = {"width": 8, "depth": 2, "mlp_width": 13, "heads": 2, "convolutions": 1}
+TINY = {"width": 8, "depth": 2, "mlp_dim": 13, "num_heads": 2, "convolutions": 1}
 # For 32-pixel images and 10 classes; the millions that the authors print.
 PARAMETERS = {
     "compact/ViT-Lite-6/4": (3_190_538, "3.191"),
@@ -68,7 +68,7 @@ def test_golden_count(name):
 def test_the_imagenet_models_count():
     fields = {"num_classes": 1000, "scan": True}
     assert count("compact/CCT-14/7x2", 224, **fields) == 22_292_009 + 14 * 14 * 384
-    assert count("compact/CCT-14/7x2", 224, positions="none", **fields) == 22_292_009  # printed: 22.29 M
+    assert count("compact/CCT-14/7x2", 224, pos_embed="none", **fields) == 22_292_009  # printed: 22.29 M
 
 
 def test_a_convolutional_models_parameters():
@@ -139,7 +139,7 @@ def test_sincos1d_by_hand(width):
 
 @pytest.mark.parametrize("pooling", ["sequence", "token"])
 def test_fixed_positions_are_added_to_all_tokens_and_a_block_that_adds_nothing_normalises(pooling):
-    model = tiny(depth=1, positions="sincos1d", pooling=pooling)
+    model = tiny(depth=1, pos_embed="sincos1d", pooling=pooling)
     params = random_params(model, IMAGES, train=False)
     assert "posembed_input" not in params["Transformer"]
     block = params["Transformer"]["encoderblock_0"]
@@ -227,9 +227,9 @@ def test_each_rate_reaches_its_place(monkeypatch):
     assert seen == [(0.4, (5, 24, 8)), *block]
 
 
-@pytest.mark.parametrize("positions", ["learned", "sincos1d", "none"])
-def test_bfloat16_keeps_parameters_and_logits_in_float32(positions):
-    model = tiny(num_classes=13, positions=positions, dtype="bfloat16")
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos1d", "none"])
+def test_bfloat16_keeps_parameters_and_logits_in_float32(pos_embed):
+    model = tiny(num_classes=13, pos_embed=pos_embed, dtype="bfloat16")
     variables = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
     logits, sown = jax.eval_shape(partial(model.apply, train=False, mutable="intermediates"), variables, IMAGES)
@@ -246,7 +246,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(positions):
         ({"kernel_size": 4}, "kernel_size=4 is not a positive odd number"),
         ({"kernel_size": -1}, "kernel_size=-1 is not a positive odd number"),
         ({"stride": 0}, "model.stride=0 is not positive"),
-        ({"heads": 3}, "heads=3 does not divide model.width=8; choose a divisor"),
+        ({"num_heads": 3}, "num_heads=3 does not divide model.width=8; choose a divisor"),
         ({"attention_dropout": 1.0}, "attention_dropout=1.0 is not a probability below 1"),
         ({"stochastic_depth": 1.5}, "stochastic_depth=1.5 is not a probability below 1"),
     ],

@@ -17,7 +17,7 @@ from vit_jax.models.vit import ViT
 KEY = jax.random.key(0)
 SHAPE = (14, 15, 3)  # with 7x5 patches a grid of 2x3
 IMAGES = jnp.asarray(np.random.default_rng(5).normal(size=(5, *SHAPE)), jnp.float32)
-TINY = {"patch_size": (7, 5), "width": 8, "depth": 2, "mlp_width": 11, "heads": 2, "num_classes": 13}
+TINY = {"patch_size": (7, 5), "width": 8, "depth": 2, "mlp_dim": 11, "num_heads": 2, "num_classes": 13}
 # For 224-pixel images and 1000 classes.
 PARAMETERS = {"deit/Ti16": 5_910_800, "deit/S16": 22_436_432, "deit/B16": 87_338_192}
 

@@ -5,10 +5,10 @@ import pytest
 from tests.models.golden import count
 
 SIZES = {
-    "S": {"width": 384, "depth": 12, "heads": 6, "mlp_width": 1536},
-    "B": {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072},
-    "L": {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096},
-    "g": {"width": 1536, "depth": 40, "heads": 24, "mlp_width": 4096, "activation": "swiglu"},
+    "S": {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536},
+    "B": {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096},
+    "g": {"width": 1536, "depth": 40, "num_heads": 24, "mlp_dim": 4096, "activation": "swiglu"},
 }
 PARAMETERS = {"S": 22_056_576, "B": 86_580_480, "L": 304_368_640, "g": 1_136_480_768}  # 518-pixel images, no head
 

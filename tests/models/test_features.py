@@ -71,10 +71,10 @@ def test_all_patches_in_another_order_give_the_same_in_that_order(family):
     np.testing.assert_allclose(turned.patches, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("positions", ["learned", "learned_2d", "sincos2d"])
-def test_the_patches_kept_are_all_that_is_computed_and_have_their_positions(positions):
+@pytest.mark.parametrize("pos_embed", ["learned", "learned_2d", "sincos2d"])
+def test_the_patches_kept_are_all_that_is_computed_and_have_their_positions(pos_embed):
     """A block that adds nothing leaves patch plus position; other patches of the image then change nothing."""
-    model = small("vit", positions=positions)
+    model = small("vit", pos_embed=pos_embed)
     variables, keep = variables_of(model), jnp.asarray([[5, 0], [23, 7], [1, 2]])
     found = features(model, variables, keep=keep)
     assert found.prefix.shape == (3, 4, 32) and found.patches.shape == (3, 2, 32) and found.grid == (4, 6)
@@ -93,10 +93,10 @@ def test_the_patches_kept_are_all_that_is_computed_and_have_their_positions(posi
     np.testing.assert_allclose(features(model, variables, keep=keep).patches, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["relative", "relative_bias"])
-def test_positions_between_all_patches_need_all(positions):
-    model = small("vit", positions=positions)
-    with pytest.raises(UserError, match=f"keep= leaves out patches, but model.positions='{positions}' needs all"):
+@pytest.mark.parametrize("pos_embed", ["relative", "relative_bias"])
+def test_positions_between_all_patches_need_all(pos_embed):
+    model = small("vit", pos_embed=pos_embed)
+    with pytest.raises(UserError, match=f"keep= leaves out patches, but model.pos_embed='{pos_embed}' needs all"):
         jax.eval_shape(partial(model.init, train=False, method="features"), KEY, IMAGES, keep=jnp.zeros((3, 1), int))
 
 
@@ -119,7 +119,7 @@ def test_the_head_reads_them():
         variables["params"] |= {"head": random_params(model, IMAGES, train=False)["head"]}
         head = variables["params"]["head"]
         logits = quick.jit(partial(model.apply, train=False))(variables, IMAGES)
-        expected = pooled(features(model, variables)) @ head["kernel"] + head["bias"]
+        expected = pooled(features(model, variables)) @ head["kernel"] + head["bias"][None]
         np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -152,7 +152,8 @@ def test_training_draws_dropout_and_keeps_statistics():
     assert np.abs(first.patches - second.patches).max() > 0.01
     model = small("resnet")
     whole = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)
+    rngs = {"dropout": jax.random.key(0)}
     _, changed = jax.eval_shape(
-        partial(model.apply, train=True, method="features", mutable="batch_stats"), whole, IMAGES
+        partial(model.apply, train=True, method="features", mutable="batch_stats", rngs=rngs), whole, IMAGES
     )
     assert changed["batch_stats"]

@@ -23,7 +23,7 @@ PARAMETERS = {
     ("hybrid/R50+L32", 224): 328_994_856,
     ("hybrid/R50+B16", 384): 98_950_952,
 }
-TINY = {"patch_size": (1, 3), "width": 8, "depth": 1, "mlp_width": 11, "heads": 2, "resnet_width": 32}
+TINY = {"patch_size": (1, 3), "width": 8, "depth": 1, "mlp_dim": 11, "num_heads": 2, "resnet_width": 32}
 IMAGES = np.random.default_rng(9).normal(size=(2, 14, 21, 3)).astype(np.float32)  # 7x11, 4x6, and a map of 2x3
 
 
@@ -110,7 +110,7 @@ def test_without_stages_patches_are_cut_from_the_stem():
         ({"stage_sizes": (2, 0)}, r"stage_sizes=\(2, 0\) must be positive"),
         ({"patch_size": (2,)}, r"patch_size=\(2,\) does not divide the ResNet's 2x3 map of 14x21 pixels; .* of 16"),
         ({"patch_size": (0,)}, r"patch_size=\(0,\) is not one or two positive numbers"),
-        ({"heads": 3}, "heads=3 does not divide model.width=8"),
+        ({"num_heads": 3}, "num_heads=3 does not divide model.width=8"),
     ],
 )
 def test_check_explains(fields, message):

@@ -168,7 +168,7 @@ def test_layer_scale_starts_at_its_value_and_scales_channels():
 
 def test_map_head_is_attention_by_a_probe_and_an_mlp():
     x = normal(2, 7, 6)
-    module = MAPHead(heads=3, mlp_width=11)
+    module = MAPHead(num_heads=3, mlp_dim=11)
     params = random_params(module, x, KEY, train=False)
     probe = jnp.broadcast_to(params["probe"], (2, 1, 6))
     attention = quick.jit(partial(MultiHeadDotProductAttention(3, 2).apply, train=False))

@@ -19,7 +19,7 @@ from vit_jax.models.mixer import Mixer
 KEY = jax.random.key(0)
 SHAPE = (14, 15, 3)  # with 7x5 patches 6 tokens
 IMAGES = jnp.asarray(np.random.default_rng(5).normal(size=(5, *SHAPE)), jnp.float32)
-TINY = {"patch_size": (7, 5), "width": 8, "depth": 2, "token_mlp_width": 11, "channel_mlp_width": 17}
+TINY = {"patch_size": (7, 5), "width": 8, "depth": 2, "token_mlp_dim": 11, "channel_mlp_dim": 17}
 # For 224-pixel images and 1000 classes; without the head, table 1's 19, 18, 60, 59, 206, 207 and 431 M.
 PARAMETERS = {
     "mixer/S32": 19_104_624,
@@ -52,7 +52,7 @@ def test_the_heads_bias_starts_at_its_value():
 
 def test_kernels_and_biases_start_as_the_authors():
     """lecun-normal, of zero biases; a ViT's MLPs start otherwise."""
-    model = tiny(token_mlp_width=97, channel_mlp_width=101, depth=1)
+    model = tiny(token_mlp_dim=97, channel_mlp_dim=101, depth=1)
     params = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), train=False)["params"]["MixerBlock_0"]
     for mlp in (params["token_mixing"], params["channel_mixing"]):
         for dense in (mlp["Dense_0"], mlp["Dense_1"]):
@@ -200,7 +200,7 @@ def test_recomputing_changes_no_gradient():
         ({"patch_size": (6,)}, r"patch_size=6 does not divide the image height 14; try 2 or 7"),
         ({"patch_size": ()}, "is not one or two positive numbers"),
         ({"depth": 0}, "model.depth=0 is not positive"),
-        ({"token_mlp_width": -1}, "model.token_mlp_width=-1 is not positive"),
+        ({"token_mlp_dim": -1}, "model.token_mlp_dim=-1 is not positive"),
         ({"dropout": 1.0}, "dropout=1.0 is not a probability below 1"),
         ({"stochastic_depth": -0.1}, "stochastic_depth=-0.1 is not a probability below 1"),
     ],

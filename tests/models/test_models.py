@@ -102,7 +102,7 @@ def test_settings_are_the_row_the_defaults_and_what_is_given():
     settings = models.settings("vit/S16", dropout=0.1, depth=3)
     assert list(settings)[0] == "name" and settings["name"] == "vit/S16"
     assert set(settings) == {"name", *models.fields("vit/S16")}
-    assert (settings["patch_size"], settings["width"], settings["heads"]) == ((16,), 384, 6)
+    assert (settings["patch_size"], settings["width"], settings["num_heads"]) == ((16,), 384, 6)
     assert (settings["depth"], settings["dropout"], settings["pooling"]) == (3, 0.1, "token")
 
 
@@ -118,6 +118,9 @@ class Affine(nn.Module):
 
     width: int
     num_classes: int = 0
+
+    def check(self, image_shape):
+        pass
 
     @nn.compact
     def __call__(self, images, *, train: bool):
@@ -173,7 +176,7 @@ def test_create_keeps_name_and_fields_apart():
         (
             "vit",
             {"width": 8, "patch_size": (2,)},
-            "'vit' needs depth, mlp_width, heads; give them, or choose .*vit/S16",
+            "'vit' needs depth, mlp_dim, num_heads; give them, or choose .*vit/S16",
         ),
     ],
 )
@@ -182,13 +185,13 @@ def test_a_mistake_names_the_choices(name, fields, message):
         models.settings(name, **fields)
 
 
-@pytest.mark.parametrize("positions", ["learned", "learned_2d", "relative_bias", "relative"])
-def test_a_bfloat16_model_keeps_parameters_and_logits_in_float32(positions):
+@pytest.mark.parametrize("pos_embed", ["learned", "learned_2d", "relative_bias", "relative"])
+def test_a_bfloat16_model_keeps_parameters_and_logits_in_float32(pos_embed):
     model = models.create(
         models.settings(
             "vit/mu16",
             num_classes=7,
-            positions=positions,
+            pos_embed=pos_embed,
             registers=2,
             pooling="map",
             activation="swiglu",

@@ -36,7 +36,7 @@ TINY = {
     "modules": 3,
     "tokens": 5,
     "key_width": 8,
-    "mlp_width": 24,
+    "mlp_dim": 24,
 }
 
 
@@ -228,7 +228,7 @@ def test_maps_can_be_looked_at_and_differentiated():
         ({"modules": 0}, "modules=0 is not positive"),
         ({"tokens": 0}, "tokens=0 is not positive"),
         ({"key_width": 0}, "key_width=0 is not positive"),
-        ({"mlp_width": 0}, "mlp_width=0 is not positive"),
+        ({"mlp_dim": 0}, "mlp_dim=0 is not positive"),
         ({"stage_sizes": ()}, r"stage_sizes=\(\) must be positive"),
     ],
 )

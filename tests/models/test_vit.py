@@ -20,7 +20,7 @@ from vit_jax.models.vit import EncoderBlock, ViT
 KEY = jax.random.key(0)
 SHAPE = (14, 15, 3)  # with 7x5 patches a grid of 2x3
 IMAGES = jnp.asarray(np.random.default_rng(5).normal(size=(5, *SHAPE)), jnp.float32)
-TINY = {"patch_size": (7, 5), "width": 8, "depth": 1, "mlp_width": 11, "heads": 2}
+TINY = {"patch_size": (7, 5), "width": 8, "depth": 1, "mlp_dim": 11, "num_heads": 2}
 
 
 def tiny(**fields) -> ViT:
@@ -76,7 +76,7 @@ def test_parameters_have_the_authors_names():
 
 
 def test_block_is_two_pre_norm_residual_branches():
-    attention = partial(MultiHeadDotProductAttention, 2, 5, qk_norm=True, norm_epsilon=1e-3, positions="relative")
+    attention = partial(MultiHeadDotProductAttention, 2, 5, qk_norm=True, norm_epsilon=1e-3, pos_embed="relative")
     layer_norm = partial(nn.LayerNorm, epsilon=1e-3)
     block = EncoderBlock(attention, partial(MlpBlock, 11, "swiglu"), layer_norm, layer_scale=0.5)
     x = jnp.asarray(np.random.default_rng(7).normal(size=(2, 7, 8)), jnp.float32)
@@ -99,8 +99,8 @@ def test_block_is_two_pre_norm_residual_branches():
 @pytest.mark.parametrize(
     ("fields", "read"),
     [
-        ({"positions": "relative", "dropout": 0.4, "projection_dropout": 0.3}, 1),
-        ({"positions": "relative_bias", "attention_dropout": 0.4, "remat": "full"}, 1),
+        ({"pos_embed": "relative", "dropout": 0.4, "projection_dropout": 0.3}, 1),
+        ({"pos_embed": "relative_bias", "attention_dropout": 0.4, "remat": "full"}, 1),
         ({"registers": 3, "stochastic_depth": 0.5, "layer_scale": 0.5, "norm_after_pooling": True}, 1),
         ({"distillation_token": True, "dropout": 0.4, "embedding_dropout": 0.3}, 2),
     ],
@@ -218,7 +218,7 @@ def test_a_new_models_parameters():
 
 
 @pytest.mark.parametrize(
-    ("positions", "names"),
+    ("pos_embed", "names"),
     [
         ("learned", {"Transformer/posembed_input/pos_embedding": (1, 7, 8)}),
         (
@@ -231,9 +231,9 @@ def test_a_new_models_parameters():
         ("relative_bias", {"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/relative_bias": (3, 5, 2)}),
     ],
 )
-def test_each_kind_of_positions_has_its_tables_and_no_others(positions, names):
-    bare = shapes(tiny(positions="none"))
-    assert shapes(tiny(positions=positions)) == bare | names
+def test_each_kind_of_positions_has_its_tables_and_no_others(pos_embed, names):
+    bare = shapes(tiny(pos_embed="none"))
+    assert shapes(tiny(pos_embed=pos_embed)) == bare | names
     assert not bare.keys() & names.keys()
 
 
@@ -260,7 +260,7 @@ def test_each_rate_reaches_its_place(monkeypatch):
 def test_stochastic_depth_drops_images_independently_in_each_layer(schedule):
     n = 997
     fields = {"stochastic_depth": 0.6, "stochastic_depth_schedule": schedule}
-    model = ViT(patch_size=(1,), width=2, depth=3, mlp_width=3, heads=1, pooling="gap", **fields)
+    model = ViT(patch_size=(1,), width=2, depth=3, mlp_dim=3, num_heads=1, pooling="gap", **fields)
     images = jnp.asarray(np.random.default_rng(9).normal(size=(n, 1, 1, 1)), jnp.float32)
     params = random_params(model, images, train=False)
     for i in range(3):  # the attention branch adds nothing, so that only the MLP's shows
@@ -294,14 +294,14 @@ def test_stochastic_depth_drops_images_independently_in_each_layer(schedule):
         ({"patch_size": (7, 4)}, "patch_size=4 does not divide the image width 15; try 3 or 5, or set augment.resize"),
         ({"patch_size": (1, 1, 1)}, "is not one or two positive numbers"),
         ({"patch_size": (0,)}, "is not one or two positive numbers"),
-        ({"heads": 3}, "heads=3 does not divide model.width=8; choose a divisor, or set model.head_width"),
-        ({"heads": 3, "head_width": 5, "pooling": "map"}, "'map' needs heads=3 to divide width=8"),
+        ({"num_heads": 3}, "num_heads=3 does not divide model.width=8; choose a divisor, or set model.head_dim"),
+        ({"num_heads": 3, "head_dim": 5, "pooling": "map"}, "'map' needs num_heads=3 to divide width=8"),
         ({"class_token": False}, "pooling='token' needs model.class_token=True; or choose pooling='gap'"),
-        ({"width": 7, "heads": 1, "positions": "learned_2d"}, "'learned_2d' needs a width divisible by 2, not 7"),
-        ({"width": 6, "positions": "sincos2d"}, "'sincos2d' needs a width divisible by 4, not 6"),
+        ({"width": 7, "num_heads": 1, "pos_embed": "learned_2d"}, "'learned_2d' needs a width divisible by 2, not 7"),
+        ({"width": 6, "pos_embed": "sincos2d"}, "'sincos2d' needs a width divisible by 4, not 6"),
         ({"depth": 0}, "model.depth=0 is not positive"),
         ({"head_widths": (5, 0)}, r"head_widths=\(5, 0\) must be positive widths"),
-        ({"head_width": -4}, "head_width=-4 is negative; 0 means off"),
+        ({"head_dim": -4}, "head_dim=-4 is negative; 0 means off"),
         ({"registers": -1}, "registers=-1 is negative"),
         ({"pre_logits": -1}, "pre_logits=-1 is negative"),
         ({"head_dropout": 1.0}, "head_dropout=1.0 is not a probability below 1"),
@@ -315,14 +315,14 @@ def test_check_explains(fields, message):
 
 
 def test_check_accepts_what_fits():
-    models = tiny(), tiny(heads=3, head_width=5), tiny(class_token=False, pooling="gap", positions="sincos2d")
+    models = tiny(), tiny(num_heads=3, head_dim=5), tiny(class_token=False, pooling="gap", pos_embed="sincos2d")
     assert [model.check(SHAPE) for model in models] == [None] * 3
 
 
 @pytest.fixture(scope="module")
 def looks():
     """The looped and the scanned model's `look`, and its starting point: perturbations of zero."""
-    looped = tiny(depth=3, num_classes=13, qk_norm=True, head_width=5)
+    looped = tiny(depth=3, num_classes=13, qk_norm=True, head_dim=5)
     params = jax.tree.map(jnp.asarray, random_params(looped, IMAGES, train=False))
     return [look(looped, params), look(looped.clone(scan=True), trees.stack_layers(params))]
 

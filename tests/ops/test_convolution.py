@@ -18,11 +18,11 @@ KEY = jax.random.key(3)
 IMAGES = (2, 16, 32, 3)
 MODELS = {
     "cnn": ("cnn/conv3", {"stages": ((5,), (7,))}),
-    "compact": ("compact/CCT-7/3x1", {"width": 8, "depth": 1, "heads": 2}),
+    "compact": ("compact/CCT-7/3x1", {"width": 8, "depth": 1, "num_heads": 2}),
     "resnet": ("resnet/50", {"stage_sizes": (1, 1), "width": 8}),
     "resnetv2": ("resnetv2/keras101", {"stage_sizes": (1, 1), "width": 8, "head_widths": ()}),
     "bit": ("bit/50x1", {"stage_sizes": (1, 1), "width": 32}),
-    "hybrid": ("hybrid/R+Ti16", {"stage_sizes": (1, 1), "patch_size": (1,), "width": 8, "depth": 1, "heads": 2}),
+    "hybrid": ("hybrid/R+Ti16", {"stage_sizes": (1, 1), "patch_size": (1,), "width": 8, "depth": 1, "num_heads": 2}),
     "visual_transformer": ("visual_transformer/R18", {"stem": "small"}),
 }
 

@@ -84,7 +84,7 @@ def test_fused_attention_steps_back_where_its_probabilities_are_wanted(fused_cal
     ("options", "named"),
     [
         ({"dropout": 0.1}, r"attention_dropout=0\.1"),
-        ({"positions": "relative"}, r"positions='relative'"),
+        ({"pos_embed": "relative"}, r"pos_embed='relative'"),
     ],
 )
 def test_fused_attention_says_what_it_cannot_do(fused_calls, options, named):
@@ -125,11 +125,11 @@ def test_the_tpus_kernel_wants_a_newer_one():
 
 
 def test_the_tpus_kernel_wants_heads_that_fill_its_lanes():
-    check = partial(fused_attention.check, "pallas", dtype="float32", positions="none", dropout=0.0)
-    for head_width in (7, 128, 256):
-        check(head_width=head_width)
+    check = partial(fused_attention.check, "pallas", dtype="float32", pos_embed="none", dropout=0.0)
+    for head_dim in (7, 128, 256):
+        check(head_dim=head_dim)
     with pytest.raises(UserError, match="'pallas' cannot do heads of 160 channels; .* up to 128 or a multiple"):
-        check(head_width=160)
+        check(head_dim=160)
 
 
 def test_a_kernel_that_xla_cannot_divide_runs_on_each_device():

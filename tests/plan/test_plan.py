@@ -22,7 +22,7 @@ from vit_jax.plan.memory import Memory
 from vit_jax.plan.topology import Machine
 
 IMAGENET = "configs/imagenet.py:vit_b16"
-SMALL = ("model.depth=1", "model.width=16", "model.mlp_width=32", "model.heads=2", "augment.policy=none")
+SMALL = ("model.depth=1", "model.width=16", "model.mlp_dim=32", "model.num_heads=2", "augment.policy=none")
 
 
 def flags(*words):
@@ -349,7 +349,9 @@ def test_every_part_of_the_memory_is_in_the_total():
 @pytest.mark.parametrize("scan", [False, True])
 def test_fsdp_adds_up_gradients_not_activations(scan):
     """Left alone, XLA computes all images on every device with a part of the width, and adds up activations."""
-    model = models.settings("vit", patch_size=(4,), width=16, depth=2, mlp_width=32, heads=2, num_classes=3, scan=scan)
+    model = models.settings(
+        "vit", patch_size=(4,), width=16, depth=2, mlp_dim=32, num_heads=2, num_classes=3, scan=scan
+    )
     given = config.from_dict(
         {
             "model": model,

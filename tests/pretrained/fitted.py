@@ -13,7 +13,7 @@ NAMES = ("ant", "Bee", "cat")
 
 def vit(**fields):
     """A small ViT, all sizes distinct."""
-    sizes = {"patch_size": (2,), "width": 6, "depth": 1, "mlp_width": 11, "heads": 3, "num_classes": 3}
+    sizes = {"patch_size": (2,), "width": 6, "depth": 1, "mlp_dim": 11, "num_heads": 3, "num_classes": 3}
     return models.settings("vit", **{**sizes, **fields})
 
 
@@ -41,11 +41,11 @@ def run(source, model, *, made_for=(8, 8, 3), image_shape=None, grid=None, witho
     found = {name: array for name, array in weights(source, made_for).items() if name not in without}
     found |= {name: np.zeros((2,), np.float32) for name in extra}
     found |= {name: np.zeros_like(found[name]) for name in zero}
-    positions = [name for name in found if name.endswith("pos_embedding")]
+    pos_embed = [name for name in found if name.endswith("pos_embedding")]
     arrays, report = fit(
         found,
         source=source,
-        grid=grid or (patch_grid(source, made_for, 0) if positions else (0, 0)),
+        grid=grid or (patch_grid(source, made_for, 0) if pos_embed else (0, 0)),
         model=model,
         image_shape=image_shape,
         shapes=shapes_of(model, image_shape),

@@ -59,10 +59,10 @@ def vision_transformer(
     return shapes | (dense("head", pre_logits or 14, classes) if classes else {})
 
 
-def big_vision(*, pooling: str, scanned: bool, positions: str = "pos_embedding", classes: int = 11) -> Shapes:
+def big_vision(*, pooling: str, scanned: bool, pos_embed: str = "pos_embedding", classes: int = 11) -> Shapes:
     """Patches of 7 pixels, images of 14: 4 patches. Width 12, 3 heads of size 4, MLP width 17, 2 layers."""
     shapes = dense("embedding", 7, 7, 3, 12) | encoder(LINEN, 2, 12, 3, 4, 17, scanned=scanned)
-    shapes |= {positions: (1, 4, 12)} if positions else {}
+    shapes |= {pos_embed: (1, 4, 12)} if pos_embed else {}
     if pooling == "map":
         head = "MAPHead_0/"
         shapes |= {f"{head}probe": (1, 1, 12)} | norm(f"{head}LayerNorm_0", 12) | mlp(f"{head}MlpBlock_0", 12, 17)

@@ -44,7 +44,7 @@ def test_every_free_field_is_a_field_of_some_model():
 
 
 def test_layer_scale_and_head_width_are_compared_by_meaning():
-    _, _, report = run(vit(layer_scale=1e-5, head_width=2), vit(layer_scale=0.1, patch_size=(2, 2)))
+    _, _, report = run(vit(layer_scale=1e-5, head_dim=2), vit(layer_scale=0.1, patch_size=(2, 2)))
     assert actions(report) == {}
 
 
@@ -78,11 +78,11 @@ FIRST = {
     "bit": ({"stage_sizes": (1,), "width": 32}, "params/root_block/conv_root/kernel"),
     "cnn": ({"stages": ((3,),), "dense_widths": (5,)}, "params/stage0_conv0/kernel"),
     "mixer": (
-        {"patch_size": (4,), "width": 5, "depth": 1, "token_mlp_width": 3, "channel_mlp_width": 7},
+        {"patch_size": (4,), "width": 5, "depth": 1, "token_mlp_dim": 3, "channel_mlp_dim": 7},
         "params/stem/kernel",
     ),
     "compact": (
-        {"width": 6, "depth": 1, "mlp_width": 7, "heads": 2, "convolutions": 1},
+        {"width": 6, "depth": 1, "mlp_dim": 7, "num_heads": 2, "convolutions": 1},
         "params/tokenizer/conv_0/kernel",
     ),
 }
@@ -220,19 +220,19 @@ def test_a_head_whose_input_depends_on_the_image_size():
         (
             {},
             {"width": 9},
-            r"do not fit model.width=9 \(weights: 6\), model.head_width=3 \(weights: 2\); start the config",
+            r"do not fit model.width=9 \(weights: 6\), model.head_dim=3 \(weights: 2\); start the config",
         ),
         ({}, {"patch_size": (4,)}, r"patch_size=\(4,\) \(weights: \(2,\)\); patches of another size are not supp"),
         ({"norm_epsilon": 1e-12}, {}, r"model.norm_epsilon=1e-06 \(weights: 1e-12\)"),
         ({}, {"activation": "gelu_tanh"}, r"model.activation='gelu_tanh' \(weights: 'gelu'\)"),
         ({}, {"pooling": "map"}, r"model.pooling='map' \(weights: 'token'\)"),
-        ({"head_width": 5}, {}, r"model.head_width=0 \(weights: 5\)"),
+        ({"head_dim": 5}, {}, r"model.head_dim=0 \(weights: 5\)"),
         ({"layer_scale": 0.1}, {}, r"model.layer_scale=0.0 \(weights: 0.1\)"),
-        ({"positions": "none"}, {}, r"model.positions='learned' \(weights: 'none'\)"),
+        ({"pos_embed": "none"}, {}, r"model.pos_embed='learned' \(weights: 'none'\)"),
         (
             {},
-            {"depth": 3, "heads": 2, "mlp_width": 5, "qk_norm": True},
-            r"depth=3 .*mlp_width=5 .*heads=2 .* and 2 more;",
+            {"depth": 3, "num_heads": 2, "mlp_dim": 5, "qk_norm": True},
+            r"depth=3 .*mlp_dim=5 .*num_heads=2 .* and 2 more;",
         ),
     ],
 )

@@ -59,7 +59,7 @@ def test_resize_keeps_constants_ramps_and_the_same_grid(interpolation):
     assert resize(constant, (5, 7), interpolation) is constant
 
 
-# Positions.
+# PosEmbed.
 
 
 def rows_of(array, before):
@@ -126,7 +126,7 @@ def test_positions_that_are_no_grid():
 
 
 def test_tables_for_x_and_y_are_resized_each():
-    model = vit(positions="learned_2d")
+    model = vit(pos_embed="learned_2d")
     found, arrays, report = run(model, model, image_shape=(8, 14, 3))
     x, y = (f"params/Transformer/posembed_input/{axis}_embedding" for axis in "xy")
     np.testing.assert_allclose(arrays[x], reference(found[x], 7, "bicubic"), atol=1e-6)
@@ -136,7 +136,7 @@ def test_tables_for_x_and_y_are_resized_each():
 
 
 def test_relative_bias_is_resized_as_an_image_of_offsets():
-    model = vit(positions="relative_bias")
+    model = vit(pos_embed="relative_bias")
     found, arrays, report = run(model, model, image_shape=(8, 14, 3))
     name = "params/Transformer/encoderblock_0/MultiHeadDotProductAttention_1/relative_bias"
     np.testing.assert_array_equal(arrays[name], resize(found[name], (7, 13), "bicubic"))
@@ -145,14 +145,14 @@ def test_relative_bias_is_resized_as_an_image_of_offsets():
 
 
 def test_one_dimensional_relative_positions_are_tied_to_their_length():
-    model = vit(positions="relative")
+    model = vit(pos_embed="relative")
     run(model, model)
     with pytest.raises(UserError, match="relative_embedding is 33x2 in the weights, but 57x2.*number of tokens"):
         run(model, model, image_shape=(8, 14, 3))
 
 
 def test_positions_of_a_hybrid_follow_its_map():
-    small = {"patch_size": (1,), "width": 6, "depth": 1, "mlp_width": 7, "heads": 2, "resnet_width": 32}
+    small = {"patch_size": (1,), "width": 6, "depth": 1, "mlp_dim": 7, "num_heads": 2, "resnet_width": 32}
     model = models.settings("hybrid", stage_sizes=(1, 1), num_classes=3, **small)
     found, arrays, report = run(model, model, made_for=(32, 32, 3), image_shape=(40, 24, 1))
     assert actions(report) == {POSITIONS: "resized", "params/conv_root/kernel": "adapted"}
@@ -168,7 +168,7 @@ def test_positions_of_a_hybrid_follow_its_map():
     ],
 )
 def test_positions_of_a_compact_transformer(fields, image_shape, expected):
-    model = models.settings("compact", width=6, depth=1, mlp_width=7, heads=2, num_classes=3, **fields)
+    model = models.settings("compact", width=6, depth=1, mlp_dim=7, num_heads=2, num_classes=3, **fields)
     old = (8, 8) if "convolutions" in fields else (4, 8)
     found, arrays, report = run(model, model, made_for=(16, 16, 3), image_shape=image_shape, grid=old)
     before = 1 if "patch_size" in fields else 0
@@ -179,7 +179,7 @@ def test_positions_of_a_compact_transformer(fields, image_shape, expected):
 
 
 def test_a_mixer_is_tied_to_its_image_size():
-    sizes = {"patch_size": (4,), "width": 5, "depth": 1, "token_mlp_width": 3, "channel_mlp_width": 7}
+    sizes = {"patch_size": (4,), "width": 5, "depth": 1, "token_mlp_dim": 3, "channel_mlp_dim": 7}
     model = models.settings("mixer", num_classes=3, **sizes)
     assert actions(run(model, model)[2]) == {}
     with pytest.raises(UserError, match="token_mixing/Dense_0/kernel is 4x3 in the weights, but 6x3.*augment.resize"):

@@ -69,9 +69,9 @@ def assert_equal(ours: np.ndarray, expected: np.ndarray) -> None:
 def test_vision_transformer(write, parts, token, pre_logits):
     arrays = write(files.random_arrays(files.vision_transformer(parts, token=token, pre_logits=pre_logits)))
     layout = detect(arrays.shapes)
-    sizes = {"patch_size": (5,), "width": 14, "depth": 3, "mlp_width": 13, "heads": 2, "head_width": 0}
+    sizes = {"patch_size": (5,), "width": 14, "depth": 3, "mlp_dim": 13, "num_heads": 2, "head_dim": 0}
     head = {"class_token": token, "pooling": "token" if token else "gap", "pre_logits": pre_logits, "num_classes": 11}
-    fixed = {"positions": "learned", "activation": "gelu_tanh", "norm_epsilon": 1e-6}
+    fixed = {"pos_embed": "learned", "activation": "gelu_tanh", "norm_epsilon": 1e-6}
     assert layout.model == models.settings("vit", **sizes, **head, **fixed)
     assert (layout.grid, layout.preprocessing.size, layout.preprocessing.resize) == ((3, 3), (15, 15), "stretch")
     assert layout.preprocessing.mean == layout.preprocessing.std == (0.5, 0.5, 0.5)
@@ -96,9 +96,9 @@ def test_big_vision(write, pooling, scanned, prefix):
 
 
 def test_big_vision_without_learned_positions_or_head(write):
-    arrays = write(files.random_arrays(files.big_vision(pooling="gap", scanned=False, positions="", classes=0)))
+    arrays = write(files.random_arrays(files.big_vision(pooling="gap", scanned=False, pos_embed="", classes=0)))
     layout = detect(arrays.shapes)
-    assert (layout.model["positions"], layout.model["num_classes"], layout.grid) == ("sincos2d", 0, (0, 0))
+    assert (layout.model["pos_embed"], layout.model["num_classes"], layout.grid) == ("sincos2d", 0, (0, 0))
     assert layout.preprocessing.size == (224, 224)
     assert (layout.preprocessing.resize, layout.preprocessing.crop_fraction) == ("crop", 0.875)
     inputs = images(21)[:, :14]
@@ -107,7 +107,7 @@ def test_big_vision_without_learned_positions_or_head(write):
 
 
 def test_big_visions_older_positions_hold_the_class_token():
-    shapes = files.big_vision(pooling="tok", scanned=False, positions="Transformer/pos_embedding")
+    shapes = files.big_vision(pooling="tok", scanned=False, pos_embed="Transformer/pos_embedding")
     shapes["Transformer/pos_embedding"] = (1, 5, 12)
     arrays = files.random_arrays(shapes)
     (entry,) = (entry for entry in detect(shapes).entries if entry.theirs == "Transformer/pos_embedding")
@@ -133,7 +133,7 @@ def test_hybrid(write, stages, patch, tokens, side, squeezed):
 def test_mixer(write):
     arrays = write(files.random_arrays(files.mixer()))
     layout = detect(arrays.shapes)
-    fields = {"patch_size": (5,), "width": 14, "depth": 3, "token_mlp_width": 11, "channel_mlp_width": 13}
+    fields = {"patch_size": (5,), "width": 14, "depth": 3, "token_mlp_dim": 11, "channel_mlp_dim": 13}
     assert layout.model == models.settings("mixer", **fields, num_classes=7, activation="gelu_tanh")
     assert (layout.grid, layout.preprocessing.size) == ((0, 0), (15, 15))
     inputs = images(15)

@@ -188,7 +188,7 @@ def test_published_dinov2_giant(registers):
         "rescale_factor": 0.00392156862745098,
     }
     layout = huggingface.detect(shapes, {"config.json": config, "preprocessor_config.json": given})
-    assert (layout.model["mlp_width"], layout.model["activation"]) == (4096, "swiglu")
+    assert (layout.model["mlp_dim"], layout.model["activation"]) == (4096, "swiglu")
     assert (layout.model["registers"], layout.model["norm_epsilon"], layout.grid) == (registers, 1e-6, (37, 37))
     assert layout.preprocessing == Preprocessing((224, 224), "crop", 0.875, "bicubic", **IMAGENET)
 
@@ -228,7 +228,7 @@ def test_without_side_files_published_sizes_tell_the_heads_and_the_rest_is_usual
     assert layout.model["name"] == "vit/H14" and layout.grid == (16, 16)
     assert layout.preprocessing == Preprocessing((224, 224), "stretch", 1.0, "bilinear", **HALF)
     layout = huggingface.detect(files.vit(320, 640, 2, 7, 10), {})
-    assert (layout.model["name"], layout.model["heads"]) == ("vit", 5)
+    assert (layout.model["name"], layout.model["num_heads"]) == ("vit", 5)
 
 
 def test_other_files_are_not_taken():

@@ -12,7 +12,7 @@ from vit_jax.pretrained import Weights, fit, open_weights, parameter_shapes, pos
 from vit_jax.pretrained.layout import Entry, Layout, Preprocessing
 from vit_jax.pretrained.write import save_huggingface
 
-MODEL = models.settings("vit", patch_size=(2,), width=6, depth=1, mlp_width=11, heads=3, num_classes=5)
+MODEL = models.settings("vit", patch_size=(2,), width=6, depth=1, mlp_dim=11, num_heads=3, num_classes=5)
 VIEW = Preprocessing((10, 10), "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 SHAPES = parameter_shapes(MODEL, (6, 10, 3))  # of the grid, not of the images that it was evaluated on
 ATTENTION = "params/Transformer/encoderblock_0/MultiHeadDotProductAttention_1"
@@ -113,7 +113,7 @@ def test_shapes_that_do_not_fit(opened):
 
 def test_a_grid_with_a_stem_below_it(opened):
     model = models.settings(
-        "hybrid", patch_size=(1,), width=6, depth=1, mlp_width=11, heads=3, stage_sizes=(1, 1), resnet_width=32
+        "hybrid", patch_size=(1,), width=6, depth=1, mlp_dim=11, num_heads=3, stage_sizes=(1, 1), resnet_width=32
     )
     shapes = parameter_shapes(model, (24, 40, 3))
     named = tuple(Entry(name, name) for name in shapes)
@@ -147,9 +147,9 @@ def test_a_folder_as_transformers_has_it(tmp_path):
 
 def test_the_grid_of_a_models_positions():
     assert position_grid(MODEL, (6, 10, 3)) == (3, 5)
-    assert position_grid({**MODEL, "positions": "learned_2d"}, (6, 10, 3)) == (3, 5)
-    assert position_grid({**MODEL, "positions": "none"}, (6, 10, 3)) == (0, 0)
-    compact = models.settings("compact", width=6, depth=1, mlp_width=7, heads=2, convolutions=1)
+    assert position_grid({**MODEL, "pos_embed": "learned_2d"}, (6, 10, 3)) == (3, 5)
+    assert position_grid({**MODEL, "pos_embed": "none"}, (6, 10, 3)) == (0, 0)
+    compact = models.settings("compact", width=6, depth=1, mlp_dim=7, num_heads=2, convolutions=1)
     assert position_grid(compact, (16, 24, 3)) == (8, 12)
     resnet = models.settings("resnet", stage_sizes=(1,), bottleneck=False, width=3)
     assert position_grid(resnet, (8, 8, 3)) == (0, 0)

@@ -256,7 +256,7 @@ def test_qk_norm_pre_logits_and_heads_of_another_size():
         shapes |= {f"blocks.{i}.attn.qkv.weight": (63, 22), f"blocks.{i}.attn.proj.weight": (22, 21)}
         del shapes[f"blocks.{i}.attn.qkv.bias"]
     layout = timm.detect(shapes, {"config.json": {"model_args": {"num_heads": 3}}})
-    fields = ("qk_norm", "qkv_bias", "heads", "head_width", "pre_logits")
+    fields = ("qk_norm", "qkv_bias", "num_heads", "head_dim", "pre_logits")
     assert [layout.model[field] for field in fields] == [True, False, 3, 7, 17]
     assert files.our_shapes(layout, shapes) == parameter_shapes(layout.model, (21, 21, 3))
 

@@ -22,7 +22,7 @@ from vit_jax.pretrained.write import check, save_huggingface
 SHAPE = (21, 35, 3)
 IMAGES = parity.random_images(3, *SHAPE)
 NAMES = ("ant", "bee", "cat", "dog", "elk")
-TINY = {"patch_size": (7,), "width": 22, "depth": 3, "mlp_width": 13, "heads": 2, "num_classes": 5}
+TINY = {"patch_size": (7,), "width": 22, "depth": 3, "mlp_dim": 13, "num_heads": 2, "num_classes": 5}
 VIEW = Preprocessing((21, 35), "stretch", 1.0, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
 
@@ -79,11 +79,11 @@ def test_a_second_time_replaces_and_a_failure_leaves_what_was_there(tmp_path):
         ({"pooling": "gap"}, "its ViT has no model.pooling='gap', only 'token'; export in another format"),
         ({"registers": 4}, "no model.registers=4, only 0"),
         ({"class_token": False, "pooling": "gap"}, "no model.class_token=False"),
-        ({"positions": "sincos2d"}, "no model.positions='sincos2d', only 'learned'"),
+        ({"pos_embed": "sincos2d"}, "no model.pos_embed='sincos2d', only 'learned'"),
         ({"activation": "swiglu"}, "no model.activation='swiglu', only 'gelu' or 'gelu_tanh'"),
         ({"layer_scale": 1e-5}, "no model.layer_scale=1e-05, only 0.0"),
         ({"qk_norm": True}, "no model.qk_norm=True"),
-        ({"head_width": 7}, "no model.head_width=7, only width / heads = 11"),
+        ({"head_dim": 7}, "no model.head_dim=7, only width / num_heads = 11"),
         ({"pre_logits": 17}, "no model.pre_logits=17"),
         ({"head_widths": (17,)}, r"no model.head_widths=\(17,\)"),
         ({"distillation_token": True}, "no model.distillation_token=True"),

@@ -16,8 +16,8 @@ CALM = {
     "patch_size": (2,),
     "width": 8,
     "depth": 2,
-    "mlp_width": 10,
-    "heads": 2,
+    "mlp_dim": 10,
+    "num_heads": 2,
     "num_classes": K,
     "pooling": "gap",
     "qkv_bias": False,  # a key's bias has gradient 0 but for rounding, which Adam and Lion blow up to a whole step

@@ -17,7 +17,15 @@ from vit_jax.workdir import Workdir
 
 SHAPE = (16, 16, 3)
 SMALL = models.settings(
-    "vit", patch_size=(4,), width=16, depth=3, mlp_width=32, heads=2, num_classes=3, dtype="bfloat16", attention="auto"
+    "vit",
+    patch_size=(4,),
+    width=16,
+    depth=3,
+    mlp_dim=32,
+    num_heads=2,
+    num_classes=3,
+    dtype="bfloat16",
+    attention="auto",
 )
 GIVEN = config.from_dict({"model": SMALL, "train": {"batch_size": 24, "accumulate": 3, "steps": 5}})
 MESH_OF = sharding.Settings(tensor=2)
@@ -107,7 +115,7 @@ def test_a_kernel_that_fails_is_left_out(has, slow_plain, caplog):
     "overrides",
     [
         {"attention_dropout": 0.1},
-        {"positions": "relative_bias"},
+        {"pos_embed": "relative_bias"},
         {"depth": 1},  # whose one query nobody pads to many
         {"attention": "plain"},
         {"attention": "cudnn"},
@@ -128,9 +136,9 @@ def test_a_cpu_has_no_choice():
 def test_layers_are_those_of_one_device(scan):
     """Two of the three, all alike; the last block has one query, unless layers are scanned."""
     (layer,) = attention.attention_layers(models.create({**SMALL, "scan": scan}), (5, *SHAPE), tensor=2)
-    assert layer.tokens == (5, 4 * 4 + 1, 16) and layer.module.heads == 1 and layer.module.head_width == 8
+    assert layer.tokens == (5, 4 * 4 + 1, 16) and layer.module.num_heads == 1 and layer.module.head_dim == 8
     (shared,) = attention.attention_layers(models.create(SMALL), (5, *SHAPE), tensor=3)
-    assert shared.module.heads == 2, "three devices cannot share two heads"
+    assert shared.module.num_heads == 2, "three devices cannot share two heads"
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "auto"])
@@ -141,7 +149,7 @@ def test_what_is_timed_is_a_device_s_part_of_a_step(has, monkeypatch, remat):
     monkeypatch.setattr(attention, "time_kernels", lambda *given: timed.append(given) or {"cudnn": 1.0, "plain": 2.0})
     assert fastest(remat=remat) == ("cudnn", {"plain", "cudnn"})
     ((kernels, (layer,), mesh, recomputed),) = timed
-    assert kernels == ("plain", "cudnn") and layer.tokens == (4, 17, 16) and layer.module.heads == 1
+    assert kernels == ("plain", "cudnn") and layer.tokens == (4, 17, 16) and layer.module.num_heads == 1
     assert mesh.devices.tolist() == [[[jax.devices()[0]]]] and recomputed == ("none" if remat == "auto" else remat)
 
 

@@ -55,7 +55,7 @@ OCCLUSION_PATCHES = 14  # per side, fewer in an image of fewer pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """The config group `perturb`, of the command `vit_jax.evaluate`: what happens to the images. Off by default."""
+    """The config group `corruption`, of the command `vit_jax.evaluate`: what happens to the images. Off by default."""
 
     kind: Kind = "none"
     severity: int = 0  # 1 to 5; 0: off
@@ -66,23 +66,23 @@ class Corruption:
 def check_corruption(settings: Corruption) -> None:
     """Raises `UserError`, naming the field, if a value is out of its range or one is given without the other."""
     if settings.kind not in get_args(Kind):
-        raise UserError(f"perturb.kind={settings.kind!r}: expected one of {', '.join(get_args(Kind))}")
+        raise UserError(f"corruption.kind={settings.kind!r}: expected one of {', '.join(get_args(Kind))}")
     if settings.scale not in get_args(Scale):
-        raise UserError(f"perturb.scale={settings.scale!r}: expected one of {', '.join(get_args(Scale))}")
+        raise UserError(f"corruption.scale={settings.scale!r}: expected one of {', '.join(get_args(Scale))}")
     if not 0 <= settings.severity <= 5:
-        raise UserError(f"perturb.severity={settings.severity}: expected 0 (off) to 5")
+        raise UserError(f"corruption.severity={settings.severity}: expected 0 (off) to 5")
     if (settings.kind == "none") != (settings.severity == 0):
         raise UserError(
-            f"perturb.kind={settings.kind!r} with perturb.severity={settings.severity}: set both or neither"
+            f"corruption.kind={settings.kind!r} with corruption.severity={settings.severity}: set both or neither"
         )
     if not 0 <= settings.seed < 2**32:
-        raise UserError(f"perturb.seed={settings.seed}: expected 0 to 2**32 - 1")
+        raise UserError(f"corruption.seed={settings.seed}: expected 0 to 2**32 - 1")
 
 
 def check_corrupted(settings: Corruption, channels: int) -> None:
     """Raises `UserError` for a corruption that images of so many channels do not show."""
     if settings.kind == "grey" and channels == 1:
-        raise UserError("perturb.kind='grey' changes nothing in images of one channel; choose another kind")
+        raise UserError("corruption.kind='grey' changes nothing in images of one channel; choose another kind")
 
 
 def corrupt(settings: Corruption, images: UInt8[Array, "n h w c"], index: Int[Array, " n"]) -> UInt8[Array, "n h w c"]:

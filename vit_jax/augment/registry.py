@@ -20,6 +20,7 @@ from jaxtyping import Key
 
 from vit_jax.augment.settings import Settings
 from vit_jax.command import UserError
+from vit_jax.names import claim
 
 Stage = Literal["geometry", "colour", "normalised"]
 Operation = Callable[[Key[Array, ""], Any], Any]
@@ -35,9 +36,11 @@ _REGISTERED: dict[str, _Registered] = {}
 
 
 def register(name: str, operation: Operation, *, stage: Stage) -> None:
-    """Adds an operation for `augment.extra`; under a name that is there already it takes its place."""
+    """Adds an operation for `augment.extra`; raises `UserError` for a name that is taken."""
     if stage not in get_args(Stage):
         raise ValueError(f"{stage=}: expected one of {', '.join(get_args(Stage))}")
+    old = _REGISTERED.get(name)
+    claim("operation", name, operation, old and old.operation)
     _REGISTERED[name] = _Registered(operation, stage)
 
 
@@ -51,7 +54,7 @@ def check_extra(settings: Settings) -> None:
             known = ", ".join(sorted(_REGISTERED)) or "none"
             raise UserError(
                 f"augment.extra={settings.extra!r}: {name!r} is not registered (known: {known}); "
-                "import the module that calls `augment.register` for it, for example in the configuration file"
+                "name the module that calls `augment.register` for it in `plugins`"
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from vit_jax.command import UserError
 from vit_jax.config.older import rename_flags
 from vit_jax.config.schema import Config, schema_of, value_of
+from vit_jax.setting import active_if
 
 # Who reads fields of a finished model, and how its mistakes end.
 READERS = {
@@ -32,10 +33,10 @@ def check_effect(configs: Sequence[Config], overrides: Sequence[str]) -> None:
                 f"leave it out, or set train.{longer}=0"
             )
     for key in flags:
-        if key.startswith("perturb."):
+        if key.startswith("corruption."):
             raise UserError(
-                f"{key} changes nothing in training, nor in its test; perturb with `vit_jax.evaluate --config.{key}`, "
-                f"or `vit_jax.compare --evaluate {key}=...`"
+                f"{key} changes nothing in training, nor in its test; corrupt images with "
+                f"`vit_jax.evaluate --config.{key}`, or `vit_jax.compare --evaluate {key}=...`"
             )
         for value, default, needed in unread(configs, key):
             decided = [need for need in map(_key, needed) if need in flags]
@@ -68,7 +69,7 @@ def unread(configs: Sequence[Config], key: str) -> Iterator[tuple[Any, Any, list
     found = [(value_of(config, key), schema_of(config)[key]) for config in configs if key in schema_of(config)]
     changed = [(value, f) for value, f in found if value != f.default]
     for value, f in changed[:1]:
-        for clause in filter(None, f.metadata.get("active_if", "").split(" and ")):
+        for clause in filter(None, active_if(f).split(" and ")):
             needed = clause.split(" or ")
             if not any(_holds(config, need) for config in configs for need in needed):
                 yield value, f.default, needed

@@ -8,10 +8,14 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from vit_jax import models
+
 # The old path of a field, or of a group, to the path of today. In `model` it is tried where the model lacks the old.
 RENAMED = {
     "train.loss": "task.loss",
     "train.label_smoothing": "task.label_smoothing",
+    "perturb": "corruption",
+    **{f"model.{old}": f"model.{new}" for old, new in models.RENAMED.items()},
 }
 # The default of a field before configurations had the group `task`, and what means the same since.
 VALUES = {"evaluate.metric": ("accuracy", "auto")}

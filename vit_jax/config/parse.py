@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from vit_jax.command import UserError
-from vit_jax.config import older, values
+from vit_jax.config import older, plugins, values
 from vit_jax.config.schema import NAMED, Config, Schema, schema, validate
 
 # What a resumed run may change: where and how fast it computes, not what.
 MAY_DIFFER = (
-    r"^mesh\.|^log\.|^checkpoint\.|^perturb\.|^data\.(data_dir|cache|threads|max_bad_fraction)$|^model\.(scan|remat|attention)$|"
+    r"^plugins$|^mesh\.|^log\.|^checkpoint\.|^corruption\.|^data\.(data_dir|cache|threads|max_bad_fraction)$|"
+    r"^model\.(scan|remat|attention)$|"
     r"^evaluate\.(every_steps|batch_size|split)$|^train\.deterministic$"
 )
 
@@ -28,6 +29,7 @@ def from_dict(tree: Tree, overrides: Sequence[str] = ()) -> Config:
     Raises `UserError` for an unknown field, a wrong type or a value out of range.
     """
     tree = _plain(tree)
+    loaded = load_plugins(tree, overrides)
     names = {group: name_of(group, tree.get(group, getattr(Config(), group))) for group in NAMED}
     known = schema(names)
     flat = {f"{group}.name": name for group, name in names.items()} | older.upgrade(dict(_flatten(tree)), known)
@@ -40,9 +42,18 @@ def from_dict(tree: Tree, overrides: Sequence[str] = ()) -> Config:
         if (group := key.removesuffix(".name")) in NAMED:
             raise UserError(f"{key} decides the other fields of `{group}`; choose the {group} by the config's argument")
         flat[key] = values.from_text(text, known[key].type, key)
+    flat["plugins"] = loaded
     config = _build({key: values.check(value, known[key], key) for key, value in flat.items()})
     validate(config)
     return config
+
+
+def load_plugins(tree: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
+    """Imports the plug-ins, which decide what other fields there are; their names."""
+    given = [text for key, _, text in (override.partition("=") for override in overrides) if key == "plugins"]
+    kind = tuple[str, ...]
+    names = values.from_text(given[-1], kind, "plugins") if given else tree.get("plugins", ())
+    return plugins.load(values.convert(names, kind, "plugins"))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

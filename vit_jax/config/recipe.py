@@ -5,7 +5,6 @@ import difflib
 import importlib.util
 import json
 import os
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from vit_jax.command import UserError
-from vit_jax.config import values
+from vit_jax.config import plugins, values
 from vit_jax.config.older import rename
-from vit_jax.config.parse import Tree, from_dict, name_of, require_known, to_dict
+from vit_jax.config.parse import Tree, from_dict, load_plugins, name_of, require_known, to_dict
 from vit_jax.config.schema import NAMED, Config, Schema, schema, schema_of
 
 
@@ -57,6 +56,7 @@ class Recipe(ConfigDict):
             else:
                 require_known(path, known)
                 value = values.check(value, known[path], path)
+                value = plugins.load(value) if path == "plugins" else value
         except UserError as mistake:
             raise FieldError(str(mistake)) from mistake
         owner, name = self._owner(path)
@@ -111,6 +111,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
             else "give the path of a config file, e.g. configs/digits.py"
         )
         raise UserError(f"config file {path!r} does not exist; {hint}")
+    load_plugins({}, overrides)  # whose names the file may use
     tree = _read_json(Path(path), arg) if path.endswith(".json") else run_file(Path(path), arg)
     return from_dict(tree, overrides)
 
@@ -157,24 +158,15 @@ def run_file(path: Path, arg: str) -> Tree:
             raise UserError(f"{path} has no function get_config(arg); see configs/digits.py")
         tree = module.get_config(arg)
     except FieldError as mistake:
-        raise UserError(f"{_place(mistake, path)}: {mistake}") from mistake
+        raise UserError(f"{plugins.place(mistake, path)}: {mistake}") from mistake
     except UserError:  # of the argument
         raise
     except Exception as error:  # whatever a mistake in the file leads to
         text = " ".join(str(error).split())
-        raise UserError(f"{_place(error, path)}: {type(error).__name__}: {text}") from error
+        raise UserError(f"{plugins.place(error, path)}: {type(error).__name__}: {text}") from error
     if not isinstance(tree, Mapping | ConfigDict):
         raise UserError(f"get_config returned {type(tree).__name__}, not a ConfigDict; start from config.default()")
     return tree
-
-
-def _place(error: Exception, path: Path) -> str:
-    """`path:line` of the last line in the file that led to the error."""
-    file = str(path.absolute())
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    if isinstance(error, SyntaxError) and error.filename == file:
-        lines.append(error.lineno)
-    return f"{path}:{lines[-1]}" if lines else str(path)
 
 
 def _read_json(path: Path, arg: str) -> Mapping[str, Any]:

@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from vit_jax import models, tasks
 from vit_jax.config.schema import NAME, NAMED, Config, Schema
+from vit_jax.setting import active_if
 
 
 def markdown() -> str:
     """Every group with its fields: name, type, default, and what it does."""
-    sections = []
+    sections, alone = [], {}
     for group in dataclasses.fields(Config):
         if group.name in NAMED:
             text = f"All fields of a name: `c.{group.name} = {group.name}s.settings(NAME)`."
@@ -28,8 +29,8 @@ def markdown() -> str:
             fields = {f.name: f for f in dataclasses.fields(group.type)}
             sections.append(_section(group.name, inspect.getdoc(group.type) or "", fields, comments(group.type)))
         else:
-            sections.insert(0, _section("", "Beside the groups:", {group.name: group}, comments(Config)))
-    return "\n\n".join(sections) + "\n"
+            alone[group.name] = group
+    return "\n\n".join([_section("", "Beside the groups:", alone, comments(Config)), *sections]) + "\n"
 
 
 def comments(kind: type) -> dict[str, str]:
@@ -68,7 +69,7 @@ def _section(title: str, text: str, fields: Schema, comments: Mapping[str, str],
     lines = ["| field | type | default | |", "| --- | --- | --- | --- |"]
     for name, f in fields.items():
         default = "required" if f.default is dataclasses.MISSING else f"`{f.default!r}`"
-        needs = f.metadata.get("active_if", "").replace(" or ", "` or `").replace(" and ", "`, and `")
+        needs = active_if(f).replace(" or ", "` or `").replace(" and ", "`, and `")
         said = [comments.get(name, "").rstrip("."), f"Only read with `{needs}`" if needs else ""]
         meaning = ". ".join(filter(None, said))
         lines.append("| " + " | ".join(_cell(x) for x in (f"`{name}`", _type(f), default, meaning)) + " |")

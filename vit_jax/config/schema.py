@@ -10,6 +10,7 @@ from vit_jax.augment import Corruption
 from vit_jax.augment import Settings as Augment
 from vit_jax.command import UserError
 from vit_jax.data import Settings as Data
+from vit_jax.metrics import METRICS
 from vit_jax.optim import Settings as Optim
 from vit_jax.setting import setting
 from vit_jax.sharding import Settings as Mesh
@@ -56,8 +57,8 @@ class Evaluate:
     before: bool = False  # the untrained model meets the test split too: what its weights bring along
     # The checkpoint that meets the test split: last, or best in validation.
     use: Literal["last", "best"] = setting("last", read_by="evaluate texture predict")
-    # What "best" means; auto: as the task has it, of classification accuracy.
-    metric: str = setting("auto", active_if=VALIDATED, choices=lambda: ("auto", "accuracy", "loss"))
+    # What "best" means, by its name in `metrics.METRICS`; auto: as the task has it, of classification accuracy.
+    metric: str = setting("auto", active_if=VALIDATED, choices=lambda: ("auto", *METRICS))
     # Of the command `vit_jax.evaluate`: train, validation, test or a split in TFDS syntax.
     split: str = setting("test", read_by="evaluate texture")
 
@@ -84,6 +85,9 @@ class Log:
 class Config:
     """A whole run. `model` holds the name and the fields of a Linen module, `task` those of what it learns."""
 
+    # Modules from outside the package, or files .py, that register models, tasks and the like: imported before the rest
+    # is read, by each command.
+    plugins: tuple[str, ...] = setting((), read_by="evaluate texture predict weights")
     seed: int = 0  # of initial parameters, the order of images, augmentation and dropout
     model: Mapping[str, Any] = field(
         default_factory=lambda: models.settings("vit/Ti16"),
@@ -97,7 +101,7 @@ class Config:
     train: Train = Train()
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
-    perturb: Corruption = setting(Corruption(), read_by="evaluate")
+    corruption: Corruption = setting(Corruption(), read_by="evaluate")
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = setting(Mesh(), read_by="evaluate")
     log: Log = Log()
@@ -136,7 +140,7 @@ def validate(config: Config) -> None:
     tasks.check_settings(config.task, config.distill)
     data.check(config.data)
     augment.check(config.augment)
-    augment.check_corruption(config.perturb)
+    augment.check_corruption(config.corruption)
     optim.check(config.optim)
     sharding.check(config.mesh)
     _check_train(config.train, config.data.repeats)

@@ -274,29 +274,42 @@ def _load_run(workdir: Workdir, use: str, overrides: list[str], mesh: Mesh | Non
     given = workdir.config(overrides)
     if not any(override.startswith("model.") for override in overrides):  # a changed model is not what was timed
         given = workdir.with_kernel(given)
-    class_names = workdir.class_names()
+    class_names = workdir.class_names() if has_head(given) else ()
     stored, filled = workdir.preprocessing(given.augment)
     view = dataclasses.replace(stored, draft=given.data.draft)
     model_fields = {**given.model, "num_classes": len(class_names)}
     prepared = dataclasses.replace(given, model=model_fields, augment=filled)
     model = models.create(model_fields)
     model.check(input_shape(prepared.augment, view.shape))
-    abstract = jax.eval_shape(lambda: step.init_variables(model, 0, input_shape(prepared.augment, view.shape)))
-    rules = models.naming_of(model).rules
-    at, variables = _read_variables(workdir.checkpoints, abstract, use or given.evaluate.use, prepared, mesh, rules)
+    at, variables = load_variables(workdir, model, input_shape(prepared.augment, view.shape), prepared, use, mesh)
     return Predictor(prepared, model, variables, class_names, view, at)
 
 
-def _read_variables(
-    directory: Path, abstract: PyTree, use: str, prepared: Config, mesh: Mesh | None, rules: Sequence[sharding.Rule]
+def has_head(config: Config) -> bool:
+    """Whether a run of this configuration trains the model's own head, of one output for each class."""
+    return tasks.chosen(config.task, config.distill).needs_head
+
+
+def load_variables(
+    workdir: Workdir,
+    module: nn.Module,
+    shape: tuple[int, int, int],
+    prepared: Config,
+    use: str = "",
+    mesh: Mesh | None = None,
 ) -> tuple[int, PyTree]:
-    """The variables of the best or the newest checkpoint that is not damaged, and its step."""
+    """The step and the variables of the best or the newest checkpoint of a run that is not damaged.
+
+    Of the `module`, for images of this shape [h w c]: the run's whole, or a part of it, as the backbone is.
+    """
+    directory, use = workdir.checkpoints, use or prepared.evaluate.use
+    abstract, rules = jax.eval_shape(lambda: step.init_variables(module, 0, shape)), models.naming_of(module).rules
     steps = checkpoint.saved_steps(directory)
     best = checkpoint.best_step(directory) if use == "best" else None
     part = "ema" if prepared.optim.ema_decay else ""
     damaged, order = False, ([best] if best is not None else []) + steps[::-1]
     if mesh is not None:  # all processes read the same ones
-        order = json.loads(distributed.said_by_first(json.dumps(order[:50])))
+        order = json.loads(distributed.broadcast_from_first(json.dumps(order[:50])))
     for at in order:
         try:
             variables = checkpoint.restore_variables(directory, at, abstract, part, mesh, rules)

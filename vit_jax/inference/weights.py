@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax import pretrained, trees
 from vit_jax.augment import input_shape
-from vit_jax.inference.predictor import load, whole_preprocessing
+from vit_jax.inference.predictor import has_head, load, whole_preprocessing
 from vit_jax.pretrained import Weights
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
@@ -24,7 +24,7 @@ def find_weights(address: str | Path | Workdir) -> Weights:
 def _weights_of_run(workdir: Workdir) -> Weights:
     given = workdir.config()
     view, filled = workdir.preprocessing(given.augment)
-    class_names = workdir.class_names()
+    class_names = workdir.class_names() if has_head(given) else ()
     model = {**given.model, "num_classes": len(class_names)}
     prepared = dataclasses.replace(given, augment=filled)
     return Weights(

@@ -23,7 +23,6 @@ LINES_PER_HEADER = 20
 STARTING = "starting ..."
 WIDTHS = {"loss": 7, "lr": 8, "images/s": 8}  # of columns
 WIDTH = 8  # of others
-SHOWN = 3  # metrics on the line of an evaluation: the loss, and the first others
 
 
 class Pace:
@@ -69,7 +68,7 @@ class Progress:
     one without metrics where steps are so slow that there was none for `every_seconds` (0: however long).
 
     total_steps, start_step: of the whole run, and those done before this process; images_per_step: the global batch.
-    metrics: of training, which have columns.
+    metrics: of training, which have columns. monitor: the metric that ranks checkpoints.
     active: False, for all processes but the first, shows nothing.
     """
 
@@ -82,11 +81,12 @@ class Progress:
         images_per_step: int,
         every_seconds: float = 0.0,
         metrics: Sequence[str] = ("loss", "accuracy"),
+        monitor: str = "",
         console: Console | None = None,
         active: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._metrics = metrics
+        self._metrics, self._monitor = metrics, monitor
         self._columns = [*(METRICS[name].short for name in metrics), "lr", "images/s"]
         self._total_steps, self._start_step = total_steps, start_step
         self._steps_per_epoch = steps_per_epoch
@@ -160,11 +160,12 @@ class Progress:
         """Prints a line that stays: `epoch 3  step 300  val loss 0.3100  acc 91.20 %`."""
         split = next(iter(scalars), "").rpartition("/")[0]
         values = _without_prefix(scalars)
-        known = sorted((name for name in METRICS if name in values), key=lambda name: name != "loss")
-        shown = [f"{METRICS[name].short} {metric_value(name, values[name])}" for name in known[:SHOWN]]
+        shown = [name for name, metric in METRICS.items() if metric.brief or name == self._monitor]
+        known = sorted((name for name in shown if name in values), key=lambda name: name != "loss")
+        texts = [f"{METRICS[name].short} {metric_value(name, values[name])}" for name in known]
         epoch, last_epoch = self._epoch(step), self._epoch(self._total_steps)
         line = Text(f"epoch {epoch:>{_digits(last_epoch)}}  step {step:>{_digits(self._total_steps)}}  ")
-        line.append(" ".join(filter(None, [split, "  ".join(shown)])), style="bold")
+        line.append(" ".join(filter(None, [split, "  ".join(texts)])), style="bold")
         self._print(line)
 
     def say(self, text: str) -> None:

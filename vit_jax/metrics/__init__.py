@@ -21,7 +21,7 @@ from vit_jax.metrics.classification import (
 )
 from vit_jax.metrics.registry import METRICS, Metric, register, score
 
-register("loss", Metric("loss", "loss", percent=False, higher_is_better=False))
+register("loss", Metric("loss", "loss", percent=False, higher_is_better=False, brief=True))
 
 __all__ = [
     "METRICS",

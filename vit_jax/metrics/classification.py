@@ -180,7 +180,12 @@ def error_consistency(a_correct: Bool[np.ndarray, " n"], b_correct: Bool[np.ndar
 def _top(n: int) -> Metric:
     """The share of the examples whose label is among the n most probable classes; none where that is all of them."""
     label, short = ("accuracy", "acc") if n == 1 else (f"top-{n} accuracy", f"top-{n}")
-    return Metric(label, short, compute=lambda found, labels, k: float(np.mean(found.rank < n)) if k > n else None)
+    return Metric(
+        label,
+        short,
+        brief=True,
+        compute=lambda found, labels, k: float(np.mean(found.rank < n)) if k > n or n == 1 else None,
+    )
 
 
 def _ece(found: Examples, labels: np.ndarray, k: int) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_jax.command import UserError
+from vit_jax.names import claim
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Metric:
     short: str  # on the lines of progress, and as a column
     percent: bool = True  # a share in [0, 1], written as a percentage; else a decimal number
     higher_is_better: bool = True
+    brief: bool = False  # stands on the line that progress prints of each evaluation
     # `(examples, labels, k) -> value` of a classified split, see `metrics.Examples`; None where there is no value.
     # Without it the task's own evaluator computes the metric.
     compute: Callable[..., float | None] | None = None
@@ -28,14 +30,18 @@ METRICS: dict[str, Metric] = {}
 
 def register(name: str, metric: Metric) -> Metric:
     """Adds a metric, also from outside the package; raises `UserError` for a name that is taken."""
-    if name in METRICS or "/" in name:
-        raise UserError(f"the metric name {name!r} is taken or holds a slash; choose another")
+    if "/" in name:
+        raise UserError(f"the metric name {name!r} holds a slash, which follows a split's name; choose another")
+    claim("metric", name, metric, METRICS.get(name))
     METRICS[name] = metric
     return metric
 
 
 def score(name: str, scalars: dict[str, float], split: str) -> float:
     """The value by which checkpoints are compared: higher is better, and a NaN is the worst."""
+    if f"{split}/{name}" not in scalars:
+        known = ", ".join(key.rpartition("/")[2] for key in scalars)
+        raise UserError(f"evaluate.metric={name!r} has no value on this split: what is measured is {known}")
     value: Any = scalars[f"{split}/{name}"]
     if value != value:
         return -float("inf")

@@ -6,7 +6,7 @@ from vit_jax.models.compact import Compact
 from vit_jax.models.hybrid import Hybrid
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.naming import Naming, naming_of
-from vit_jax.models.registry import FAMILIES, create, fields, module_class, names, register, settings
+from vit_jax.models.registry import FAMILIES, RENAMED, create, fields, module_class, names, register, settings
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.resnetv2 import ResNetV2
 from vit_jax.models.visual_transformer import VisualTransformer
@@ -14,6 +14,7 @@ from vit_jax.models.vit import ViT
 
 __all__ = [
     "FAMILIES",
+    "RENAMED",
     "BiT",
     "CNN",
     "Compact",

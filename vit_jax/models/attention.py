@@ -18,7 +18,7 @@ from vit_jax.ops.fused_attention import check, fused_attention
 class MultiHeadDotProductAttention(nn.Module):
     """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, s. 3.2); softmax in float32.
 
-    `head_width` is free: heads x head_width need not be the width. `positions` adds to the logits:
+    `head_dim` is free: heads x head_dim need not be the width. `pos_embed` adds to the logits:
     `relative`: q_i . r_(i-j), one learned vector for each 1-D offset, shared by the heads (Shaw et al. 2018,
     arXiv:1803.02155, eq. 3); `relative_bias`: a learned scalar for each head and 2-D offset in the grid (as Swin,
     Liu et al. 2021, arXiv:2103.14030, eq. 4), none where a token outside the grid (class token, register) takes part.
@@ -29,13 +29,13 @@ class MultiHeadDotProductAttention(nn.Module):
     where either is asked for, `kernel` is plain.
     """
 
-    heads: int
-    head_width: int
+    num_heads: int
+    head_dim: int
     qkv_bias: bool = True
     qk_norm: bool = False
     norm_epsilon: float = 1e-6
     dropout: float = 0.0
-    positions: str = "none"
+    pos_embed: str = "none"
     grid: tuple[int, int] = (0, 0)
     kernel: str = "plain"
     dtype: str = "float32"
@@ -48,7 +48,7 @@ class MultiHeadDotProductAttention(nn.Module):
         dense = partial(
             nn.DenseGeneral, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, dot_general=dot_general
         )
-        project = partial(dense, (self.heads, self.head_width), use_bias=self.qkv_bias)
+        project = partial(dense, (self.num_heads, self.head_dim), use_bias=self.qkv_bias)
         q, k, v = project(name="query")(queries), project(name="key")(tokens), project(name="value")(tokens)
         if self.qk_norm:
             q = nn.LayerNorm(epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype, name="query_norm")(q)
@@ -62,7 +62,7 @@ class MultiHeadDotProductAttention(nn.Module):
         if self.kernel in ("plain", "auto") or self.tokens or self._looked_at():
             return "plain"
         rate = self.dropout if train else 0.0
-        check(self.kernel, dtype=self.dtype, positions=self.positions, dropout=rate, head_width=self.head_width)
+        check(self.kernel, dtype=self.dtype, pos_embed=self.pos_embed, dropout=rate, head_dim=self.head_dim)
         return self.kernel
 
     def _looked_at(self) -> bool:
@@ -71,12 +71,12 @@ class MultiHeadDotProductAttention(nn.Module):
         return wanted or self.is_initializing()
 
     def _plain(self, q: Array, k: Array, v: Array, rng: Key[Array, ""], train: bool) -> Float[Array, "n l a e"]:
-        q = q * self.head_width**-0.5  # fewer numbers than the logits
+        q = q * self.head_dim**-0.5  # fewer numbers than the logits
         queries, keys, values = (x.swapaxes(1, 2) for x in (q, k, v))  # [n a l e]: else CPUs transpose the results
         logits = jnp.matmul(queries, keys.swapaxes(2, 3)).astype(jnp.float32)
-        if self.positions == "relative":
+        if self.pos_embed == "relative":
             logits += self._relative_logits(q, k.shape[1])
-        if self.positions == "relative_bias":
+        if self.pos_embed == "relative_bias":
             logits += self._bias(k.shape[1])[None, :, : q.shape[1]]
         if not (self._looked_at() or train and self.dropout):
             return attend(logits, values).swapaxes(1, 2)
@@ -94,7 +94,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
     def _bias(self, m: int) -> Float[Array, "a m m"]:
         h, w = self.grid
-        table = self.param("relative_bias", nn.initializers.normal(stddev=0.02), (2 * h - 1, 2 * w - 1, self.heads))
+        table = self.param("relative_bias", nn.initializers.normal(stddev=0.02), (2 * h - 1, 2 * w - 1, self.num_heads))
         y, x = jnp.divmod(jnp.arange(h * w), w)
         bias = table[y[:, None] - y[None, :] + h - 1, x[:, None] - x[None, :] + w - 1]  # [h*w h*w a]
         outside = m - h * w

@@ -45,19 +45,19 @@ def check_patches(patch_size: tuple[int, ...], image_shape: tuple[int, int, int]
 
 def check_vit(model: Any, image_shape: tuple[int, int, int]) -> None:
     """Raises `UserError` if a ViT's fields do not fit each other or images of this shape (height, width, channels)."""
-    check_positive(model, "width", "depth", "mlp_width", "heads")
+    check_positive(model, "width", "depth", "mlp_dim", "num_heads")
     check_patches(model.patch_size, image_shape)
-    for field in ("head_width", "registers", "pre_logits"):
+    for field in ("head_dim", "registers", "pre_logits"):
         if getattr(model, field) < 0:
             raise UserError(f"model.{field}={getattr(model, field)} is negative; 0 means off")
     check_widths(model, "head_widths")
-    if not model.head_width and model.width % model.heads:
+    if not model.head_dim and model.width % model.num_heads:
         raise UserError(
-            f"model.heads={model.heads} does not divide model.width={model.width}; choose a divisor, or set "
-            "model.head_width"
+            f"model.num_heads={model.num_heads} does not divide model.width={model.width}; choose a divisor, or set "
+            "model.head_dim"
         )
-    if model.pooling == "map" and model.width % model.heads:
-        raise UserError(f"model.pooling='map' needs heads={model.heads} to divide width={model.width}")
+    if model.pooling == "map" and model.width % model.num_heads:
+        raise UserError(f"model.pooling='map' needs num_heads={model.num_heads} to divide width={model.width}")
     if model.pooling in ("token", "token_gap") and not model.class_token:
         raise UserError(f"model.pooling={model.pooling!r} needs model.class_token=True; or choose pooling='gap'")
     if model.norm_after_pooling and (model.distillation_token or model.pooling in ("flatten", "none")):
@@ -65,9 +65,9 @@ def check_vit(model: Any, image_shape: tuple[int, int, int]) -> None:
             f"model.norm_after_pooling=True normalises one pooled token, not those of pooling={model.pooling!r}, "
             f"distillation_token={model.distillation_token}; set it to False"
         )
-    parts = {"learned_2d": 2, "sincos2d": 4}.get(model.positions, 1)
+    parts = {"learned_2d": 2, "sincos2d": 4}.get(model.pos_embed, 1)
     if model.width % parts:
-        raise UserError(f"model.positions={model.positions!r} needs a width divisible by {parts}, not {model.width}")
+        raise UserError(f"model.pos_embed={model.pos_embed!r} needs a width divisible by {parts}, not {model.width}")
     check_rates(model, "dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "head_dropout")
     check_rates(model, "stochastic_depth")
     if model.distillation_token and (model.pooling != "token" or model.pre_logits or model.head_widths):

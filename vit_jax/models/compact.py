@@ -34,7 +34,7 @@ CONVOLUTIONS = ((2, 3, 2), (4, 3, 2), (6, 3, 1), (6, 3, 2), (7, 3, 1), (7, 3, 2)
 def table() -> dict[str, dict[str, Any]]:
     """The fields of each published model: `CVT-7/4` has 7 layers and patches of 4 pixels, `CCT-7/3x2` 2 convolutions.
 
-    Positions are learned, but fixed in `CCT-6/3x1`, as its published 3.17 M parameters have it.
+    PosEmbed are learned, but fixed in `CCT-6/3x1`, as its published 3.17 M parameters have it.
     """
     rows = {
         f"{kind}-{depth}/{patch}": _size(depth)
@@ -47,13 +47,13 @@ def table() -> dict[str, dict[str, Any]]:
         | {"convolutions": convolutions, "kernel_size": kernel, "stride": max(1, kernel // 2 - 1)}
         for depth, kernel, convolutions in CONVOLUTIONS
     }
-    rows["CCT-6/3x1"]["positions"] = "sincos1d"
+    rows["CCT-6/3x1"]["pos_embed"] = "sincos1d"
     return rows
 
 
 def _size(depth: int) -> dict[str, Any]:
-    width, mlp_width, heads = SIZES[depth]
-    return {"width": width, "depth": depth, "mlp_width": mlp_width, "heads": heads}
+    width, mlp_dim, num_heads = SIZES[depth]
+    return {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
 
 
 def sincos1d(length: int, width: int) -> Float[Array, "l d"]:
@@ -125,8 +125,8 @@ class Compact(nn.Module):
 
     width: int
     depth: int
-    mlp_width: int
-    heads: int
+    mlp_dim: int
+    num_heads: int
     num_classes: int = 0  # 0: those of the data set; created with 0, the model returns features before the head
     patch_size: tuple[int, ...] = ()  # pixels: height and width, or one number for both; (): convolutions instead
     convolutions: int = 0  # how many; 0: patches instead
@@ -134,7 +134,7 @@ class Compact(nn.Module):
     stride: int = 1  # the same
     channels: int = 64  # of all convolutions but the last, which has the width
     pooling: Literal["sequence", "token"] = "sequence"
-    positions: Literal["learned", "sincos1d", "none"] = "learned"
+    pos_embed: Literal["learned", "sincos1d", "none"] = "learned"
     activation: Activation = "gelu"
     norm_epsilon: float = 1e-5
     qkv_bias: bool = False
@@ -151,7 +151,7 @@ class Compact(nn.Module):
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `UserError` if the fields do not fit each other or images of this shape (height, width, channels)."""
-        check_positive(self, "width", "depth", "mlp_width", "heads", "stride", "channels")
+        check_positive(self, "width", "depth", "mlp_dim", "num_heads", "stride", "channels")
         if bool(self.patch_size) == (self.convolutions > 0):
             raise UserError(
                 f"model.patch_size={self.patch_size} and model.convolutions={self.convolutions} exclude each other; "
@@ -161,8 +161,10 @@ class Compact(nn.Module):
             check_patches(self.patch_size, image_shape)
         elif self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(f"model.kernel_size={self.kernel_size} is not a positive odd number, e.g. 3")
-        if self.width % self.heads:
-            raise UserError(f"model.heads={self.heads} does not divide model.width={self.width}; choose a divisor")
+        if self.width % self.num_heads:
+            raise UserError(
+                f"model.num_heads={self.num_heads} does not divide model.width={self.width}; choose a divisor"
+            )
         check_rates(self, "dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "stochastic_depth")
 
     @nn.compact
@@ -181,7 +183,7 @@ class Compact(nn.Module):
         if self.pooling == "token":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, d)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)), x], axis=1)
-        if self.positions == "sincos1d":
+        if self.pos_embed == "sincos1d":
             x = x + sincos1d(x.shape[1], d)[None].astype(x.dtype)
         first = 1 if self.pooling == "token" else 0
         queries = 0 if return_features else tokens_read(self, first)
@@ -220,14 +222,14 @@ class Compact(nn.Module):
         norm = partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         attention = partial(
             MultiHeadDotProductAttention,
-            self.heads,
-            self.width // self.heads,
+            self.num_heads,
+            self.width // self.num_heads,
             qkv_bias=self.qkv_bias,
             dropout=self.attention_dropout,
             kernel=self.attention,
             dtype=self.dtype,
         )
-        mlp = partial(MlpBlock, self.mlp_width, self.activation, dropout=self.dropout, dtype=self.dtype)
+        mlp = partial(MlpBlock, self.mlp_dim, self.activation, dropout=self.dropout, dtype=self.dtype)
         block = partial(
             EncoderBlock, attention, mlp, norm, self.projection_dropout, self.stochastic_depth, residual_norm=True
         )
@@ -235,7 +237,7 @@ class Compact(nn.Module):
             block,
             norm,
             self.depth,
-            "none" if self.positions == "sincos1d" else self.positions,  # already added
+            "none" if self.pos_embed == "sincos1d" else self.pos_embed,  # already added
             grid,
             embedding_dropout=self.embedding_dropout,
             stochastic_depth=self.stochastic_depth,

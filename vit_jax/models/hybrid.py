@@ -31,8 +31,8 @@ def table() -> dict[str, dict[str, Any]]:
     """The fields of each published hybrid: `R26+S32` is a ResNet-26 below a ViT of size S, patches of 32 pixels."""
     rows = {}
     for name, (stage_sizes, size, patch) in HYBRIDS.items():
-        width, depth, mlp_width, heads, _ = VITS[size]
-        vit = {"patch_size": (patch,), "width": width, "depth": depth, "mlp_width": mlp_width, "heads": heads}
+        width, depth, mlp_dim, heads, _ = VITS[size]
+        vit = {"patch_size": (patch,), "width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": heads}
         rows[name] = {"stage_sizes": stage_sizes, **vit}
     return rows
 

@@ -19,7 +19,7 @@ from vit_jax.ops.gelu import gelu
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Positions = Literal["learned", "learned_2d", "sincos2d", "relative", "relative_bias", "none"]
+PosEmbed = Literal["learned", "learned_2d", "sincos2d", "relative", "relative_bias", "none"]
 Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none"]
 Remat = Literal["none", "dots", "full", "auto"]
 DepthSchedule = Literal["linear", "uniform"]
@@ -76,7 +76,7 @@ class AddPositions(nn.Module):
     concatenated. `sincos2d`: fixed. The last two leave the class token, itself learned, without a position.
     """
 
-    positions: str
+    pos_embed: str
     grid: tuple[int, int]
 
     @nn.compact
@@ -84,9 +84,9 @@ class AddPositions(nn.Module):
         _, l, d = x.shape
         h, w = self.grid
         normal = nn.initializers.normal(stddev=0.02)
-        if self.positions == "learned":
+        if self.pos_embed == "learned":
             return x + self.param("pos_embedding", normal, (1, l, d)).astype(x.dtype)
-        if self.positions == "learned_2d":
+        if self.pos_embed == "learned_2d":
             columns = self.param("x_embedding", normal, (w, d // 2))
             rows = self.param("y_embedding", normal, (h, d // 2))
             across = jnp.broadcast_to(columns[None, :, :], (h, w, d // 2))
@@ -101,7 +101,7 @@ class AddPositions(nn.Module):
 class MlpBlock(nn.Module):
     """Dense, activation, dropout, dense, dropout; with `swiglu` gated (Shazeer 2020, arXiv:2002.05202)."""
 
-    mlp_width: int
+    mlp_dim: int
     activation: str = "gelu"
     output_activation: bool = False
     dropout: float = 0.0
@@ -121,9 +121,9 @@ class MlpBlock(nn.Module):
             dot_general=dot_general,
         )
         drop = partial(dropout, rate=self.dropout, train=train, tokens=self.tokens)
-        y = dense(self.mlp_width, name="Dense_0")(x)
+        y = dense(self.mlp_dim, name="Dense_0")(x)
         if self.activation == "swiglu":
-            y = y * nn.swish(dense(self.mlp_width, name="gate")(x))
+            y = y * nn.swish(dense(self.mlp_dim, name="gate")(x))
         else:
             y = activate(y, self.activation)
         y = dense(x.shape[-1], name="Dense_1")(drop(y, rng=inner_rng))
@@ -146,8 +146,8 @@ class LayerScale(nn.Module):
 class MAPHead(nn.Module):
     """Multi-head attention pooling by one learned query, then an MLP (Zhai et al. 2022, arXiv:2106.04560, s. 3.2)."""
 
-    heads: int
-    mlp_width: int
+    num_heads: int
+    mlp_dim: int
     activation: str = "gelu"
     norm_epsilon: float = 1e-6
     dtype: str = "float32"
@@ -158,9 +158,9 @@ class MAPHead(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, d))
         probe = jnp.broadcast_to(probe.astype(x.dtype), (n, 1, d))
         attention = MultiHeadDotProductAttention(
-            self.heads, d // self.heads, dtype=self.dtype, name="MultiHeadDotProductAttention_0"
+            self.num_heads, d // self.num_heads, dtype=self.dtype, name="MultiHeadDotProductAttention_0"
         )
         x = attention(probe, x, rng, train=train)
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="LayerNorm_0")(x)
-        mlp = MlpBlock(self.mlp_width, activation=self.activation, dtype=self.dtype, name="MlpBlock_0")
+        mlp = MlpBlock(self.mlp_dim, activation=self.activation, dtype=self.dtype, name="MlpBlock_0")
         return (x + mlp(y, rng, train=train))[:, 0]

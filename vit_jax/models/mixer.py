@@ -30,10 +30,10 @@ def table() -> dict[str, dict[str, Any]]:
             "patch_size": (patch,),
             "width": width,
             "depth": depth,
-            "token_mlp_width": token_mlp_width,
-            "channel_mlp_width": channel_mlp_width,
+            "token_mlp_dim": token_mlp_dim,
+            "channel_mlp_dim": channel_mlp_dim,
         }
-        for size, (width, depth, token_mlp_width, channel_mlp_width, patches) in SIZES.items()
+        for size, (width, depth, token_mlp_dim, channel_mlp_dim, patches) in SIZES.items()
         for patch in patches
     }
 
@@ -41,8 +41,8 @@ def table() -> dict[str, dict[str, Any]]:
 class MixerBlock(nn.Module):
     """An MLP across tokens, then one across channels, each with a pre-norm and a residual connection (eq. 1)."""
 
-    token_mlp_width: int
-    channel_mlp_width: int
+    token_mlp_dim: int
+    channel_mlp_dim: int
     activation: str
     norm_epsilon: float
     dropout: float
@@ -69,11 +69,11 @@ class MixerBlock(nn.Module):
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="LayerNorm_0")(x)
         y = jnp.swapaxes(y, 1, 2)  # n d l
-        y = mlp(self.token_mlp_width, "token_mixing")(y, rngs[0], train=train)
+        y = mlp(self.token_mlp_dim, "token_mixing")(y, rngs[0], train=train)
         x = x + residual(jnp.swapaxes(y, 1, 2), rngs[1])
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="LayerNorm_1")(x)
-        y = mlp(self.channel_mlp_width, "channel_mixing")(y, rngs[2], train=train)
+        y = mlp(self.channel_mlp_dim, "channel_mixing")(y, rngs[2], train=train)
         x = x + residual(y, rngs[3])
         self.sow("intermediates", "tokens", x)
         return self.perturb("tokens", x)
@@ -93,8 +93,8 @@ class Mixer(MapBackbone):
     patch_size: tuple[int, ...]  # pixels: height and width, or one number for both
     width: int
     depth: int
-    token_mlp_width: int
-    channel_mlp_width: int
+    token_mlp_dim: int
+    channel_mlp_dim: int
     num_classes: int = 0  # 0: those of the data set; created with 0, the model returns features before the head
     activation: Activation = "gelu"
     norm_epsilon: float = 1e-6
@@ -108,7 +108,7 @@ class Mixer(MapBackbone):
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `UserError` if the fields do not fit images of this shape (height, width, channels)."""
-        check_positive(self, "width", "depth", "token_mlp_width", "channel_mlp_width")
+        check_positive(self, "width", "depth", "token_mlp_dim", "channel_mlp_dim")
         check_patches(self.patch_size, image_shape)
         check_rates(self, "dropout", "stochastic_depth")
 
@@ -141,8 +141,8 @@ class Mixer(MapBackbone):
 
     def _block(self, i: int) -> MixerBlock:
         return MixerBlock(
-            self.token_mlp_width,
-            self.channel_mlp_width,
+            self.token_mlp_dim,
+            self.channel_mlp_dim,
             self.activation,
             self.norm_epsilon,
             self.dropout,

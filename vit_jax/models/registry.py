@@ -14,19 +14,38 @@ from flax import linen as nn
 
 from vit_jax.command import UserError
 from vit_jax.models import bit, cnn, compact, deit, hybrid, mixer, resnet, resnetv2, visual_transformer, vit
+from vit_jax.names import claim
 
 Table = Mapping[str, Mapping[str, Any]]  # variant -> fields; the variant "" holds what all of the family have
 
+NEEDED = {
+    "num_classes": "a field num_classes: int = 0, the outputs of its head; 0: it returns what a head would read",
+    "check": "a method check(image_shape), which raises UserError for (height, width, channels) that it cannot take",
+}
+
+# The name of a field before November 2026 -> its name today; the old ones still work.
+RENAMED = {
+    "heads": "num_heads",
+    "head_width": "head_dim",
+    "mlp_width": "mlp_dim",
+    "token_mlp_width": "token_mlp_dim",
+    "channel_mlp_width": "channel_mlp_dim",
+    "positions": "pos_embed",
+}
 FAMILIES: dict[str, tuple[type[nn.Module], Table]] = {}
 
 
 def register(family: str, module: type[nn.Module], table: Table | None = None) -> None:
     """Adds a model: `family` and each `family/variant` of the table become names of models.
 
-    A family of this name that is there already is replaced.
+    Raises `UserError` for a name that is taken, and for a class that lacks what every model has.
     """
     if not family or "/" in family:
         raise ValueError(f"family={family!r} must be a name without '/'; variants are the rows of its table")
+    claim("model", family, module, FAMILIES.get(family, (None,))[0])
+    for needed in ("num_classes", "check"):
+        if not hasattr(module, needed):
+            raise UserError(f"model {family!r}: {module.__name__} lacks {NEEDED[needed]}")
     FAMILIES[family] = module, table or {}
 
 
@@ -67,8 +86,8 @@ def settings(name: str, **overrides: Any) -> dict[str, Any]:
     a table's row of no name holds what all of the family have.
     """
     _, row = _look_up(name)
-    given = {**row, **overrides}
     known = fields(name)
+    given = {**row, **{field if field in known else RENAMED.get(field, field): v for field, v in overrides.items()}}
     for field in given:
         if field not in known:
             close = difflib.get_close_matches(field, known, 1)

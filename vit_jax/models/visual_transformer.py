@@ -39,8 +39,8 @@ SIZES: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
 def table() -> dict[str, dict[str, Any]]:
     """The fields of each VT-ResNet of the paper."""
     return {
-        name: {"stage_sizes": stages, "bottleneck": bottleneck, "modules": modules, "mlp_width": mlp_width}
-        for name, (stages, bottleneck, modules, mlp_width) in SIZES.items()
+        name: {"stage_sizes": stages, "bottleneck": bottleneck, "modules": modules, "mlp_dim": mlp_dim}
+        for name, (stages, bottleneck, modules, mlp_dim) in SIZES.items()
     }
 
 
@@ -97,7 +97,7 @@ class TokenTransformer(nn.Module):
     """
 
     key_width: int
-    mlp_width: int
+    mlp_dim: int
     dtype: str
 
     @nn.compact
@@ -116,7 +116,7 @@ class TokenTransformer(nn.Module):
         tokens = tokens + residual(jnp.einsum("nlm,nmc->nlc", attention.astype(y.dtype), y), 0)
 
         y = nn.LayerNorm(dtype=self.dtype, name="norm2")(tokens)
-        y = nn.relu(linear(self.mlp_width, self.dtype, "mlp1")(y))
+        y = nn.relu(linear(self.mlp_dim, self.dtype, "mlp1")(y))
         tokens = tokens + residual(linear(tokens.shape[-1], self.dtype, "mlp2")(y), 1)
         self.sow("intermediates", "tokens", tokens)
         return self.perturb("tokens", tokens)
@@ -158,12 +158,12 @@ class VisualTransformer(ResNet):
     modules: int = 2
     tokens: int = 16
     key_width: int = 256  # of queries and keys, in the transformer and the projector
-    mlp_width: int = 8192
+    mlp_dim: int = 8192
     projector: bool = True
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `UserError` if the fields do not fit each other; images of any shape do."""
-        check_positive(self, "modules", "tokens", "key_width", "mlp_width")
+        check_positive(self, "modules", "tokens", "key_width", "mlp_dim")
         super().check(image_shape)
 
     @property
@@ -183,7 +183,7 @@ class VisualTransformer(ResNet):
             else:
                 x = Projector(self.key_width, self.dtype, name=f"projector{i}")(x, tokens) if self.projector else x
                 tokens = RecurrentTokenizer(self.dtype, name=f"tokenizer{i + 1}")(x, tokens)
-            transformer = TokenTransformer(self.key_width, self.mlp_width, self.dtype, name=f"transformer{i + 1}")
+            transformer = TokenTransformer(self.key_width, self.mlp_dim, self.dtype, name=f"transformer{i + 1}")
             rate = self.drop_rate(self.depth - self.modules + i)
             tokens = transformer(tokens, jax.random.fold_in(rng, i), rate, train=train)
         return of_map(x).replace(prefix=nn.LayerNorm(dtype=self.dtype, name="norm_tokens")(tokens))

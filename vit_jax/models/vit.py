@@ -24,7 +24,7 @@ from vit_jax.models.layers import (
     MlpBlock,
     PatchEmbedding,
     Pooling,
-    Positions,
+    PosEmbed,
     Remat,
     activate,
     square,
@@ -59,10 +59,10 @@ def table() -> dict[str, dict[str, Any]]:
             "patch_size": (patch,),
             "width": width,
             "depth": depth,
-            "mlp_width": mlp_width,
-            "heads": heads,
+            "mlp_dim": mlp_dim,
+            "num_heads": heads,
         }
-        for size, (width, depth, mlp_width, heads, patches) in SIZES.items()
+        for size, (width, depth, mlp_dim, heads, patches) in SIZES.items()
         for patch in patches
     }
 
@@ -106,12 +106,12 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Positions, registers, `depth` blocks (looped, or scanned over stacked parameters), final layer norm."""
+    """PosEmbed, registers, `depth` blocks (looped, or scanned over stacked parameters), final layer norm."""
 
     block: Layer
     norm: Layer | None
     depth: int
-    positions: str
+    pos_embed: str
     grid: tuple[int, int]
     registers: int = 0
     embedding_dropout: float = 0.0
@@ -147,12 +147,12 @@ class Encoder(nn.Module):
 
     def _embed(self, x: Float[Array, "n l d"], keep: Int[Array, "n k"] | None) -> Float[Array, "n m d"]:
         """Adds positions, leaves out patches, and inserts registers (Darcet et al. 2024, arXiv:2309.16588)."""
-        if keep is not None and self.positions in ("relative", "relative_bias"):
+        if keep is not None and self.pos_embed in ("relative", "relative_bias"):
             raise UserError(
-                f"keep= leaves out patches, but model.positions={self.positions!r} needs all; choose 'learned'"
+                f"keep= leaves out patches, but model.pos_embed={self.pos_embed!r} needs all; choose 'learned'"
             )
-        if self.positions in ("learned", "learned_2d", "sincos2d"):
-            x = AddPositions(self.positions, self.grid, name="posembed_input")(x)
+        if self.pos_embed in ("learned", "learned_2d", "sincos2d"):
+            x = AddPositions(self.pos_embed, self.grid, name="posembed_input")(x)
         if keep is None and not self.registers:
             return x
         p = x.shape[1] - self.grid[0] * self.grid[1]
@@ -216,14 +216,14 @@ class ViT(nn.Module):
     patch_size: tuple[int, ...]  # pixels: height and width, or one number for both
     width: int
     depth: int
-    mlp_width: int
-    heads: int
-    head_width: int = 0  # size per head; 0: width / heads
+    mlp_dim: int
+    num_heads: int
+    head_dim: int = 0  # size per head; 0: width / heads
     num_classes: int = 0  # 0: those of the data set; created with 0, the model returns features before the head
     class_token: bool = True
     distillation_token: bool = False  # DeiT's, after the class token
     registers: int = 0  # extra tokens that no pooling reads
-    positions: Positions = "learned"
+    pos_embed: PosEmbed = "learned"
     pooling: Pooling = "token"  # token, mean (gap) or attention (map) over tokens, flatten; none: logits per patch
     norm_after_pooling: bool = False  # the last layer norm sees the pooled token, not each one before (timm's fc_norm)
     activation: Activation = "gelu"
@@ -318,19 +318,19 @@ class ViT(nn.Module):
         norm = partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         attention = partial(
             MultiHeadDotProductAttention,
-            self.heads,
-            self.head_width or self.width // self.heads,
+            self.num_heads,
+            self.head_dim or self.width // self.num_heads,
             qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
             norm_epsilon=self.norm_epsilon,
             dropout=self.attention_dropout,
-            positions=self.positions,
+            pos_embed=self.pos_embed,
             grid=grid,
             kernel=self.attention,
             dtype=self.dtype,
         )
         mlp = partial(
-            MlpBlock, self.mlp_width, self.activation, self.mlp_output_activation, self.dropout, dtype=self.dtype
+            MlpBlock, self.mlp_dim, self.activation, self.mlp_output_activation, self.dropout, dtype=self.dtype
         )
         block = partial(
             EncoderBlock, attention, mlp, norm, self.projection_dropout, self.stochastic_depth, self.layer_scale
@@ -339,7 +339,7 @@ class ViT(nn.Module):
             block,
             None if self.norm_after_pooling else norm,
             self.depth,
-            self.positions,
+            self.pos_embed,
             grid,
             self.registers,
             self.embedding_dropout,
@@ -363,7 +363,7 @@ class ViT(nn.Module):
                 return patches.mean(axis=1)
             case "map":
                 return MAPHead(
-                    self.heads, self.mlp_width, self.activation, self.norm_epsilon, self.dtype, name="MAPHead_0"
+                    self.num_heads, self.mlp_dim, self.activation, self.norm_epsilon, self.dtype, name="MAPHead_0"
                 )(patches, rng, train=train)
             case "flatten":
                 return patches.reshape(patches.shape[0], -1)

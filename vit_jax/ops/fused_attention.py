@@ -23,19 +23,19 @@ NEEDS = {
 LANES = 128  # Pallas works on blocks of so many tokens
 
 
-def check(kernel: str, *, dtype: str, positions: str, dropout: float, head_width: int) -> None:
+def check(kernel: str, *, dtype: str, pos_embed: str, dropout: float, head_dim: int) -> None:
     """Raises `UserError` if the kernel cannot do what is asked; `dropout` of the probabilities, 0 outside training."""
     obstacles = {
-        f"positions={positions!r}": positions in ("relative", "relative_bias"),
+        f"pos_embed={pos_embed!r}": pos_embed in ("relative", "relative_bias"),
         f"attention_dropout={dropout}": dropout > 0,
     }
     if kernel == "cudnn":
         obstacles |= {
             f"dtype={dtype!r}": dtype not in ("bfloat16", "float16"),
-            f"heads of {head_width} channels": head_width % 8 != 0 or head_width > 128,
+            f"heads of {head_dim} channels": head_dim % 8 != 0 or head_dim > 128,
         }
     else:
-        obstacles[f"heads of {head_width} channels"] = head_width > LANES and head_width % LANES != 0
+        obstacles[f"heads of {head_dim} channels"] = head_dim > LANES and head_dim % LANES != 0
     if found := [obstacle for obstacle, there in obstacles.items() if there]:
         raise UserError(_refusal(kernel, ", ".join(found)))
 

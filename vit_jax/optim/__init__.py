@@ -13,7 +13,7 @@ from vit_jax.optim.schedules import (
 )
 from vit_jax.optim.schedules import register as register_schedule
 from vit_jax.optim.settings import Settings
-from vit_jax.optim.transformation import create, trained
+from vit_jax.optim.transformation import create, trainable
 
 __all__ = [
     "OPTIMIZERS",
@@ -31,7 +31,7 @@ __all__ = [
     "register_schedule",
     "schedule",
     "shortened_warmup",
-    "trained",
+    "trainable",
     "warmup_steps",
     "weight_decay",
 ]

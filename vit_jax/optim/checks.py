@@ -10,7 +10,7 @@ from vit_jax import trees
 from vit_jax.command import UserError
 from vit_jax.optim.optimizers import OPTIMIZERS
 from vit_jax.optim.schedules import SCHEDULES, warmup_steps
-from vit_jax.optim.settings import Settings
+from vit_jax.optim.settings import Settings, reads
 from vit_jax.optim.transformation import HEAD
 from vit_jax.trees import PyTree
 
@@ -100,7 +100,7 @@ def check_warmup(settings: Settings, total_steps: int, steps_per_epoch: int) -> 
 
 def _patterns(settings: Settings) -> list[str]:
     """The fields that choose parameters by their paths, where they are read."""
-    decays = settings.weight_decay > 0 or settings.name == "lamb"
+    decays = settings.weight_decay > 0 or reads("name", settings.name, "decay")
     return [field for field, is_read in (("freeze", settings.freeze), ("decay", decays)) if is_read]
 
 

@@ -11,18 +11,24 @@ import jax
 import optax
 
 from vit_jax import trees
-from vit_jax.optim.settings import Settings
+from vit_jax.names import claim
+from vit_jax.optim.settings import READS, Settings
 from vit_jax.trees import PyTree
 
 Optimizer = Callable[[Settings], list[optax.GradientTransformation]]
 OPTIMIZERS: dict[str, Optimizer] = {}
 
 
-def register(name: str) -> Callable[[Optimizer], Optimizer]:
-    """Decorates the function for `optim.name=<name>`; one of this name that is there already is replaced."""
+def register(name: str, reads: tuple[str, ...] | None = None) -> Callable[[Optimizer], Optimizer]:
+    """Decorates the function for `optim.name=<name>`; raises `UserError` for a name that is taken.
+
+    reads: those of the settings that it reads, of the ones that not every optimizer does: a flag that sets another is
+    refused. None: none is.
+    """
 
     def add(optimizer: Optimizer) -> Optimizer:
-        OPTIMIZERS[name] = optimizer
+        claim("optimizer", name, optimizer, OPTIMIZERS.get(name))
+        OPTIMIZERS[name], READS["name"][name] = optimizer, reads
         return optimizer
 
     return add
@@ -33,30 +39,30 @@ def weight_decay(settings: Settings) -> optax.GradientTransformation:
     return optax.add_decayed_weights(settings.weight_decay, mask=lambda params: trees.mask(params, settings.decay))
 
 
-@register("adamw")
+@register("adamw", reads=("b1", "b2", "epsilon"))
 def adamw(settings: Settings) -> list[optax.GradientTransformation]:
     """Decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101); so it is for lion and adafactor."""
     return [optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon), weight_decay(settings)]
 
 
-@register("sgd")
+@register("sgd", reads=("momentum", "nesterov"))
 def sgd(settings: Settings) -> list[optax.GradientTransformation]:
     """Decay is added to the gradient (L2 regularisation), as in the papers that train ResNets so; rmsprop likewise."""
     return [weight_decay(settings), optax.trace(settings.momentum, nesterov=settings.nesterov)]
 
 
-@register("rmsprop")
+@register("rmsprop", reads=("epsilon", "momentum", "rms_decay"))
 def rmsprop(settings: Settings) -> list[optax.GradientTransformation]:
     rms = optax.scale_by_rms(settings.rms_decay, settings.epsilon)
     return [weight_decay(settings), rms, optax.trace(settings.momentum)]
 
 
-@register("lion")
+@register("lion", reads=("b1", "b2"))
 def lion(settings: Settings) -> list[optax.GradientTransformation]:
     return [optax.scale_by_lion(settings.b1, settings.b2), weight_decay(settings)]
 
 
-@register("lamb")
+@register("lamb", reads=("b1", "b2", "epsilon", "decay"))
 def lamb(settings: Settings) -> list[optax.GradientTransformation]:
     """Decay is inside the trust ratio (You et al. 2020, arXiv:1904.00962, alg. 2).
 
@@ -67,7 +73,7 @@ def lamb(settings: Settings) -> list[optax.GradientTransformation]:
     return [*adamw(settings), per_layer(trust)]
 
 
-@register("adafactor")
+@register("adafactor", reads=())
 def adafactor(settings: Settings) -> list[optax.GradientTransformation]:
     """Adafactor without momentum (Shazeer & Stern 2018, arXiv:1804.04235, alg. 4), for big_vision's learning rates.
 

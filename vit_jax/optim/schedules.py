@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from vit_jax.optim.settings import Settings
+from vit_jax.names import claim
+from vit_jax.optim.settings import READS, Settings
 
 Rate = Callable[[jax.Array | int, jax.Array | int], jax.Array]  # (step, steps of the whole run) -> learning rate
 TIMED_WARMUP = 0.1  # of a run that the clock ends: the most that its warm-up takes
@@ -37,47 +38,51 @@ Schedule = Callable[[Settings, Place], jax.Array]  # the learning rate behind th
 SCHEDULES: dict[str, Schedule] = {}
 
 
-def register(name: str) -> Callable[[Schedule], Schedule]:
-    """Decorates the function for `optim.schedule=<name>`; one of this name that is there already is replaced."""
+def register(name: str, reads: tuple[str, ...] | None = None) -> Callable[[Schedule], Schedule]:
+    """Decorates the function for `optim.schedule=<name>`; raises `UserError` for a name that is taken.
+
+    `reads` is as in `optimizers.register`.
+    """
 
     def add(schedule: Schedule) -> Schedule:
-        SCHEDULES[name] = schedule
+        claim("schedule", name, schedule, SCHEDULES.get(name))
+        SCHEDULES[name], READS["schedule"][name] = schedule, reads
         return schedule
 
     return add
 
 
-@register("cosine")
+@register("cosine", reads=("final_lr",))
 def cosine(settings: Settings, at: Place) -> jax.Array:
     lr, final = settings.lr, settings.final_lr
     return final + (lr - final) * 0.5 * (1 + jnp.cos(math.pi * at.progress))
 
 
-@register("linear")
+@register("linear", reads=("final_lr",))
 def linear(settings: Settings, at: Place) -> jax.Array:
     return settings.lr + (settings.final_lr - settings.lr) * at.progress
 
 
-@register("rsqrt")
+@register("rsqrt", reads=("timescale_steps",))
 def rsqrt(settings: Settings, at: Place) -> jax.Array:
     """Zhai et al. 2022 (arXiv:2106.04560, s. 3.5), without cool-down."""
     timescale = settings.timescale_steps
     return settings.lr * jnp.sqrt(timescale / (timescale + at.decaying))
 
 
-@register("step")
+@register("step", reads=("step_epochs", "factor"))
 def step(settings: Settings, at: Place) -> jax.Array:
     passed = jnp.sum(at.step / at.per_epoch >= jnp.asarray(settings.step_epochs))
     return settings.lr * settings.factor**passed
 
 
-@register("exponential")
+@register("exponential", reads=("factor",))
 def exponential(settings: Settings, at: Place) -> jax.Array:
     """Decays once an epoch (Wu et al. 2020, arXiv:2006.03677, s. 4.2)."""
     return settings.lr * settings.factor ** jnp.floor(at.decaying / at.per_epoch)
 
 
-@register("constant")
+@register("constant", reads=())
 def constant(settings: Settings, at: Place) -> jax.Array:
     return jnp.full_like(at.step, settings.lr)
 

@@ -1,36 +1,56 @@
 """The config group `optim`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vit_jax.setting import setting
+
+# Of the fields that only some optimizers, and some schedules, read: those that each does; None: maybe all.
+READS: dict[str, dict[str, tuple[str, ...] | None]] = {"name": {}, "schedule": {}}
+
+
+def reads(chooser: str, name: str, field: str) -> bool:
+    """Whether the optimizer ("name") or the "schedule" of this name reads the field."""
+    fields = READS[chooser][name]
+    return fields is None or field in fields
+
+
+def _if_read(field: str, chooser: str = "name", *, other: str = "", also: str = "") -> Callable[[], str]:
+    """The condition that a chosen optimizer or schedule reads the field, `or` the other, `and` also holds."""
+
+    def condition() -> str:
+        readers = [f"optim.{chooser}={name}" for name in READS[chooser] if reads(chooser, name, field)]
+        return " and ".join(filter(None, [" or ".join(filter(None, [other, *readers])), also]))
+
+    return condition
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The config group `optim`."""
 
-    name: str = "adamw"  # see `optimizers`
+    name: str = setting("adamw", choices=lambda: READS["name"])  # see `optimizers`
     lr: float = 1e-3  # peak learning rate
-    schedule: str = "cosine"  # of the learning rate, after the warm-up
+    schedule: str = setting("cosine", choices=lambda: READS["schedule"])  # of the learning rate, after the warm-up
     warmup_steps: int = 0  # with train.seconds a tenth of the run at most
     warmup_epochs: float = 0.0  # instead of warmup_steps
     warmup_start_lr: float = setting(0.0, active_if="optim.warmup_steps or optim.warmup_epochs")  # its first rate
-    final_lr: float = setting(0.0, active_if="optim.schedule=cosine or optim.schedule=linear")  # where these end
+    final_lr: float = setting(0.0, active_if=_if_read("final_lr", "schedule"))  # where these end
     # The learning rate is multiplied by `factor` at each of these.
-    step_epochs: tuple[float, ...] = setting((), active_if="optim.schedule=step")
+    step_epochs: tuple[float, ...] = setting((), active_if=_if_read("step_epochs", "schedule"))
     # step: at each boundary; exponential: per epoch.
-    factor: float = setting(0.1, active_if="optim.schedule=step or optim.schedule=exponential")
+    factor: float = setting(0.1, active_if=_if_read("factor", "schedule"))
     # lr falls as sqrt(timescale / (timescale + step))
-    timescale_steps: int = setting(10_000, active_if="optim.schedule=rsqrt")
+    timescale_steps: int = setting(10_000, active_if=_if_read("timescale_steps", "schedule"))
     weight_decay: float = 0.0  # 0: off
     # Regular expression of the parameters that decay, and that lamb's trust ratio scales; ".*": all, "(?!)": none.
-    decay: str = setting(r"kernel$", active_if="optim.weight_decay or optim.name=lamb")
-    b1: float = setting(0.9, active_if="optim.name=adamw or optim.name=lion or optim.name=lamb")
-    b2: float = setting(0.999, active_if="optim.name=adamw or optim.name=lion or optim.name=lamb")  # lion wants 0.99
-    epsilon: float = setting(1e-8, active_if="optim.name=adamw or optim.name=lamb or optim.name=rmsprop")
-    momentum: float = setting(0.9, active_if="optim.name=sgd or optim.name=rmsprop")
-    nesterov: bool = setting(False, active_if="optim.name=sgd and optim.momentum")
-    rms_decay: float = setting(0.9, active_if="optim.name=rmsprop")
+    decay: str = setting(r"kernel$", active_if=_if_read("decay", other="optim.weight_decay"))
+    b1: float = setting(0.9, active_if=_if_read("b1"))
+    b2: float = setting(0.999, active_if=_if_read("b2"))  # lion wants 0.99
+    epsilon: float = setting(1e-8, active_if=_if_read("epsilon"))
+    momentum: float = setting(0.9, active_if=_if_read("momentum"))
+    nesterov: bool = setting(False, active_if=_if_read("nesterov", also="optim.momentum"))
+    rms_decay: float = setting(0.9, active_if=_if_read("rms_decay"))
     clip_norm: float = 0.0  # global gradient norm; 0: off
     freeze: str = ""  # regular expression of the parameters that do not train; r"^(?!head/)": all but the last layer
     layer_decay: float = 1.0  # learning rate of each layer over that of the next: 0.65 to 0.9 for fine-tuning; 1: off

@@ -43,7 +43,7 @@ def _trained_alone(settings: Settings, direction: list[optax.GradientTransformat
     clip = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     if not (settings.freeze or settings.head_warmup_steps):
         return [*clip, *direction]
-    train = partial(trained, settings)
+    train = partial(trainable, settings)
     stop = optax.masked(optax.set_to_zero(), lambda tree: jax.tree.map(operator.not_, train(tree)))
     if not settings.head_warmup_steps:
         return [stop, *clip, optax.masked(optax.chain(*direction), train)]
@@ -99,6 +99,6 @@ def _scale_layers(decay: float, order: Sequence[str], updates: PyTree, params: P
     return jax.tree.map(scale, updates, layers)
 
 
-def trained(settings: Settings, params: PyTree) -> PyTree:
+def trainable(settings: Settings, params: PyTree) -> PyTree:
     """A tree of booleans: which parameters `freeze` leaves to train."""
     return jax.tree.map(operator.not_, trees.mask(params, settings.freeze or "(?!)"))

@@ -94,7 +94,7 @@ def parameter_shapes(model: Mapping[str, Any], image_shape: tuple[int, int, int]
 
 def position_grid(model: Mapping[str, Any], image_shape: tuple[int, int, int]) -> tuple[int, int]:
     """Rows and columns of patches that a model's learned positions belong to; (0, 0) without learned positions."""
-    if model.get("positions") not in LEARNED:
+    if model.get("pos_embed") not in LEARNED:
         return 0, 0
     lengths = [shape[1] for name, shape in parameter_shapes(model, image_shape).items() if SEQUENCE.fullmatch(name)]
     return patch_grid(model, image_shape, sum(lengths) - len(leading(model)))

@@ -123,8 +123,8 @@ def _decisive(settings: Settings) -> dict[str, Any]:
     fields = {field: value for field, value in settings.items() if field not in FREE}
     if fields.get("patch_size"):
         fields["patch_size"] = square(tuple(fields["patch_size"]))
-    if "head_width" in fields:
-        fields["head_width"] = fields["head_width"] or fields["width"] // fields["heads"]
+    if "head_dim" in fields:
+        fields["head_dim"] = fields["head_dim"] or fields["width"] // fields["num_heads"]
     if "layer_scale" in fields:
         fields["layer_scale"] = fields["layer_scale"] != 0  # the value is only where training starts
     return fields
@@ -271,7 +271,7 @@ class _Fitting:
         return array, "loaded", ""
 
     def _sequence(self, array: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, Action, str]:
-        """Positions [1 l d]: a row for each leading token, then the patches', row by row of the grid."""
+        """PosEmbed [1 l d]: a row for each leading token, then the patches', row by row of the grid."""
         before, after, (h, w) = leading(self.source), leading(self.model), self.grid
         if array.shape[1] != len(before) + h * w:
             raise UserError(
@@ -308,8 +308,8 @@ class _Fitting:
 
     def _stands_for_both(self) -> bool:
         """Whether the head is twice as large beside one of zeros, so that their mean is right, and stays alone."""
-        heads = (name for name in self.found if _of(self.naming.head, name) and name.endswith("/kernel"))
-        others = [self.found[name] for name in heads if self._lacking("model", name)]
+        num_heads = (name for name in self.found if _of(self.naming.head, name) and name.endswith("/kernel"))
+        others = [self.found[name] for name in num_heads if self._lacking("model", name)]
         return bool(others) and not any(array.any() for array in others)
 
     def _in_head(self, name: str) -> bool:

@@ -30,7 +30,7 @@ VIT = Names(
     cls="cls_token",
     dist="dist_token",
     registers="reg_token",
-    positions="pos_embed",
+    pos_embed="pos_embed",
     norm="norm",
     pooled_norm="fc_norm",
     block="blocks.",
@@ -81,16 +81,16 @@ def _transformer(table: Table, config: Mapping[str, Any]) -> Layout:
     _refuse(config, OTHERS)
     names = _names(table)
     found = transformer.fields(table, names)
-    sizes = {field: found.pop(field) for field in ("patch_size", "width", "depth", "mlp_width")}
+    sizes = {field: found.pop(field) for field in ("patch_size", "width", "depth", "mlp_dim")}
     arguments = config.get("model_args", {})
     if strange := [name for name in ARGUMENTS if arguments.get(name)]:
         raise UserError(f"{NAME}: {strange[0]}={arguments[strange[0]]!r} of config.json is not among the models here")
     where = 'the field "model_args": {"num_heads": ...} of a config.json beside the file'
-    attention = transformer.heads(table, names, arguments.get("num_heads"), where)
+    attention = transformer.num_heads(table, names, arguments.get("num_heads"), where)
     classes = table.shape("head.weight", "k d")[0] if table.has("head.weight") else 0
     model = settings(
         "deit" if found["distillation_token"] else "vit",
-        {**sizes, "heads": attention.pop("heads")},
+        {**sizes, "num_heads": attention.pop("num_heads")},
         num_classes=classes,
         layer_scale=float(arguments.get("init_values") or 1e-5) if table.has(f"blocks.0.{names.scales[0]}") else 0.0,
         pooling=_pooling(config, found["class_token"]),
@@ -100,8 +100,8 @@ def _transformer(table: Table, config: Mapping[str, Any]) -> Layout:
     )
     _, channels, *patch = table.shape(f"{names.patches}.weight", "d c p q")
     size = _size(config)
-    grid, positions = transformer.grid(table, names, model, size)
-    transformer.add(table, names, model, channels, table.shape(names.positions, "1 l d")[1], positions)
+    grid, pos_embed = transformer.grid(table, names, model, size)
+    transformer.add(table, names, model, channels, table.shape(names.pos_embed, "1 l d")[1], pos_embed)
     _add_heads(table, model)
     usual = _preprocessing(model, channels, (grid[0] * patch[0], grid[1] * patch[1]))
     return Layout(

@@ -31,7 +31,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "class_token": (True,),
     "distillation_token": (False,),
     "registers": (0,),
-    "positions": ("learned",),
+    "pos_embed": ("learned",),
     "pooling": ("token",),
     "norm_after_pooling": (False,),
     "activation": tuple(ACTIVATIONS),
@@ -94,10 +94,10 @@ def check(model: Mapping[str, Any], class_names: Sequence[str] = ()) -> None:
             raise UserError(
                 f"{NAME}: its ViT has no model.{field}={given!r}, only {expected}; export in another format"
             )
-    if model["head_width"] and model["head_width"] * model["heads"] != model["width"]:
+    if model["head_dim"] and model["head_dim"] * model["num_heads"] != model["width"]:
         raise UserError(
-            f"{NAME}: its ViT has no model.head_width={model['head_width']}, only width / heads = "
-            f"{model['width'] / model['heads']:g}; export in another format"
+            f"{NAME}: its ViT has no model.head_dim={model['head_dim']}, only width / num_heads = "
+            f"{model['width'] / model['num_heads']:g}; export in another format"
         )
     if class_names and len(class_names) != model["num_classes"]:
         raise UserError(f"{len(class_names)} class names for a model of {model['num_classes']} classes")
@@ -124,8 +124,8 @@ def config(
         "model_type": "vit",
         "hidden_size": model["width"],
         "num_hidden_layers": model["depth"],
-        "num_attention_heads": model["heads"],
-        "intermediate_size": model["mlp_width"],
+        "num_attention_heads": model["num_heads"],
+        "intermediate_size": model["mlp_dim"],
         "hidden_act": ACTIVATIONS[model["activation"]],
         "hidden_dropout_prob": model["dropout"],
         "attention_probs_dropout_prob": model["attention_dropout"],

@@ -3,13 +3,28 @@
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.command import UserError
-from vit_jax.tasks.base import Aux, Distill, Evaluator, Examples, Parts, Rngs, Task, Teacher, gathered, make_forward
+from vit_jax.names import claim
+from vit_jax.tasks.base import (
+    Aux,
+    Distill,
+    Evaluator,
+    Examples,
+    Parts,
+    Rngs,
+    Task,
+    TaskSettings,
+    Teacher,
+    gathered,
+    make_forward,
+)
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
+from vit_jax.tasks.means import Means
 
 __all__ = [
     "TASKS",
@@ -17,9 +32,11 @@ __all__ = [
     "Distill",
     "Evaluator",
     "Examples",
+    "Means",
     "Parts",
     "Rngs",
     "Task",
+    "TaskSettings",
     "Teacher",
     "check",
     "check_settings",
@@ -28,6 +45,7 @@ __all__ = [
     "fields",
     "gathered",
     "make_forward",
+    "model_fields",
     "names",
     "register",
     "settings",
@@ -35,13 +53,22 @@ __all__ = [
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "masked_autoencoder": MaskedAutoencoder,
 }
 
 
 def register(name: str, task: type[Task]) -> type[Task]:
-    """Adds a task, also from outside the package; raises `UserError` for a name that is taken."""
-    if name in TASKS:
-        raise UserError(f"the task name {name!r} is taken; choose another")
+    """Adds a task, also from outside the package.
+
+    Raises `UserError` for a name that is taken, a task without one of its methods, and a setting without default.
+    """
+    claim("task", name, task, TASKS.get(name))
+    for needed in ("loss", "outputs", "evaluator"):
+        if getattr(task, needed) is getattr(Task, needed):
+            raise UserError(f"task {name!r}: {task.__name__} has no method {needed}; see vit_jax.tasks.Task")
+    for f in dataclasses.fields(task.Settings):
+        if f.default is dataclasses.MISSING:
+            raise UserError(f"task {name!r}: its setting {f.name!r} has no default value; give it one")
     TASKS[name] = task
     return task
 
@@ -78,6 +105,13 @@ def chosen(task: Mapping[str, Any], distill: Distill) -> type[Task]:
     if task["name"] != "classification":
         raise UserError(f"distill.teacher teaches classification, not task {task['name']!r}; leave it out")
     return Distillation
+
+
+def model_fields(
+    model: Mapping[str, Any], task: Mapping[str, Any], distill: Distill, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The group `model` with an output for each class, where the task uses the model's own head; else without one."""
+    return {**model, "num_classes": len(class_names) if chosen(task, distill).needs_head else 0}
 
 
 def check(task: Mapping[str, Any], model: Mapping[str, Any], distill: Distill) -> None:

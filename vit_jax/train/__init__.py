@@ -16,7 +16,7 @@ from vit_jax.config import Config
 from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
-from vit_jax.train.loop import Trainer, TrainerState
+from vit_jax.train.loop import SAVED_AS, Trainer, TrainerState
 from vit_jax.train.start import start_from
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
@@ -59,7 +59,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
     """Trains, or resumes the run that `workdir` holds; what is finished already is only read."""
     folder = Workdir(workdir)
     console = console or Console(highlight=False, quiet=jax.process_index() > 0)
-    with distributed.same_mistakes():
+    with distributed.raise_on_all_processes():
         finished = check_workdir(given, folder)
     distributed.check_shared(workdir)
     if finished:
@@ -67,11 +67,11 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
         done = f"\nThis run is finished. To train again, give another --workdir than {workdir}."
         console.print(done, soft_wrap=True, markup=False)
         return Result(workdir, command.DONE, finished)
-    with distributed.same_mistakes():
+    with distributed.raise_on_all_processes():
         inputs = open_inputs(given, folder, console)
         kernel = folder.kernel(given)
     experiment = set_up(inputs, kernel=kernel, console=console)
-    with distributed.same_mistakes():
+    with distributed.raise_on_all_processes():
         if jax.process_index() == 0:
             folder.write_description(given, experiment.config, experiment.data)
 
@@ -124,12 +124,12 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, inputs: In
         state = experiment.init_state()
         return start_from(state, inputs.arrays) if inputs.arrays else state, TrainerState()
     state, about = restored
-    return state, TrainerState(**about["book"])
+    return state, TrainerState(**about[SAVED_AS])
 
 
 def choose_variables(experiment: Experiment, checkpoints: Checkpoints, state: PyTree) -> PyTree:
     """The variables that meet the test split: the last, or those that validated best."""
-    best = json.loads(distributed.said_by_first(json.dumps(checkpoints.best_step())))  # all read the same one
+    best = json.loads(distributed.broadcast_from_first(json.dumps(checkpoints.best_step())))  # all read the same one
     if experiment.config.evaluate.use == "best" and best is not None and best != int(state.step):
         try:
             state, _ = checkpoints.restore(best, experiment.abstract_state, experiment.mesh, experiment.rules)

@@ -47,7 +47,7 @@ def fastest_attention(prepared: Config, mesh: Mesh, shape: tuple[int, int, int])
     own = Mesh(np.array(mesh.local_devices[:1]).reshape(1, 1, 1), mesh.axis_names)
     seconds = time_kernels(("plain", *kernels), layers, own, remat.least(prepared, mesh))
     fastest = min(seconds, key=lambda kernel: seconds[kernel], default="auto")
-    chosen = distributed.said_by_first(fastest)
+    chosen = distributed.broadcast_from_first(fastest)
     return dataclasses.replace(prepared, model={**prepared.model, "attention": chosen}), seconds
 
 
@@ -81,8 +81,8 @@ def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor
         module = context.module
         ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto" and not module.tokens
         if ours and context.method_name == "__call__":
-            heads = module.heads // tensor if module.heads % tensor == 0 else module.heads
-            found.add(Layer(module.clone(parent=None, name=None, heads=heads), args[0].shape))
+            num_heads = module.num_heads // tensor if module.num_heads % tensor == 0 else module.num_heads
+            found.add(Layer(module.clone(parent=None, name=None, num_heads=num_heads), args[0].shape))
         return call(*args, **kwargs)
 
     def forward() -> Any:
@@ -115,7 +115,7 @@ def time_kernels(kernels: tuple[str, ...], layers: Collection[Layer], mesh: Mesh
 
 
 def _can_compute(kernel: str, module: nn.Module) -> bool:
-    asked = {name: getattr(module, name) for name in ("dtype", "positions", "dropout", "head_width")}
+    asked = {name: getattr(module, name) for name in ("dtype", "pos_embed", "dropout", "head_dim")}
     try:
         fused_attention.check(kernel, **asked)
     except UserError:

@@ -24,7 +24,7 @@ from vit_jax.data.batching import steps_per_epoch
 from vit_jax.ops import fused_attention
 from vit_jax.train import remat
 from vit_jax.train.attention import fastest_attention
-from vit_jax.train.inputs import Inputs, model_fields, num_steps, open_inputs
+from vit_jax.train.inputs import Inputs, num_steps, open_inputs
 from vit_jax.train.teacher import open_teacher
 from vit_jax.trees import PyTree
 
@@ -92,7 +92,7 @@ def set_up(
     """
     inputs = open_inputs(given) if isinstance(given, Config) else given
     config, data = inputs.config, inputs.data
-    with distributed.same_mistakes():
+    with distributed.raise_on_all_processes():
         mesh = sharding.make_mesh(config.mesh, devices) if devices else make_mesh(config, data)
         check_batch(config, mesh)
         crop = host_crop(config, data, certain=inputs.crops_on_host)
@@ -180,7 +180,7 @@ def _train_step(config: Config, task: tasks.Task, tx: optax.GradientTransformati
         optim.schedule(config.optim, per_epoch, timed=config.train.seconds > 0),
         seed=config.seed,
         total_steps=num_steps(config, per_epoch),
-        trainable=partial(optim.trained, config.optim),
+        trainable=partial(optim.trainable, config.optim),
         accumulate=config.train.accumulate,
         independent=config.data.repeats == 1,
         sam_rho=config.optim.sam_rho,
@@ -227,7 +227,8 @@ def with_data(config: Config, data: Data, train: Split | None) -> Config:
         mean, std = train.statistics() if train is not None else (np.full(data.preprocessing.channels, 0.5),) * 2
         std = np.maximum(std, 1 / 255)  # a constant channel
         settings = dataclasses.replace(settings, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
-    return dataclasses.replace(config, model=model_fields(config, data.class_names), augment=settings)
+    fields = tasks.model_fields(config.model, config.task, config.distill, data.class_names)
+    return dataclasses.replace(config, model=fields, augment=settings)
 
 
 def choose_attention(

@@ -99,7 +99,7 @@ def open_or_prepare(given: Config, console: Console, size: tuple[int, int]) -> D
 
 def check_data(given: Config, data: Data) -> None:
     """Raises `UserError` where the configuration does not fit the data set."""
-    fields = model_fields(given, data.class_names)
+    fields = tasks.model_fields(given.model, given.task, given.distill, data.class_names)
     wanted = given.model["num_classes"]
     if wanted not in (0, fields["num_classes"]):
         raise UserError(
@@ -114,12 +114,6 @@ def check_data(given: Config, data: Data) -> None:
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
     if not given.train.seconds:
         optim.check_warmup(given.optim, num_steps(given, per_epoch), per_epoch)
-
-
-def model_fields(given: Config, class_names: tuple[str, ...]) -> dict[str, object]:
-    """The group `model` with an output for each class, where the task uses the model's own head."""
-    head = tasks.chosen(given.task, given.distill).needs_head
-    return {**given.model, "num_classes": len(class_names) if head else 0}
 
 
 def num_steps(given: Config, per_epoch: int) -> int:

@@ -27,6 +27,7 @@ from vit_jax.workdir import Workdir
 STEPS_IN_FLIGHT = 2  # dispatched and not finished, mostly: enough to keep a device busy, few enough to stop soon
 IN_A_ROW = "skipped_in_a_row"
 LAST = ("lr", "param_norm", "skipped_updates", IN_A_ROW)  # of a step's metrics, those whose mean says nothing
+SAVED_AS = "book"  # what checkpoints call a `TrainerState`, those of earlier versions too
 STEPS_TO_LEARN = 200  # before a loss that has not moved is worth a warning
 
 
@@ -59,7 +60,7 @@ class Trainer:
     ) -> None:
         self.experiment, self.task, self.workdir = experiment, experiment.task, workdir
         self.data, self.loader, self.mesh = experiment.data, experiment.loader, experiment.mesh
-        self.checkpoints, self.book, self.console = checkpoints, so_far, console
+        self.checkpoints, self.so_far, self.console = checkpoints, so_far, console
         self.active = jax.process_index() == 0
         self.validation = self.split("validation") if "validation" in self.data.specs else None
         self.started, self.earlier_seconds = time.monotonic(), so_far.seconds
@@ -97,7 +98,7 @@ class Trainer:
         with self.progress:
             if start:
                 self.progress.say(f"resumed at step {start}")
-            window: list[dict[str, Any]] = list(self.book.window)  # floats, or arrays still on the device
+            window: list[dict[str, Any]] = list(self.so_far.window)  # floats, or arrays still on the device
             agree = distributed.Agreement(self.mesh, STEPS_IN_FLIGHT)
             self.mark = time.monotonic()
             for at, batch in enumerate(self.timed(batches), start + 1):
@@ -180,6 +181,7 @@ class Trainer:
             every_seconds=settings.log.every_seconds,
             console=self.console,
             metrics=self.task.train_metrics,
+            monitor=self.monitor(),
             active=self.active,
         )
 
@@ -187,7 +189,7 @@ class Trainer:
         """Whether the run ends with this step; where a time was given, it is looked at now."""
         if self.length.seconds:
             self.clock()
-            self.length.update(at, self.book.training_seconds)
+            self.length.update(at, self.so_far.training_seconds)
             self.progress.expect(self.length.steps)
         return at == self.length.steps
 
@@ -202,15 +204,15 @@ class Trainer:
     def clock(self) -> None:
         """Counts the time since the last mark as training."""
         now = time.monotonic()
-        self.book.training_seconds += now - self.mark
+        self.so_far.training_seconds += now - self.mark
         self.mark = now
 
     def log_window(self, at: int, window: Sequence[dict[str, Any]]) -> None:
         """Writes the means since the last log line."""
         steps = _floats(window)
         self.clock()
-        seconds = self.book.training_seconds - self.book.logged_seconds
-        self.book.logged_seconds = self.book.training_seconds
+        seconds = self.so_far.training_seconds - self.so_far.logged_seconds
+        self.so_far.logged_seconds = self.so_far.training_seconds
         means = {k: float(np.mean([step[k] for step in steps])) for k in steps[-1] if k not in LAST}
         if "grad_signal" in means:
             signal, variance = means.pop("grad_signal"), means.pop("grad_variance")
@@ -237,13 +239,13 @@ class Trainer:
         score = None
         if self.is_evaluation_step(at):
             self.validate(at, state)
-            score = self.score(self.book.validation)
-            if not self.book.best or score >= self.score(self.book.best):  # of equals the last, as of checkpoints
-                self.book.best = self.book.validation
-        self.book.window = _floats(window)
+            score = self.score(self.so_far.validation)
+            if not self.so_far.best or score >= self.score(self.so_far.best):  # of equals the last, as of checkpoints
+                self.so_far.best = self.so_far.validation
+        self.so_far.window = _floats(window)
         self.account()
-        self.book.steps = self.length.steps
-        self.checkpoints.save(state, at, {"book": vars(self.book)}, score)
+        self.so_far.steps = self.length.steps
+        self.checkpoints.save(state, at, {SAVED_AS: vars(self.so_far)}, score)
         memory.give_back_much()
 
     def score(self, validation: dict[str, float]) -> float:
@@ -260,7 +262,7 @@ class Trainer:
         assert self.validation is not None
         found = self.evaluate(evaluation_variables(state), self.validation)
         scalars = {f"val/{k}": v for k, v in found.scalars().items()}
-        self.book.validation = scalars
+        self.so_far.validation = scalars
         self.writer.write(at, scalars)
         self.progress.evaluation(at, scalars)
         self.warn_of(at, found.warnings())
@@ -276,7 +278,7 @@ class Trainer:
     def evaluate_before(self, state: PyTree) -> None:
         """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
         found = self.evaluate(evaluation_variables(state), self.split("test")).scalars()
-        self.book.before = {f"before/{k}": v for k, v in found.items()}
+        self.so_far.before = {f"before/{k}": v for k, v in found.items()}
         if self.active:
             shown = ", ".join(log.metric_text(k, found[k]) for k in ("accuracy", "f1_macro", "loss") if k in found)
             self.console.print(f"Before training: test {shown}")
@@ -291,8 +293,8 @@ class Trainer:
             return
         for text in warnings:
             causes = text.partition("Likely")[2]
-            if not any(causes in said for said in self.book.warnings):
-                self.book.warnings.append(f"step {at}: {text}")
+            if not any(causes in said for said in self.so_far.warnings):
+                self.so_far.warnings.append(f"step {at}: {text}")
                 self.progress.warn(text)
 
     def check_warmup(self) -> None:
@@ -307,39 +309,39 @@ class Trainer:
 
     def warn(self, text: str) -> None:
         """Keeps the warning for the result, too."""
-        self.book.warnings.append(text)
+        self.so_far.warnings.append(text)
         self.progress.warn(text)
 
     def account(self) -> None:
         """Brings time and energy up to date."""
-        self.book.seconds = self.earlier_seconds + time.monotonic() - self.started
+        self.so_far.seconds = self.earlier_seconds + time.monotonic() - self.started
         used = self.meter.kwh()
         if used is not None and self.one_machine:
-            self.book.energy_kwh = (self.earlier_kwh or 0.0) + used
+            self.so_far.energy_kwh = (self.earlier_kwh or 0.0) + used
 
     def finish(self, variables: PyTree) -> dict[str, Any]:
         """Reads the test split, once, and writes predictions, confusion matrix and result."""
         loader = self.split("test")
         found = self.evaluate(variables, loader)
         self.account()
-        book, steps = self.book, self.length.steps
+        so_far, steps = self.so_far, self.length.steps
         images = steps * self.experiment.config.train.batch_size
         result = {
             **{f"test/{k}": v for k, v in found.scalars().items()},
-            **book.validation,
-            **{f"best_{k}": v for k, v in book.best.items()},
-            **book.before,
+            **so_far.validation,
+            **{f"best_{k}": v for k, v in so_far.best.items()},
+            **so_far.before,
             "monitor": self.monitor(),
             "best_step": self.checkpoints.best_step(),
             "parameters": trees.count(self.experiment.abstract_state.params),
             "flops_per_image": self.experiment.flops_per_image,
             "steps": steps,
-            "seconds": book.seconds,
-            "images_per_second": images / book.training_seconds if book.training_seconds else None,
-            "energy_kwh": book.energy_kwh,
+            "seconds": so_far.seconds,
+            "images_per_second": images / so_far.training_seconds if so_far.training_seconds else None,
+            "energy_kwh": so_far.energy_kwh,
             "device": sharding.device_name(self.mesh),
             "skipped_images": len(self.loader.split.bad) + len(loader.split.bad),
-            "warnings": book.warnings,
+            "warnings": so_far.warnings,
             "workdir": str(self.workdir),
             "config": config.to_dict(self.experiment.config),
         }

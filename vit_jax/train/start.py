@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from vit_jax import pretrained, sharding, trees
+from vit_jax import pretrained, sharding, tasks, trees
 from vit_jax.augment import input_shape
 from vit_jax.config import Config
 from vit_jax.data import Data
@@ -48,7 +48,7 @@ def fit_weights(weights: Weights, given: Config, data: Data) -> tuple[dict[str, 
 
     Arrays that the weights do not have are left out. Raises `UserError` where the two do not fit. Touches no device.
     """
-    model = {**given.model, "num_classes": len(data.class_names)}
+    model = tasks.model_fields(given.model, given.task, given.distill, data.class_names)
     shape = input_shape(given.augment, data.preprocessing.shape)
     return pretrained.fit(
         weights.read(),

@@ -92,7 +92,7 @@ def big_vision(w: Arrays, images: np.ndarray, depth: int, scanned: bool, positio
 
 
 def sincos2d(h: int, w: int, d: int) -> np.ndarray:
-    """Positions of MoCo v3, [1 h*w d]."""
+    """PosEmbed of MoCo v3, [1 h*w d]."""
     table = np.zeros((1, h * w, d))
     quarter = d // 4
     for i, (y, x) in enumerate(np.ndindex(h, w)):

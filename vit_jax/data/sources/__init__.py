@@ -7,6 +7,7 @@ from pathlib import Path
 from vit_jax.command import UserError
 from vit_jax.data.sources import arrays, folder, tfds
 from vit_jax.data.sources.dataset import Dataset, Example, MissingDataset, Rows, Source, read_labels
+from vit_jax.names import claim
 
 __all__ = ["Dataset", "Example", "MissingDataset", "Rows", "Source", "open_dataset", "read_labels", "register"]
 
@@ -17,8 +18,11 @@ _OPENERS: list[tuple[Callable[[str], bool], Opener]] = []
 def register(names: str | Callable[[str], bool], opener: Opener) -> None:
     """Has `opener(name, data_dir)` open the data sets called `names` or `names`/..., or for which `names(name)` holds.
 
-    Of several that fit, the one registered last is asked.
+    Of several that fit, the one registered last is asked. Raises `UserError` for a name that is taken.
     """
+    if isinstance(names, str):
+        others = (other for fits, other in _OPENERS[1:] if fits(names))  # the first takes any name
+        claim("data set", names, opener, next(others, None))
     fits = (lambda name: name.split("/")[0] == names) if isinstance(names, str) else names
     _OPENERS.append((fits, opener))
 

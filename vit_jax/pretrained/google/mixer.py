@@ -34,8 +34,8 @@ def layout(arrays: Mapping[str, Stored]) -> Layout:
         "patch_size": npz.patch_field(p, q),
         "width": d,
         "depth": depth,
-        "token_mlp_width": token_width,
-        "channel_mlp_width": channel_width,
+        "token_mlp_dim": token_width,
+        "channel_mlp_dim": channel_width,
     }
     return Layout(
         NAME,

@@ -55,7 +55,7 @@ def layout(stored: Mapping[str, Stored]) -> Layout:
         npz.settings(
             "hybrid" if stem.fields else "vit",
             {"patch_size": npz.patch_field(p, q), "width": d, **fields, **stem.fields},
-            positions="sincos2d" if grid == (0, 0) else "learned",
+            pos_embed="sincos2d" if grid == (0, 0) else "learned",
             activation="gelu_tanh",
             **variant,
         ),
@@ -114,7 +114,7 @@ def place_positions(arrays: dict[str, Stored]) -> tuple[int, int]:
 
 
 def prepend_zeros(table: np.ndarray) -> np.ndarray:
-    """Positions [1 l d] with one more token, of zeros, before the others."""
+    """PosEmbed [1 l d] with one more token, of zeros, before the others."""
     return np.pad(table, ((0, 0), (1, 0), (0, 0)))
 
 
@@ -128,7 +128,7 @@ def encoder(arrays: Mapping[str, Stored], d: int) -> tuple[dict[str, Any], dict[
         shapes |= npz.norm(f"{BLOCK}{i}/LayerNorm_0", d) | npz.norm(f"{BLOCK}{i}/LayerNorm_2", d)
         shapes |= npz.attention(f"{BLOCK}{i}/MultiHeadDotProductAttention_1", d, a, e)
         shapes |= npz.mlp(f"{BLOCK}{i}/MlpBlock_3", d, f)
-    return {"depth": depth, "mlp_width": f, "heads": a, "head_width": 0 if a * e == d else e}, shapes
+    return {"depth": depth, "mlp_dim": f, "num_heads": a, "head_dim": 0 if a * e == d else e}, shapes
 
 
 def head(arrays: Mapping[str, Stored], d: int, fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Shape]]:
@@ -139,7 +139,7 @@ def head(arrays: Mapping[str, Stored], d: int, fields: Mapping[str, Any]) -> tup
         if "cls" in arrays:
             raise UserError(f"{NAME}: a class token (cls) and attention pooling (MAPHead_0) together are not known")
         variant["pooling"] = "map"
-        shapes |= map_head(d, fields["heads"], fields["mlp_width"])
+        shapes |= map_head(d, fields["num_heads"], fields["mlp_dim"])
     if "pre_logits/kernel" in arrays:
         pooled, d = d, npz.sizes(arrays, "pre_logits/kernel", "d r")[1]
         variant["pre_logits"] = d

@@ -20,7 +20,7 @@ VIT = Names(
     cls="embeddings.cls_token",
     dist="embeddings.distillation_token",
     registers="embeddings.register_tokens",
-    positions="embeddings.position_embeddings",
+    pos_embed="embeddings.position_embeddings",
     norm="layernorm",
     pooled_norm="",
     block="encoder.layer.",
@@ -59,12 +59,12 @@ def layout(shapes: Mapping[str, Shape], prefix: str, about: Mapping[str, Mapping
     found = transformer.fields(body, names)
     if not found["class_token"]:
         raise UserError(f"{NAME}: {prefix}{names.cls} is missing; is the file complete?")
-    sizes = {field: found.pop(field) for field in ("patch_size", "width", "depth", "mlp_width")}
-    attention = transformer.heads(body, names, config.get("num_attention_heads"), "a config.json beside the file")
+    sizes = {field: found.pop(field) for field in ("patch_size", "width", "depth", "mlp_dim")}
+    attention = transformer.num_heads(body, names, config.get("num_attention_heads"), "a config.json beside the file")
     classes = _classes(table)
     model = settings(
         "deit" if found["distillation_token"] else "vit",
-        {**sizes, "heads": attention.pop("heads")},
+        {**sizes, "num_heads": attention.pop("num_heads")},
         num_classes=classes,
         pooling="token_gap" if scaled and classes else "token",
         norm_epsilon=float(config.get("layer_norm_eps", 1e-6 if scaled else 1e-12)),
@@ -72,10 +72,10 @@ def layout(shapes: Mapping[str, Shape], prefix: str, about: Mapping[str, Mapping
         **{"activation": _activation(config), **found, **attention},
     )
     image_size = pair(config["image_size"]) if config.get("image_size") else None
-    grid, positions = transformer.grid(body, names, model, image_size)
+    grid, pos_embed = transformer.grid(body, names, model, image_size)
     channels = body.shape(f"{names.patches}.weight", "d c p q")[1]
-    rows = body.shape(names.positions, "1 l d")[1]
-    transformer.add(body, names, model, channels, rows, positions)
+    rows = body.shape(names.pos_embed, "1 l d")[1]
+    transformer.add(body, names, model, channels, rows, pos_embed)
     add_heads(table, model)
     patch = square(model["patch_size"])
     default = _preprocessing(model, channels, (grid[0] * patch[0], grid[1] * patch[1]))

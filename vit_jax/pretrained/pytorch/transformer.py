@@ -29,7 +29,7 @@ class Names:
     cls: str
     dist: str
     registers: str
-    positions: str
+    pos_embed: str
     norm: str
     pooled_norm: str  # after pooling, instead
     block: str
@@ -53,7 +53,7 @@ def fields(table: Table, names: Names) -> dict[str, Any]:
         "patch_size": (p,) if p == q else (p, q),
         "width": d,
         "depth": _depth(table, names),
-        "mlp_width": f,
+        "mlp_dim": f,
         **({"activation": "swiglu"} if gated else {}),
         "class_token": table.has(names.cls),
         "distillation_token": table.has(names.dist),
@@ -74,7 +74,7 @@ def _depth(table: Table, names: Names) -> int:
     return len(numbers)
 
 
-def heads(table: Table, names: Names, given: int | None, where: str) -> dict[str, int]:
+def num_heads(table: Table, names: Names, given: int | None, where: str) -> dict[str, int]:
     """Heads and head width as fields. `given`: the number of heads, if a side file tells; `where` one would tell it."""
     outputs, d = table.inside(f"{names.block}0.").shape(f"{names.projections[0]}.weight", "o d")
     outputs //= 3 if names.projections[0] == names.projections[1] else 1
@@ -83,7 +83,7 @@ def heads(table: Table, names: Names, given: int | None, where: str) -> dict[str
         raise UserError(f"{table.layout}: a width of {d} does not tell the number of heads; {where} must give it")
     if outputs % a:
         raise UserError(f"{table.layout}: {a} heads do not divide the queries' {outputs} channels; see {where}")
-    return {"heads": a, "head_width": 0 if outputs == d else outputs // a}
+    return {"num_heads": a, "head_dim": 0 if outputs == d else outputs // a}
 
 
 def grid(
@@ -91,10 +91,10 @@ def grid(
 ) -> tuple[tuple[int, int], Convert]:
     """The grid that positions were learned for, and how they become ours, which have a row for each leading token.
 
-    Positions of some layouts belong to patches alone; rows of zeros then are the same. `image_size`: (height, width),
+    PosEmbed of some layouts belong to patches alone; rows of zeros then are the same. `image_size`: (height, width),
     if a side file tells; else the grid is square.
     """
-    _, rows, _ = table.shape(names.positions, "1 l d")
+    _, rows, _ = table.shape(names.pos_embed, "1 l d")
     leading = model["class_token"] + model["distillation_token"]
     p, q = square(model["patch_size"])
     for patches, missing in ((rows - leading, 0), (rows, leading)):
@@ -104,7 +104,7 @@ def grid(
             return found, _prepend_zeros(missing) if missing else identity
     expected = f"the grid of a {image_size[0]}x{image_size[1]} image" if image_size else "a square grid"
     raise UserError(
-        f"{table.layout}: {table.prefix}{names.positions} has {rows} positions, which are not {expected} of {p}x{q} "
+        f"{table.layout}: {table.prefix}{names.pos_embed} has {rows} positions, which are not {expected} of {p}x{q} "
         f"patches, with or without {leading} more; config.json must give the image size"
     )
 
@@ -114,7 +114,7 @@ def _prepend_zeros(count: int) -> Convert:
 
 
 def add(table: Table, names: Names, model: Mapping[str, Any], channels: int, rows: int, positions: Convert) -> None:
-    """The entries of a whole model but its head. `rows`: of the stored positions, which `positions` converts."""
+    """The entries of a whole model but its head. `rows`: of the stored positions, which `pos_embed` converts."""
     d = model["width"]
     table.convolution("params/embedding", names.patches, square(model["patch_size"]), channels, d)
     table.add("params/embedding/bias", f"{names.patches}.bias", (d,))
@@ -124,7 +124,7 @@ def add(table: Table, names: Names, model: Mapping[str, Any], channels: int, row
         table.add("params/dist", names.dist, (1, 1, d))
     if model["registers"]:
         table.add("params/Transformer/registers", names.registers, (1, model["registers"], d))
-    table.add("params/Transformer/posembed_input/pos_embedding", names.positions, (1, rows, d), positions)
+    table.add("params/Transformer/posembed_input/pos_embedding", names.pos_embed, (1, rows, d), positions)
     for i in range(model["depth"]):
         _add_block(table.inside(f"{names.block}{i}."), names, model, f"params/Transformer/encoderblock_{i}")
     if model["norm_after_pooling"]:
@@ -145,8 +145,8 @@ def _add_block(table: Table, names: Names, model: Mapping[str, Any], ours: str) 
 
 
 def _add_attention(table: Table, names: Names, model: Mapping[str, Any], ours: str) -> None:
-    d, a = model["width"], model["heads"]
-    e = model["head_width"] or d // a
+    d, a = model["width"], model["num_heads"]
+    e = model["head_dim"] or d // a
     fused = len(set(names.projections)) == 1
     for i, part in enumerate(("query", "key", "value")):
         place = (i, 3) if fused else WHOLE
@@ -158,7 +158,7 @@ def _add_attention(table: Table, names: Names, model: Mapping[str, Any], ours: s
 
 
 def _add_mlp(table: Table, names: Names, model: Mapping[str, Any], ours: str) -> None:
-    d, f = model["width"], model["mlp_width"]
+    d, f = model["width"], model["mlp_dim"]
     first, second = names.layers
     if model["activation"] != "swiglu":
         table.linear(f"{ours}/Dense_0", first, d, f)
