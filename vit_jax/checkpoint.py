@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax import serialization, traverse_util
+from flax import serialization
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
@@ -276,14 +276,12 @@ def _check_shapes(saved: PyTree, wanted: PyTree, directory: Path) -> None:
 
 
 def _check_variables(folder: Path, wanted: PyTree) -> None:
-    """Raises as `_check_shapes` for the parts of a checkpoint that are wanted: another task may have more arrays."""
+    """Raises as `_check_shapes` for the parts of a checkpoint that are wanted."""
     try:
         saved = trees_of(ocp.PyTreeCheckpointHandler().metadata(folder / "state"))
     except Exception as error:
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
-    names = set(trees.names(wanted))
-    kept = {name: leaf for name, leaf in zip(trees.names(saved), jax.tree.leaves(saved), strict=True) if name in names}
-    _check_shapes(traverse_util.unflatten_dict(kept, sep="/"), wanted, folder.parent)
+    _check_shapes({key: saved[key] for key in wanted if key in saved}, wanted, folder.parent)
 
 
 def _read_score(folder: Path) -> float | None:

@@ -281,8 +281,22 @@ def _load_run(workdir: Workdir, use: str, overrides: list[str], mesh: Mesh | Non
     prepared = dataclasses.replace(given, model=model_fields, augment=filled)
     model = models.create(model_fields)
     model.check(input_shape(prepared.augment, view.shape))
-    at, variables = load_variables(workdir, model, input_shape(prepared.augment, view.shape), prepared, use, mesh)
-    return Predictor(prepared, model, variables, class_names, view, at)
+    shape, task_module = input_shape(prepared.augment, view.shape), model
+    if not class_names:  # the run trained more than this model
+        parts = tasks.Parts(model, shape, workdir.class_names(), prepared.augment, prepared.augment)
+        task_module = tasks.create(given.task, parts).module
+    at, variables = load_variables(workdir, task_module, shape, prepared, use, mesh)
+    wanted = jax.eval_shape(lambda: step.init_variables(model, 0, shape))
+    return Predictor(prepared, model, _part(variables, wanted), class_names, view, at)
+
+
+def _part(tree: PyTree, wanted: PyTree) -> PyTree:
+    """Of nested dicts those entries that are wanted; raises `UserError` for one that is not there."""
+    if not isinstance(wanted, Mapping):
+        return tree
+    if missing := [key for key in wanted if key not in tree]:
+        raise UserError(f"the run's task keeps no {missing[0]!r} of its backbone: its module does not share its scope")
+    return {key: _part(tree[key], value) for key, value in wanted.items()}
 
 
 def has_head(config: Config) -> bool:
@@ -300,7 +314,7 @@ def load_variables(
 ) -> tuple[int, PyTree]:
     """The step and the variables of the best or the newest checkpoint of a run that is not damaged.
 
-    Of the `module`, for images of this shape [h w c]: the run's whole, or a part of it, as the backbone is.
+    `module`: all that the run's task trains; `shape` [h w c]: of its images.
     """
     directory, use = workdir.checkpoints, use or prepared.evaluate.use
     abstract, rules = jax.eval_shape(lambda: step.init_variables(module, 0, shape)), models.naming_of(module).rules
