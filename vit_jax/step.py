@@ -55,7 +55,7 @@ def rng_for(seed: int, purpose: Purpose, step: Int[Array, ""] | int = 0) -> Key[
 
 
 def rngs_for(seed: int, step: Int[Array, ""] | int, rows: Int[Array, " n"], number: Int[Array, ""] | int = 0) -> Rngs:
-    """The randomness of the examples in these rows of a step's batch, which are part `number` of it."""
+    """Keys for part `number` of a step's batch; `rows` are the places of its examples in the whole batch."""
     augment_rng, mix_rng, dropout_rng, task_rng = (
         rng_for(seed, purpose, step) for purpose in (Purpose.AUGMENT, Purpose.MIX, Purpose.DROPOUT, Purpose.TASK)
     )
@@ -68,18 +68,20 @@ def rngs_for(seed: int, step: Int[Array, ""] | int, rows: Int[Array, " n"], numb
     )
 
 
-def looped(module: nn.Module) -> nn.Module:
-    """The module, and those among its fields, without `scan`."""
-    fields = {name: value for name, value in vars(module).items() if isinstance(value, nn.Module) and name != "parent"}
-    changes: dict[str, Any] = {name: twin for name, value in fields.items() if (twin := looped(value)) is not value}
-    if getattr(module, "scan", False):
-        changes["scan"] = False
+def with_field(module: nn.Module, field: str, value: Any) -> nn.Module:
+    """The module, and those among its fields, with this value of a field, where they have it; itself if they do."""
+    inner = {name: part for name, part in vars(module).items() if isinstance(part, nn.Module) and name != "parent"}
+    changes: dict[str, Any] = {
+        name: new for name, old in inner.items() if (new := with_field(old, field, value)) is not old
+    }
+    if getattr(module, field, value) != value:
+        changes[field] = value
     return module.clone(**changes) if changes else module
 
 
 def init_variables(module: nn.Module, seed: int, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:
     """`params` and `batch_stats` of a new module; a scanned one's are those of its looped twin, stacked."""
-    twin, images = looped(module), jnp.zeros((1, *image_shape))
+    twin, images = with_field(module, "scan", False), jnp.zeros((1, *image_shape))
     rng = rng_for(seed, Purpose.PARAMS)
     variables = twin.init(rng, images, train=False, mutable=["params", "batch_stats"])
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
@@ -122,7 +124,7 @@ def make_train_step(
     """`(state, batch, constants) -> (state, metrics)`: one update from one batch.
 
     `tx` gives the direction, `rate` how far. `total_steps` 0: `constants["total_steps"]` tells it at each step.
-    `trainable`, of the parameters, is a tree of booleans: which of them have a gradient at all.
+    `trainable(params)` is a tree of booleans: where it is False, the gradient is zero.
     With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged; where its
     images are `independent`, none repeated, their noise is measured, too. An update that is not finite is skipped and
     counted; the step number advances all the same.

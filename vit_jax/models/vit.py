@@ -224,7 +224,7 @@ class ViT(nn.Module):
     distillation_token: bool = False  # DeiT's, after the class token
     registers: int = 0  # extra tokens that no pooling reads
     pos_embed: PosEmbed = "learned"
-    pooling: Pooling = "token"  # token, mean (gap) or attention (map) over tokens, flatten; none: logits per patch
+    pooling: Pooling = "token"  # the class token; gap, map: mean, attention over patches; token_gap; flatten; none
     norm_after_pooling: bool = False  # the last layer norm sees the pooled token, not each one before (timm's fc_norm)
     activation: Activation = "gelu"
     mlp_output_activation: bool = False  # the activation once more, after the MLP's second layer

@@ -1,8 +1,8 @@
 """A task says what a run learns: its module, its loss, what an evaluation keeps of each example, and its metrics.
 
-A task is pure functions of arrays. It knows no mesh, file, clock or console; the training step (`vit_jax.step`), the
-loop and every command work with any task. To add one, write a subclass of `Task` in a file of its own and give it to
-`tasks.register`: see docs/extend.md.
+The functions of a task are pure: it knows no mesh, clock or console, and only its evaluator writes files. The training
+step (`vit_jax.step`), the loop and every command work with any task. To add one, write a subclass of `Task` in a file
+of its own and give it to `tasks.register`: see docs/extend.md.
 """
 
 from collections.abc import Callable, Mapping

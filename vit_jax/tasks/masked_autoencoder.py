@@ -61,7 +61,7 @@ class Autoencoder(nn.Module):
         noise = jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.float32), (n, h * w)) if noise is None else noise
         order = jnp.argsort(noise, axis=1)
         place = jnp.argsort(order, axis=1)  # of each patch in that order
-        visible = max(1, round(h * w * (1 - self.mask_ratio)))
+        visible = min(h * w - 1, max(1, round(h * w * (1 - self.mask_ratio))))
 
         seen = self.encoder.features(images, train=train, keep=order[:, :visible])
         embed = nn.Dense(self.width, dtype=self.encoder.dtype, name="decoder_embedding")
@@ -131,6 +131,10 @@ class MaskedAutoencoder(Task):
         sizes = settings.mask_ratio, settings.decoder_width, settings.decoder_depth, settings.decoder_heads
         self.module = Autoencoder(parts.model, *sizes)
         self.patch_size = square(parts.model.patch_size)
+        if parts.model.grid(parts.image_shape) == (1, 1):
+            raise UserError(
+                f"model.patch_size={parts.model.patch_size} leaves one patch, so that none can be hidden; halve it"
+            )
 
     @classmethod
     def check(cls, settings: "MaskedAutoencoder.Settings", model: Mapping[str, Any], distill: Distill) -> None:
@@ -190,7 +194,7 @@ class MaskedAutoencoder(Task):
         return (jnp.square(predicted - target).mean(axis=-1) * mask).sum(axis=1) / mask.sum(axis=1)
 
     def outputs(self, variables: PyTree, batch: Examples, constants: Mapping[str, PyTree]) -> dict[str, Array]:
-        """The loss; and uint8 pictures: the image, with its hidden patches grey, and with what was painted there.
+        """The loss; and uint8 pictures: the image, with the mean colour in place of hidden patches, and as painted.
 
         Which patches are hidden is a function of the image's number in its split.
         """
@@ -222,10 +226,12 @@ class MaskedAutoencoder(Task):
                 f"the training loss is {loss}: the parameters are lost. Likely: the learning rate is too high, the "
                 "warm-up is too short, or a low precision overflows."
             ]
-        if self.settings.normalize_patches and loss > 0.98:
+        values = math.prod(self.patch_size) * self.parts.image_shape[2]
+        guessed = (values - 1) / values  # by the deviation that `target` divides by
+        if self.settings.normalize_patches and loss > 0.98 * guessed:
             return [
-                f"the training loss {loss:.3f} is still about 1, the loss of painting each patch in its mean colour. "
-                "Likely: the learning rate is much too low or too high, or it has had too few steps yet."
+                f"the training loss {loss:.3f} is still about {guessed:.3f}, that of painting each patch in its mean "
+                "colour. Likely: the learning rate is much too low or too high, or it has had too few steps yet."
             ]
         return []
 
@@ -245,7 +251,7 @@ class ReconstructionEvaluator:
         room = max(0, SHOWN - self.size)
         self._losses.append(rows["loss"])
         for name, found in self._pictures.items():
-            found.append(rows[name][:room])
+            found += [rows[name][:room].copy()] if room else []  # a view would keep the whole batch
 
     def scalars(self) -> dict[str, float]:
         if not self.size:

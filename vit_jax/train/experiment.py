@@ -85,7 +85,7 @@ def set_up(
             stand for those of the images, and a teacher is left out.
         device_memory: bytes of each device, for `model.remat='auto'`; 0: as the devices say.
         kernel: of attention, where an earlier start found it and the configuration says auto.
-        console: where a choice by the clock is told.
+        console: where the times of attention kernels are printed.
 
     Raises:
         UserError: the configuration does not fit the data or the devices.
@@ -107,9 +107,11 @@ def set_up(
     if not (kernel or described):
         prepared, seconds = choose_attention(prepared, mesh, data.preprocessing.shape, console)
     constants: dict[str, Any] = dict(loader.constants_spec() if described else loader.constants)
-    if teacher is not None:
-        everywhere = sharding.replicated(mesh)
-        constants["teacher"] = jax.tree.map(lambda array: sharding.put(array, everywhere), teacher.variables)
+    own = make_task(prepared, data.class_names, data.preprocessing.shape, cropped=crop is not None, teacher=teacher)
+    everywhere = sharding.replicated(mesh)
+    for name, tree in own.constants.items():
+        placed = jax.tree.map(lambda array: array if described else sharding.put(array, everywhere), tree)
+        constants[name] = jax.eval_shape(lambda tree=placed: tree) if described else placed
 
     def build(config: Config) -> Experiment:
         task = make_task(config, data.class_names, data.preprocessing.shape, cropped=crop is not None, teacher=teacher)
@@ -268,7 +270,7 @@ def flops_per_image(module: nn.Module, shape: tuple[int, int, int]) -> int:
 
     Of the plain kernel: a fused one's padding is not the model's work.
     """
-    module = module.clone(attention="plain") if hasattr(module, "attention") else module
+    module = step.with_field(module, "attention", "plain")
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(lambda: step.init_variables(module, 0, shape))
     return flops.count(lambda v, x: module.apply(v, x, train=False), variables, images)

@@ -320,7 +320,7 @@ class Trainer:
             self.so_far.energy_kwh = (self.earlier_kwh or 0.0) + used
 
     def finish(self, variables: PyTree) -> dict[str, Any]:
-        """Reads the test split, once, and writes predictions, confusion matrix and result."""
+        """Evaluates the test split with the chosen variables, and writes what the evaluator keeps and the result."""
         loader = self.split("test")
         found = self.evaluate(variables, loader)
         self.account()
