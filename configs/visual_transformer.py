@@ -20,7 +20,7 @@ def cifar10(model: ConfigDict) -> ConfigDict:
     """A student report's run: 10 epochs, batch 256, lr 1e-3, dropout 0.1; the rest, which it does not print, is ours.
 
     ResNet-18 reaches 79.57 % (images re-encoded as JPEG; an H100). One epoch in batches of 64 gives VT-R18 47.60 %,
-    ResNet-18 56.00 % (2 CPU cores); others by the clock, in benchmarks/accuracy.md.
+    ResNet-18 56.00 % (2 CPU cores); others by the clock, in docs/results.md.
     """
     c = config.default()
     c.model = model

@@ -45,7 +45,7 @@ def device_per_core(multiples: Iterable[int]) -> int:
     """Makes JAX see each core as a device, over which data-parallel training divides a batch; the number of devices.
 
     XLA's threads share the work of a large product, and of little else; side by side, the cores do everything at once
-    (1.05 to 1.5 times as fast on two, benchmarks/README.md). It stays at one device where the number of cores does not
+    (1.05 to 1.5 times as fast on two, docs/performance.md). It stays at one device where the number of cores does not
     divide each of `multiples`, above `CORES_AT_MOST`, outside Linux (whose machines have cores of one speed, mostly),
     with an accelerator, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS decides. Call it before a device is touched.
     """

@@ -5,7 +5,7 @@ the clock. Products on v3 come out at 0.97 and copies at 0.98 of the published p
 `roofline`: the larger of the products' time at the published peak and the memory traffic's at the published bandwidth;
 a lower bound, for chips whose clock is not published.
 `kernels`: on GPUs, one after the other: products at the published peak, and what all other kernels read and write at
-the published bandwidth; a lower bound (benchmarks/README.md has it beside an H100).
+the published bandwidth; a lower bound (docs/performance.md has it beside an H100).
 `measured ceilings`: on this CPU products, at the rate of a large one, and then memory traffic, at the rate of a copy.
 
 To each, the time of collectives that nothing hides is added; one that is started early hides behind the computing.
