@@ -17,21 +17,12 @@ def vit(**fields):
     return models.settings("vit", **{**sizes, **fields})
 
 
-KNOWN = {}  # shapes, by model and image: tracing a model takes longer than everything else here
-
-
-def shapes_of(model, image_shape):
-    key = repr((model, image_shape))
-    if key not in KNOWN:
-        KNOWN[key] = parameter_shapes(model, image_shape)
-    return KNOWN[key]
-
-
 def weights(model, image_shape):
     """Random arrays in place of a model's parameters."""
     rng = np.random.default_rng(0)
     return {
-        name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes_of(model, image_shape).items()
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in parameter_shapes(model, image_shape).items()
     }
 
 
@@ -48,7 +39,7 @@ def run(source, model, *, made_for=(8, 8, 3), image_shape=None, grid=None, witho
         grid=grid or (patch_grid(source, made_for, 0) if pos_embed else (0, 0)),
         model=model,
         image_shape=image_shape,
-        shapes=shapes_of(model, image_shape),
+        shapes=parameter_shapes(model, image_shape),
         **options,
     )
     return found, arrays, report

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.pretrained.fitted import BIAS, KERNEL, NAMES, POSITIONS, actions, run, shapes_of, vit, weights
+from tests.pretrained.fitted import BIAS, KERNEL, NAMES, POSITIONS, actions, run, vit, weights
 from vit_jax import models
 from vit_jax.command import UserError
+from vit_jax.pretrained import parameter_shapes
 from vit_jax.pretrained.fit import FREE, channels, fit
 from vit_jax.pretrained.report import Report, Row
 
@@ -32,7 +33,7 @@ def test_a_fitted_model_runs_and_free_fields_may_differ():
     details = {row.name: row.detail for row in report.rows}
     assert details[POSITIONS] == "4x4 -> 6x10, bicubic"
     assert details["params/embedding/kernel"] == "3 -> 1 channels"
-    assert {name: array.shape for name, array in arrays.items()} == shapes_of(model, (12, 20, 1))
+    assert {name: array.shape for name, array in arrays.items()} == parameter_shapes(model, (12, 20, 1))
     untouched = set(found) - set(actions(report))
     assert all(arrays[name] is found[name] for name in untouched)
     assert report.parameters_loaded == sum(array.size for array in arrays.values()) - 5 * 6 - 5
@@ -270,7 +271,7 @@ def test_an_array_of_another_shape():
     found = weights(vit(), (8, 8, 3)) | {"params/embedding/bias": np.zeros(7, np.float32)}
     options = {"source": vit(), "model": vit(), "grid": (4, 4), "image_shape": (8, 8, 3)}
     with pytest.raises(UserError, match="embedding/bias is 7 in the weights, but 6 in the model"):
-        fit(found, shapes=shapes_of(vit(), (8, 8, 3)), **options)
+        fit(found, shapes=parameter_shapes(vit(), (8, 8, 3)), **options)
 
 
 # The report.

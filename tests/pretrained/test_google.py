@@ -1,22 +1,19 @@
 """Google's .npz: files in the published key layouts give the logits of a NumPy reference that reads the same keys."""
 
-import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from tests import quick
 from tests.pretrained import google_files as files
+from tests.pretrained import parity
 from tests.pretrained.reference import google as reference
-from vit_jax import models, trees
+from vit_jax import models
 from vit_jax.command import UserError
-from vit_jax.pretrained import google
+from vit_jax.pretrained import google, parameter_shapes
 from vit_jax.pretrained.files import Arrays, open_arrays
-from vit_jax.pretrained.layout import Layout
+from vit_jax.pretrained.layout import Layout, settings
 
 
 def images(side: int) -> np.ndarray:
@@ -36,24 +33,14 @@ def write(tmp_path: Path) -> Callable[[dict[str, np.ndarray]], Arrays]:
 
 def detect(shapes: files.Shapes) -> Layout:
     layout = google.detect(shapes, {})
-    assert layout is not None
+    if layout is None:
+        raise UserError("not Google's")
     return layout
 
 
 def logits(layout: Layout, arrays: Arrays, inputs: np.ndarray) -> np.ndarray:
-    """Of our model with the file's arrays; each of its parameters has one entry, and each key is read or ignored."""
-    model = models.create(layout.model)
-    converted = {entry.ours: entry.convert(arrays[entry.theirs]) for entry in layout.entries}
-    assert len(converted) == len(layout.entries)
-    init = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), inputs)
-    shapes = {"params": init["params"]}
-    assert {name: array.shape for name, array in converted.items()} == {
-        name: leaf.shape for name, leaf in zip(trees.names(shapes), jax.tree.leaves(shapes), strict=True)
-    }
-    used = {entry.theirs for entry in layout.entries}
-    assert [key for key in arrays if key not in used and not re.fullmatch("|".join(layout.ignored), key)] == []
-    variables = trees.map_with_name(lambda name, _: converted[name], shapes)
-    return np.asarray(quick.jit(partial(model.apply, train=False))(variables, inputs))
+    """Of our model with the file's arrays."""
+    return parity.run_ours(layout.model, parity.converted(layout, arrays), inputs)
 
 
 def assert_equal(ours: np.ndarray, expected: np.ndarray) -> None:
@@ -188,7 +175,6 @@ def test_big_visions_bit(write):
         ("hybrid/R+Ti16", 224, 0),
         ("hybrid/R50+B16", 384, 1000),
         ("mixer/B16", 224, 1000),
-        ("bit/152x4", 480, 1000),
         ("bit/50x1", 224, 21_843),
     ],
 )
@@ -196,14 +182,17 @@ def test_published_sizes_are_rows_of_the_tables(name, side, classes):
     """Our modules have the names of these files (the norms of BiT and hybrids but for their shape)."""
     tanh = {} if name.startswith("bit/") else {"activation": "gelu_tanh"}
     fields = models.settings(name, num_classes=classes, **tanh)
-    image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-    init = jax.eval_shape(partial(models.create(fields).init, train=False), jax.random.key(0), image)
-    shapes = trees.map_with_name(lambda _, leaf: leaf.shape, init["params"])
-    names = trees.names(init["params"])
-    is_shape = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    layout = detect(dict(zip(names, jax.tree.leaves(shapes, is_leaf=is_shape), strict=True)))
+    shapes = parameter_shapes(fields, (side, side, 3))
+    layout = detect({key.removeprefix("params/"): shape for key, shape in shapes.items()})
     assert {**layout.model, "zero_padded_pool": True} == {**fields, "zero_padded_pool": True}
     assert layout.preprocessing.size == (side, side)
+
+
+def test_the_largest_bit_saw_larger_images():
+    fields = {"stage_sizes": (3, 8, 36, 3), "width": 256}
+    assert settings("bit", fields)["name"] == "bit/152x4"
+    assert google.bit.image_side(*fields.values(), 1000) == 480
+    assert google.bit.image_side((3, 4, 6, 3), 64, 1000) == 384
 
 
 FILES = {
@@ -218,27 +207,16 @@ FILES = {
 }
 
 
-def unread(shapes: files.Shapes) -> set[str]:
-    layout = google.detect(shapes, {})
-    return set(shapes) - {entry.theirs for entry in layout.entries} if layout else set(shapes)
-
-
 @pytest.mark.parametrize("family", FILES)
 def test_a_missing_array_is_noticed(family):
-    """By an error, or because others are left over.
-
-    Not without the positions alone: so a ViT with fixed ones is stored; nor without big_vision's class token, whose
+    """Not the positions alone: without them a ViT with fixed ones is stored; nor big_vision's class token, whose
     absence makes a model that averages.
     """
-    assert unread(FILES[family]) == set()
+    assert {entry.theirs for entry in detect(FILES[family]).entries} == set(FILES[family])
     for key in FILES[family]:
-        shapes = {other: shape for other, shape in FILES[family].items() if other != key}
-        if key.endswith("pos_embedding") or (family, key) == ("token", "cls"):
-            continue
-        try:
-            assert unread(shapes), key
-        except UserError as error:
-            assert str(error).startswith("Google npz: ")
+        if not key.endswith("pos_embedding") and (family, key) != ("token", "cls"):
+            with pytest.raises(UserError, match="^(Google npz: |not Google's)"):
+                detect({other: shape for other, shape in FILES[family].items() if other != key})
 
 
 @pytest.mark.parametrize("family", FILES)
@@ -250,8 +228,9 @@ def test_an_array_of_another_shape_is_noticed(family):
 
 
 @pytest.mark.parametrize("family", FILES)
-def test_an_array_that_is_not_the_models_stays_unread(family):
-    assert unread({**FILES[family], "Transformer/extra/kernel": (2, 3)}) == {"Transformer/extra/kernel"}
+def test_an_array_that_is_not_the_models_is_refused(family):
+    with pytest.raises(UserError, match="no model here has a place for Transformer/extra/kernel; it may be another"):
+        google.detect({**FILES[family], "Transformer/extra/kernel": (2, 3)}, {})
 
 
 def without(shapes: files.Shapes, part: str) -> files.Shapes:

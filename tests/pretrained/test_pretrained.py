@@ -1,125 +1,90 @@
 """Weights from an address to arrays under our names, through a layout made up for these tests and a real one."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from vit_jax import models, pretrained
+from vit_jax import models
 from vit_jax.command import UserError
 from vit_jax.pretrained import Weights, fit, open_weights, parameter_shapes, position_grid
-from vit_jax.pretrained.layout import Entry, Layout, Preprocessing
+from vit_jax.pretrained.layout import Entry, Layout, Preprocessing, complete, identity
 from vit_jax.pretrained.write import save_huggingface
 
 MODEL = models.settings("vit", patch_size=(2,), width=6, depth=1, mlp_dim=11, num_heads=3, num_classes=5)
 VIEW = Preprocessing((10, 10), "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 SHAPES = parameter_shapes(MODEL, (6, 10, 3))  # of the grid, not of the images that it was evaluated on
-ATTENTION = "params/Transformer/encoderblock_0/MultiHeadDotProductAttention_1"
+LAYOUT = Layout("Test", MODEL, (3, 5), VIEW, tuple("abcde"))
+THEIRS = {name.replace("/", "."): shape for name, shape in SHAPES.items()} | {"counter7": ()}
 
 
-def part(i):
-    return lambda array: array[i]
+def completed(shapes, layout=LAYOUT):
+    """The layout of a file whose name for `params/a/b` is `params.a.b`."""
+    return complete(
+        layout, shapes, lambda ours, shape: Entry(ours, ours.replace("/", "."), shape, identity), (r"counter\d+",)
+    )
 
 
-def entries():
-    """Their name for `params/a/b` is `a.b`; queries, keys and values lie in one array; biases come as float64."""
-    fused = [Entry(f"{ATTENTION}/{n}/kernel", "qkv", part(i)) for i, n in enumerate(("query", "key", "value"))]
-    known = {entry.ours for entry in fused}
-    rest = [Entry(name, name.removeprefix("params/").replace("/", ".")) for name in SHAPES if name not in known]
-    return (*fused, *rest)
+def test_every_array_of_the_model_has_an_entry():
+    for model in (MODEL, {**MODEL, "scan": True}):
+        layout = Layout("Test", model, (3, 5), VIEW, tuple("abcde"))
+        assert {entry.ours: entry.shape for entry in completed(THEIRS, layout).entries} == SHAPES
 
 
-LAYOUT = Layout("Test", MODEL, (3, 5), VIEW, entries(), ignored=(r"counter\d+",), class_names=tuple("abcde"))
-
-
-def their_arrays():
-    rng = np.random.default_rng(0)
-    arrays = {e.theirs: rng.standard_normal(SHAPES[e.ours]) for e in LAYOUT.entries if e.theirs != "qkv"}
-    return {**arrays, "qkv": rng.standard_normal((3, 6, 3, 2)).astype(np.float16), "counter7": np.arange(3)}
-
-
-@pytest.fixture
-def opened(tmp_path, monkeypatch):
-    """Opens arrays of theirs, saved as .npz, as the layout given."""
-
-    def opened(arrays, layout=LAYOUT):
-        np.savez(tmp_path / "weights.npz", **arrays)
-        monkeypatch.setattr(pretrained.google, "detect", lambda shapes, about: layout)
-        return open_weights(str(tmp_path / "weights.npz"))
-
-    return opened
-
-
-def refused(weights):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"params.cls": None}, "Test: params.cls is missing, which the other arrays imply; is the file complete?"),
+        (
+            dict.fromkeys(("xcounter7", "b", "c", "d", "counter7b"), (2,)),
+            "Test: no model here has a place for b, c, counter7b and 2 more; it may be another variant, or damaged",
+        ),
+        (
+            {"params.head.bias": (7,)},
+            "Test: params.head.bias has the shape (7,), but the other arrays imply (5,)",
+        ),
+    ],
+)
+def test_arrays_that_are_missing_left_over_or_of_another_shape(changes, message):
     with pytest.raises(UserError) as caught:
-        weights.read()
-    return str(caught.value).removeprefix(f"{weights.address} (Test, vit) ")
+        completed({key: shape for key, shape in (THEIRS | changes).items() if shape is not None})
+    assert str(caught.value) == message
 
 
-def test_what_a_file_holds_is_known_before_it_is_read(opened, monkeypatch):
-    weights = opened(their_arrays())
-    assert (weights.layout_name, weights.model, weights.grid) == ("Test", MODEL, (3, 5))
-    assert weights.preprocessing == VIEW and weights.class_names == tuple("abcde")
+def test_sizes_that_no_model_has():
+    model = models.settings("bit", stage_sizes=(1,), width=33, num_classes=5)
+    with pytest.raises(UserError, match="^Test: the arrays have shapes that no model here has .*33"):
+        completed(THEIRS, Layout("Test", model, (0, 0), VIEW))
+
+
+def test_arrays_come_by_our_names_and_one_that_several_share_is_read_once(tmp_path, monkeypatch):
+    """Of scanned blocks, which big_vision stores in one array; float16 becomes float32."""
+    model, rng = {**MODEL, "depth": 3}, np.random.default_rng(0)
+    shapes = parameter_shapes(model, (6, 6, 3))
+    theirs = {}
+    for name, shape in shapes.items():
+        key = name.removeprefix("params/").replace("encoderblock_0/", "encoderblock/")
+        if "encoderblock_" not in key:
+            theirs[key] = rng.standard_normal((3, *shape) if "encoderblock/" in key else shape).astype(np.float16)
+    np.savez(tmp_path / "weights.npz", **theirs)
+    weights, reads, read = open_weights(str(tmp_path / "weights.npz")), [], np.lib.format.read_array
+    assert (weights.layout_name, weights.grid, weights.class_names) == ("Google npz", (3, 3), ())
     assert weights.address.endswith("weights.npz")
-
-
-def test_arrays_come_by_our_names(opened):
-    theirs = their_arrays()
-    arrays = opened(theirs).read()
-    assert {name: array.shape for name, array in arrays.items()} == SHAPES
-    assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays.values())
-    np.testing.assert_array_equal(arrays[f"{ATTENTION}/key/kernel"], theirs["qkv"][1].astype(np.float32))
-    np.testing.assert_array_equal(arrays["params/head/bias"], theirs["head.bias"].astype(np.float32))
-
-
-def test_a_scanned_model_has_the_same_arrays(opened):
-    layout = replace(LAYOUT, model={**MODEL, "scan": True})
-    assert opened(their_arrays(), layout).read().keys() == SHAPES.keys()
-
-
-def test_an_array_shared_by_several_is_read_once(opened, monkeypatch):
-    weights, reads = opened(their_arrays()), []
-    read = np.lib.format.read_array
     monkeypatch.setattr(np.lib.format, "read_array", lambda file, **o: reads.append(file.name) or read(file, **o))
-    weights.read()
-    assert reads.count("qkv.npy") == 1
+    arrays = weights.read()
+    assert {name: array.shape for name, array in arrays.items()} == shapes
+    assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays.values())
+    key = "MultiHeadDotProductAttention_1/key/kernel"
+    expected = theirs[f"Transformer/encoderblock/{key}"][1].astype(np.float32)
+    np.testing.assert_array_equal(arrays[f"params/Transformer/encoderblock_1/{key}"], expected)
+    assert reads.count(f"Transformer/encoderblock/{key}.npy") == 1
 
 
-def test_arrays_of_theirs_that_are_missing_or_left_over(opened):
-    theirs = their_arrays()
-    without = {name: array for name, array in theirs.items() if name not in ("cls", "qkv")}
-    assert refused(opened(without)) == "lacks cls, qkv; it may be another variant, or damaged"
-    more = {name: np.zeros(2) for name in ("xcounter7", "b", "c", "d", "counter7b")}
-    expected = "holds arrays that this model has no place for: b, c, counter7b and 2 more; it may be another variant"
-    assert refused(opened(theirs | more)).startswith(expected)
-
-
-def test_arrays_of_ours_that_the_layout_lacks_or_invents(opened):
-    theirs = their_arrays()
-    fewer = replace(LAYOUT, entries=tuple(e for e in LAYOUT.entries if e.theirs != "cls"), ignored=(r"counter\d+|cls",))
-    assert refused(opened(theirs, fewer)).startswith("lacks what makes up params/cls;")
-    deeper = replace(LAYOUT, entries=(*LAYOUT.entries, Entry("params/other", "cls")))
-    assert refused(opened(theirs, deeper)).startswith("makes up parameters that this model does not have: params/other")
-
-
-def test_shapes_that_do_not_fit(opened):
-    theirs = their_arrays() | {"head.bias": np.zeros(7)}
-    expected = "has shapes that this model does not have: params/head/bias (7,), not (5,); it may be another variant"
-    assert refused(opened(theirs)).startswith(expected)
-    theirs = their_arrays() | {"qkv": np.zeros((2, 6))}
-    assert "qkv (2, 6) does not make params/Transformer" in refused(opened(theirs))
-
-
-def test_a_grid_with_a_stem_below_it(opened):
+def test_a_grid_with_a_stem_below_it():
     model = models.settings(
         "hybrid", patch_size=(1,), width=6, depth=1, mlp_dim=11, num_heads=3, stage_sizes=(1, 1), resnet_width=32
     )
-    shapes = parameter_shapes(model, (24, 40, 3))
-    named = tuple(Entry(name, name) for name in shapes)
-    layout = replace(LAYOUT, model=model, entries=named, ignored=())
-    arrays = opened({name: np.zeros(shape) for name, shape in shapes.items()}, layout).read()
-    assert arrays["params/Transformer/posembed_input/pos_embedding"].shape == (1, 16, 6)
+    shapes = {name.replace("/", "."): shape for name, shape in parameter_shapes(model, (24, 40, 3)).items()}
+    assert len(completed(shapes, Layout("Test", model, (3, 5), VIEW)).entries) == len(shapes)
 
 
 def test_an_unknown_layout(tmp_path):

@@ -10,48 +10,76 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from vit_jax.command import UserError
-from vit_jax.pretrained.layout import Layout, Preprocessing
-from vit_jax.pretrained.pytorch import resnet, transformer
-from vit_jax.pretrained.pytorch.table import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+from vit_jax.models.layers import square
+from vit_jax.pretrained.layout import (
+    HALF,
+    IMAGENET,
+    Entry,
+    Layout,
+    Preprocessing,
     Shape,
-    Table,
+    complete,
     pair,
     per_channel,
     settings,
 )
-from vit_jax.pretrained.pytorch.transformer import Names
+from vit_jax.pretrained.layout import preprocessing as usual_preprocessing
+from vit_jax.pretrained.pytorch import resnet, transformer
+from vit_jax.pretrained.pytorch.transformer import (
+    ATTENTION,
+    BLOCK,
+    FIRST,
+    GATE,
+    KEY,
+    POSITIONS,
+    QUERY,
+    REGISTERS,
+    SCALES,
+    SECOND,
+    VALUE,
+    Names,
+)
 
 NAME = "timm"
 
 VIT = Names(
-    patches="patch_embed.proj",
-    cls="cls_token",
-    dist="dist_token",
-    registers="reg_token",
-    pos_embed="pos_embed",
-    norm="norm",
-    pooled_norm="fc_norm",
+    outside={
+        "embedding": "patch_embed.proj",
+        "cls": "cls_token",
+        "dist": "dist_token",
+        REGISTERS: "reg_token",
+        POSITIONS: "pos_embed",
+        "Transformer/encoder_norm": "norm",
+        "pooled_norm": "fc_norm",
+        "pre_logits": "pre_logits.fc",
+        "head": "head",
+        "head_dist": "head_dist",
+    },
     block="blocks.",
-    norms=("norm1", "norm2"),
-    projections=("attn.qkv",) * 3,
-    out="attn.proj",
-    qk_norms=("attn.q_norm", "attn.k_norm"),
-    layers=("mlp.fc1", "mlp.fc2"),
-    gate="",
-    scales=("ls1.gamma", "ls2.gamma"),
+    inside={
+        "LayerNorm_0": "norm1",
+        **dict.fromkeys((QUERY, KEY, VALUE), "attn.qkv"),
+        f"{ATTENTION}/query_norm": "attn.q_norm",
+        f"{ATTENTION}/key_norm": "attn.k_norm",
+        f"{ATTENTION}/out": "attn.proj",
+        "LayerNorm_2": "norm2",
+        FIRST: "mlp.fc1",
+        SECOND: "mlp.fc2",
+        SCALES[0]: "ls1.gamma",
+        SCALES[1]: "ls2.gamma",
+    },
 )
-GATED = replace(VIT, layers=("mlp.fc1_x", "mlp.fc2"), gate="mlp.fc1_g")
-DINOV2 = replace(VIT, registers="register_tokens")  # as facebookresearch names them
-DINOV2_GATED = replace(DINOV2, layers=("mlp.w12", "mlp.w3"))
+GATED = VIT.with_inside({GATE: "mlp.fc1_g", FIRST: "mlp.fc1_x"})
+DINOV2 = replace(VIT, outside={**VIT.outside, REGISTERS: "register_tokens"})  # as facebookresearch names them
+DINOV2_GATED = DINOV2.with_inside({FIRST: "mlp.w12", SECOND: "mlp.w3"})
 RESNET = resnet.Names(
     stem=("conv1", "bn1"),
     block="layer{stage}.{block}.",
+    first=(1, 1),
     layer=("conv{}", "bn{}"),
     shortcut=("downsample.0", "downsample.1"),
-    first=1,
 )
+BIT = resnet.Names(("stem.conv",), "stages.{stage}.blocks.{block}.", *resnet.BIT_UNIT)
 PREFIXES = ("", "timm_model.")  # the second: saved by transformers' wrapper
 # Variants whose activation or attention shapes do not tell.
 OTHERS = ("quickgelu", "siglip", "clip", "rope", "beit", "eva", "_rpn")
@@ -67,46 +95,46 @@ def detect(shapes: Mapping[str, Shape], about: Mapping[str, Mapping[str, Any]]) 
     """
     config = about.get("config.json", {})
     for prefix in PREFIXES:
-        table = Table(NAME, shapes).inside(prefix)
-        if table.has("patch_embed.proj.weight") and table.has("blocks.0.norm1.weight"):
-            return _transformer(table, config)
-        if table.has("layer1.0.conv1.weight"):
-            return _resnet(table, config)
-        if table.has("stages.0.blocks.0.conv1.weight") and table.has("stem.conv.weight"):
-            return _bit(table, config)
+        if {f"{prefix}patch_embed.proj.weight", f"{prefix}blocks.0.norm1.weight"} <= shapes.keys():
+            return _transformer(shapes, prefix, config)
+        if f"{prefix}layer1.0.conv1.weight" in shapes:
+            return _resnet(shapes, prefix, config)
+        if {f"{prefix}stages.0.blocks.0.conv1.weight", f"{prefix}stem.conv.weight"} <= shapes.keys():
+            return _bit(shapes, prefix, config)
     return None
 
 
-def _transformer(table: Table, config: Mapping[str, Any]) -> Layout:
+def _transformer(shapes: Mapping[str, Shape], prefix: str, config: Mapping[str, Any]) -> Layout:
     _refuse(config, OTHERS)
-    names = _names(table)
-    found = transformer.fields(table, names)
-    sizes = {field: found.pop(field) for field in ("patch_size", "width", "depth", "mlp_dim")}
+    table, fields = transformer.read(NAME, shapes, _names(shapes, prefix), prefix, {})
     arguments = config.get("model_args", {})
     if strange := [name for name in ARGUMENTS if arguments.get(name)]:
         raise UserError(f"{NAME}: {strange[0]}={arguments[strange[0]]!r} of config.json is not among the models here")
     where = 'the field "model_args": {"num_heads": ...} of a config.json beside the file'
-    attention = transformer.num_heads(table, names, arguments.get("num_heads"), where)
-    classes = table.shape("head.weight", "k d")[0] if table.has("head.weight") else 0
+    fields |= transformer.num_heads(table, fields, arguments.get("num_heads"), where)
+    scaled = table.has(BLOCK.format(0) + SCALES[0])
+    sizes = {field: fields.pop(field) for field in ("patch_size", "width", "depth", "mlp_dim", "num_heads")}
     model = settings(
-        "deit" if found["distillation_token"] else "vit",
-        {**sizes, "num_heads": attention.pop("num_heads")},
-        num_classes=classes,
-        layer_scale=float(arguments.get("init_values") or 1e-5) if table.has(f"blocks.0.{names.scales[0]}") else 0.0,
-        pooling=_pooling(config, found["class_token"]),
-        pre_logits=table.shape("pre_logits.fc.weight", "r d")[0] if table.has("pre_logits.fc.weight") else 0,
-        **found,
-        **attention,
+        "deit" if fields["distillation_token"] else "vit",
+        sizes,
+        layer_scale=float(arguments.get("init_values") or 1e-5) if scaled else 0.0,
+        pooling=_pooling(config, fields["class_token"]),
+        pre_logits=table.outputs("pre_logits"),
+        **fields,
     )
-    _, channels, *patch = table.shape(f"{names.patches}.weight", "d c p q")
-    size = _size(config)
-    grid, pos_embed = transformer.grid(table, names, model, size)
-    transformer.add(table, names, model, channels, table.shape(names.pos_embed, "1 l d")[1], pos_embed)
-    _add_heads(table, model)
-    usual = _preprocessing(model, channels, (grid[0] * patch[0], grid[1] * patch[1]))
-    return Layout(
-        NAME, model, grid, preprocessing(config, usual), table.finish(UNUSED), UNUSED, class_names(config, classes)
-    )
+    grid, positions = transformer.grid(table, model, _size(config))
+
+    def entry(ours: str, shape: Shape) -> Entry:
+        made = table.entry(ours, shape)
+        return positions(made) if ours.endswith(POSITIONS) else made
+
+    p, q = square(model["patch_size"])
+    usual = _preprocessing(model, table.shape("embedding/kernel", "d c p q")[1], (grid[0] * p, grid[1] * q))
+    return complete(_layout(model, grid, usual, config), shapes, entry, UNUSED)
+
+
+def _layout(model: dict[str, Any], grid: tuple[int, int], usual: Preprocessing, config: Mapping[str, Any]) -> Layout:
+    return Layout(NAME, model, grid, preprocessing(config, usual), class_names(config, model["num_classes"]))
 
 
 def _refuse(config: Mapping[str, Any], others: Sequence[str]) -> None:
@@ -115,13 +143,12 @@ def _refuse(config: Mapping[str, Any], others: Sequence[str]) -> None:
         raise UserError(f"{NAME}: {config['architecture']} of config.json is not among the models here ({other})")
 
 
-def _names(table: Table) -> Names:
-    block = table.inside("blocks.0.")
-    if block.has("mlp.w12.weight"):
+def _names(shapes: Mapping[str, Shape], prefix: str) -> Names:
+    if f"{prefix}blocks.0.mlp.w12.weight" in shapes:
         return DINOV2_GATED
-    if block.has("mlp.fc1_g.weight"):
+    if f"{prefix}blocks.0.mlp.fc1_g.weight" in shapes:
         return GATED
-    return DINOV2 if table.has(DINOV2.registers) else VIT
+    return DINOV2 if f"{prefix}register_tokens" in shapes else VIT
 
 
 def _pooling(config: Mapping[str, Any], class_token: bool) -> str:
@@ -133,61 +160,28 @@ def _pooling(config: Mapping[str, Any], class_token: bool) -> str:
     return known[given]
 
 
-def _add_heads(table: Table, model: Mapping[str, Any]) -> None:
-    d, k = model["width"], model["num_classes"]
-    if model["pre_logits"]:
-        table.linear("params/pre_logits", "pre_logits.fc", d, model["pre_logits"])
-        d = model["pre_logits"]
-    if k:
-        table.linear("params/head", "head", d, k)
-    if k and model["distillation_token"]:
-        table.linear("params/head_dist", "head_dist", d, k)
-
-
-def _resnet(table: Table, config: Mapping[str, Any]) -> Layout:
+def _resnet(shapes: Mapping[str, Shape], prefix: str, config: Mapping[str, Any]) -> Layout:
     _refuse(config, OTHER_RESNETS)
-    model, width = resnet.read(table, RESNET)
-    channels = table.shape("conv1.weight", "d c p q")[1]
-    classes = table.shape("fc.weight", "k c")[0] if table.has("fc.weight") else 0
-    if classes:
-        table.linear("params/head", "fc", width, classes)
-    mean, std = per_channel(IMAGENET_MEAN, channels), per_channel(IMAGENET_STD, channels)
-    usual = Preprocessing((224, 224), "crop", 0.875, "bilinear", mean, std)
-    return _convolutional(table, config, {**model, "num_classes": classes}, usual, (resnet.COUNTERS,))
+    table, model, channels = resnet.read(NAME, shapes, RESNET, prefix, f"{prefix}fc")
+    usual = usual_preprocessing((224, 224), "crop", 0.875, "bilinear", IMAGENET, channels)
+    return complete(_layout(model, (0, 0), usual, config), shapes, table.entry, resnet.COUNTERS)
 
 
-def _bit(table: Table, config: Mapping[str, Any]) -> Layout:
-    model, width = resnet.read_bit(table, "stem.conv", "stages.{stage}.blocks.{block}.")
-    half = per_channel(0.5, table.shape("stem.conv.weight", "d c p q")[1])
-    classes = table.shape("head.fc.weight", "k c 1 1")[0] if table.has("head.fc.weight") else 0
-    if classes:  # a convolution of one pixel
-        table.add("params/head/kernel", "head.fc.weight", (classes, width, 1, 1), lambda array: array[:, :, 0, 0].T)
-        table.add("params/head/bias", "head.fc.bias", (classes,))
-    usual = Preprocessing((448, 448), "crop", 1.0, "bilinear", half, half)
-    return _convolutional(table, config, {**model, "num_classes": classes}, usual, ())
+def _bit(shapes: Mapping[str, Shape], prefix: str, config: Mapping[str, Any]) -> Layout:
+    table, model, channels = resnet.read_bit(NAME, shapes, BIT, prefix, f"{prefix}head.fc")
 
+    def entry(ours: str, shape: Shape) -> Entry:
+        made = table.entry(ours, shape)  # the head is a convolution of one pixel
+        return replace(made, shape=(*made.shape, 1, 1)) if ours == "params/head/kernel" else made
 
-def _convolutional(
-    table: Table, config: Mapping[str, Any], model: dict[str, Any], usual: Preprocessing, ignored: tuple[str, ...]
-) -> Layout:
-    return Layout(
-        NAME,
-        model,
-        (0, 0),
-        preprocessing(config, usual),
-        table.finish(ignored),
-        ignored,
-        class_names(config, model["num_classes"]),
-    )
+    usual = usual_preprocessing((448, 448), "crop", 1.0, "bilinear", HALF, channels)
+    return complete(_layout(model, (0, 0), usual, config), shapes, entry)
 
 
 def _preprocessing(model: Mapping[str, Any], channels: int, size: tuple[int, int]) -> Preprocessing:
     """timm's usual one for Vision Transformers, for files without a config.json."""
-    if model["distillation_token"] or model["layer_scale"]:
-        mean, std = per_channel(IMAGENET_MEAN, channels), per_channel(IMAGENET_STD, channels)
-    else:
-        mean, std = per_channel(0.5, channels), per_channel(0.5, channels)
-    return Preprocessing(size, "crop", _crop_fraction(size, 0.9), "bicubic", mean, std)
+    statistics = IMAGENET if model["distillation_token"] or model["layer_scale"] else HALF
+    return usual_preprocessing(size, "crop", _crop_fraction(size, 0.9), "bicubic", statistics, channels)
 
 
 def preprocessing(config: Mapping[str, Any], usual: Preprocessing) -> Preprocessing:

@@ -16,15 +16,12 @@ from vit_jax.command import UserError
 from vit_jax.data.resizing import covering
 from vit_jax.models.layers import square
 from vit_jax.pretrained.huggingface.config import NAME
-from vit_jax.pretrained.huggingface.transformer import VIT, add_heads
-from vit_jax.pretrained.layout import Entry, Preprocessing, identity
-from vit_jax.pretrained.pytorch import transformer
-from vit_jax.pretrained.pytorch.table import Table, per_channel
+from vit_jax.pretrained.huggingface.transformer import HEAD, VIT
+from vit_jax.pretrained.layout import Preprocessing, per_channel
+from vit_jax.pretrained.pytorch.table import Table, to_pytorch
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-POSITIONS = "params/Transformer/posembed_input/pos_embedding"
-KERNEL = "params/embedding/kernel"
 # The values without which `transformers`' ViT is another model. Other fields of a model it has, or they only matter
 # in training.
 EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
@@ -67,9 +64,12 @@ def save_huggingface(
         UserError: `transformers`' ViT has no such model or preprocessing; names the field.
     """
     check(model, class_names)
-    found = dict(zip(trees.names(variables), map(np.asarray, jax.tree.leaves(variables)), strict=True))
-    channels = found[KERNEL].shape[2]
-    tensors = {entry.theirs: _stored(entry, found[entry.ours]) for entry in _entries(model, channels, found)}
+    channels = variables["params"]["embedding"]["kernel"].shape[2]
+    table = Table(NAME, {}, VIT.modules(model["depth"], "vit.") | HEAD)
+    tensors = {
+        table.key(name): np.ascontiguousarray(to_pytorch(name, np.asarray(leaf)), np.float32)
+        for name, leaf in zip(trees.names(variables["params"]), jax.tree.leaves(variables["params"]), strict=True)
+    }
     about = {
         CONFIG: config(model, class_names, channels, image_size),
         PROCESSOR: processor(preprocessing, channels),
@@ -101,17 +101,6 @@ def check(model: Mapping[str, Any], class_names: Sequence[str] = ()) -> None:
         )
     if class_names and len(class_names) != model["num_classes"]:
         raise UserError(f"{len(class_names)} class names for a model of {model['num_classes']} classes")
-
-
-def _entries(model: Mapping[str, Any], channels: int, found: Mapping[str, np.ndarray]) -> list[Entry]:
-    table = Table(NAME, None)
-    transformer.add(table.inside("vit."), VIT, model, channels, found[POSITIONS].shape[1], identity)
-    add_heads(table, model)
-    return table.entries
-
-
-def _stored(entry: Entry, array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(entry.invert(array), np.float32)
 
 
 def config(

@@ -6,11 +6,17 @@ github.com/google-research/big_transfer, bit_jax/tf2jax.py; github.com/google-re
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
-from vit_jax.pretrained.google import arrays as npz
-from vit_jax.pretrained.google.arrays import NAME, Shape, Stored
-from vit_jax.pretrained.layout import Layout
+from vit_jax.pretrained.google.arrays import (
+    Described,
+    Stored,
+    classes,
+    sizes,
+    squeeze_norms,
+    squeezed,
+    stage_sizes,
+    usual,
+)
+from vit_jax.pretrained.layout import settings
 
 PREFIX = "resnet/"
 IMAGENET_21K = 21_843  # classes
@@ -28,35 +34,15 @@ TENSORFLOW_NAMES = (
 )
 
 
-def layout(stored: Mapping[str, Stored]) -> Layout:
-    """The layout of a BiT network whose arrays have these names."""
-    arrays = npz.squeeze_norms(our_names(stored))
-    _, _, image_channels, width = npz.sizes(arrays, "root_block/conv_root/kernel", "p q c d")
-    stages = tuple(npz.count(arrays, f"block{i + 1}/unit", 1) for i in range(npz.count(arrays, "block", 1)))
-    shapes: dict[str, Shape] = {"root_block/conv_root/kernel": (7, 7, image_channels, width)}
-    channels = width
-    for i, units in enumerate(stages):
-        c = width * 2**i
-        for j in range(units):
-            unit = f"block{i + 1}/unit{j + 1:02}"
-            shapes |= npz.norm(f"{unit}/gn1", channels) | npz.norm(f"{unit}/gn2", c) | npz.norm(f"{unit}/gn3", c)
-            shapes |= npz.bottleneck(unit, channels, c)
-            if j == 0:
-                shapes[f"{unit}/conv_proj/kernel"] = (1, 1, channels, 4 * c)
-            channels = 4 * c
-    classes = npz.sizes(arrays, "head/kernel", "d k")[1] if "head/kernel" in arrays else 0
-    shapes |= npz.norm("norm-pre-head", channels) | (npz.linear("head", channels, classes) if classes else {})
-
-    side = image_side(stages, width, classes)
+def describe(stored: Mapping[str, Stored]) -> Described:
+    """A BiT network whose arrays have these names."""
+    arrays = squeeze_norms(our_names(stored))
+    _, _, channels, width = sizes(arrays, "root_block/conv_root/kernel", "p q c d")
+    fields = {"stage_sizes": stage_sizes(arrays), "width": width}
     tensorflow = any(name.startswith(PREFIX) for name in stored)
-    fields = {"stage_sizes": stages, "width": width}
-    return Layout(
-        NAME,
-        npz.settings("bit", fields, num_classes=classes, zero_padded_pool=tensorflow),
-        (0, 0),
-        npz.preprocessing((side, side), image_channels),
-        npz.entries(arrays, shapes),
-    )
+    model = settings("bit", fields, num_classes=classes(arrays), zero_padded_pool=tensorflow)
+    side = image_side(model["stage_sizes"], width, model["num_classes"])
+    return Described(arrays, model, (0, 0), usual((side, side), channels))
 
 
 def our_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -67,15 +53,8 @@ def our_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
             name = name.removeprefix(PREFIX)
             for pattern, ours in TENSORFLOW_NAMES:
                 name = re.sub(pattern, ours, name)
-        if name == "head/kernel" and given.shape[:2] == (1, 1):
-            given = Stored(given.key, given.shape[2:], matrix)
-        arrays[name] = given
+        arrays[name] = squeezed(given, 2) if name == "head/kernel" else given
     return arrays
-
-
-def matrix(kernel: np.ndarray) -> np.ndarray:
-    """A 1x1 convolution's kernel [1 1 c k] as [c k]."""
-    return kernel[0, 0]
 
 
 def image_side(stages: tuple[int, ...], width: int, classes: int) -> int:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vit_jax.command import UserError
-from vit_jax.pretrained.layout import Preprocessing
-from vit_jax.pretrained.pytorch.table import pair, per_channel
+from vit_jax.pretrained.layout import Preprocessing, pair, per_channel
 
 FILE = "preprocessor_config.json"
 INTERPOLATIONS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
