@@ -24,8 +24,18 @@ CNN = models.settings("cnn", stages=((3,),), dense_widths=(7,), num_classes=5)
 ABOUT = {"book": {"seconds": 1.5, "window": [{"loss": 0.1}]}}
 
 
+BUILT: dict[str, Experiment] = {}  # tracing a model's state takes longer than writing it
+
+
 def build(*overrides: str, model=VIT, devices=1) -> Experiment:
     """An experiment whose state has averages; nothing is compiled."""
+    key = repr((overrides, model, devices))
+    if key not in BUILT:
+        BUILT[key] = _build(*overrides, model=model, devices=devices)
+    return BUILT[key]
+
+
+def _build(*overrides: str, model, devices: int) -> Experiment:
     given = config.from_dict(
         {"model": model, "augment": {"mean": (0.5,), "std": (0.5,)}, "optim": {"ema_decay": 0.5, "clip_norm": 1.0}},
         ["train.batch_size=8", "train.steps=3", *overrides],

@@ -31,6 +31,8 @@ class Server(ThreadingHTTPServer):
         self.drops: list[int] = []
         self.codes: list[int] = []
         self.delay_seconds = 0.0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.seen: list[str] = []  # the Range of each request
         self.url = f"http://127.0.0.1:{self.server_port}/file"
 
@@ -44,6 +46,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range", "")
         server.seen.append(asked)
+        server.may_answer.wait()
         time.sleep(server.delay_seconds)
         if self.path != "/file" or server.codes:
             self.send_error(server.codes.pop(0) if server.codes else 404)
@@ -209,9 +212,10 @@ def test_a_busy_server_is_tried_again(tmp_path: Path) -> None:
 
 def test_a_silent_server_times_out(tmp_path: Path) -> None:
     with running() as server:
-        server.delay_seconds = 0.4
+        server.may_answer.clear()
         with pytest.raises(UserError, match="broke off 2 times .*timed out"):
             fetch(server.url, tmp_path / "file", attempts=2, timeout_seconds=0.05)
+        server.may_answer.set()
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,14 @@ def source(tmp_path_factory):
     return tiny.finished(tmp_path_factory, "cnn")
 
 
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """A fine-tuning that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert finetune(source, workdir)[0] == 0
+    return workdir
+
+
 def finetune(source, workdir, *overrides):
     return tiny.start(workdir, "cnn", f"init.weights={source}", *overrides)
 
@@ -57,15 +65,14 @@ def test_other_classes_get_a_new_head_of_zeros(source, tmp_path):
     assert len(head) == 2 and all(np.abs(value).max() < 1e-20 for value in head)
 
 
-def test_an_interrupted_fine_tuning_resumes_without_the_weights(source, tmp_path, monkeypatch):
-    assert finetune(source, tmp_path / "whole")[0] == 0
+def test_an_interrupted_fine_tuning_resumes_without_the_weights(source, whole, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         tiny.interrupt_at(11, signal.SIGTERM, patch)
         assert finetune(source, tmp_path / "stopped")[0] == 143
     monkeypatch.setattr(inference, "find_weights", None)
     code, text = finetune(source, tmp_path / "stopped")
     assert code == 0 and "resumed at step 11" in text
-    tiny.assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    tiny.assert_same_run(tmp_path / "stopped", whole)
 
 
 def test_a_scanned_model_starts_from_a_looped_one_s_weights(tmp_path_factory, tmp_path):
@@ -91,10 +98,9 @@ def test_what_does_not_fit_is_told_before_anything_is_written(source, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_whose_first_checkpoint_was_cut_off_starts_from_its_weights_again(source, tmp_path):
+def test_a_run_whose_first_checkpoint_was_cut_off_starts_from_its_weights_again(source, whole, tmp_path):
     """Orbax leaves an unfinished folder, which is no checkpoint."""
-    assert finetune(source, tmp_path / "whole")[0] == 0
     (tmp_path / "cut" / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
     code, text = finetune(source, tmp_path / "cut")
     assert code == 0 and "loaded" in text
-    tiny.assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    tiny.assert_same_run(tmp_path / "cut", whole)

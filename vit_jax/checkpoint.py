@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import sharding, trees
 from vit_jax.command import UserError
+from vit_jax.files import write_atomically
 from vit_jax.trees import PyTree
 
 Rules = Sequence[sharding.Rule]  # of the mesh: a model's `Naming.rules`
@@ -302,9 +303,7 @@ def _first_line(error: Exception) -> str:
 def _write_checksums(folder: Path) -> None:
     path = folder / CHECKSUMS
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(_checksums(folder), indent=1))
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(_checksums(folder), indent=1))
 
 
 def _verify(folder: Path) -> None:

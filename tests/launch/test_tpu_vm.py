@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY
 
 SCRIPT = REPOSITORY / "launch" / "tpu_vm.sh"
 ARGUMENTS = ["--config", "configs/cifar100.py:vit", "--config.optim.lr=1e-3"]
+SECONDS = 400  # far more than any machine takes
 STATE, REPORT, IDLE = "value(state)", "_report", "_idle"
 
 
@@ -40,7 +41,7 @@ class Cloud:
             "POLL_SECONDS": "0",
         }
         command = [str(SCRIPT), *arguments]
-        return subprocess.run(command, env=given | environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=given | environment, capture_output=True, text=True, timeout=SECONDS)
 
     def answers(self, *lines: tuple[str, str]) -> None:
         (self.folder / "answers").write_text("".join(f"{pattern} -> {output}\n" for pattern, output in lines))
@@ -241,7 +242,7 @@ def test_without_gcloud(cloud, command):
 
 def worker(folder: Path, *arguments: str) -> str:
     """A subcommand as it runs on a worker, in the copied tree."""
-    done = subprocess.run([str(SCRIPT), *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(SCRIPT), *arguments], cwd=folder, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -262,7 +263,7 @@ def test_a_worker_reports_how_its_run_ended(tmp_path):
     assert worker(tmp_path, "_report") == "lost (the machine was restarted)"
     (tmp_path / "pid").write_text(str(os.getpid()))
     assert worker(tmp_path, "_report") == "running"
-    done = subprocess.run([str(SCRIPT), "_idle"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(SCRIPT), "_idle"], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 2
     assert done.stderr == "error: a run is going on; end it first by `stop`, or follow it by `logs` or `watch`\n"
 
@@ -274,16 +275,16 @@ def test_a_worker_has_one_run_at_a_time(cloud):
     (tree / "launch" / "tpu_vm.sh").symlink_to(SCRIPT)
     python = tree / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.write_text("#!/bin/sh\nexec sleep 1000\n")
     python.chmod(0o755)
     assert cloud.run("start", "--code", "1").returncode == 0 and cloud.run("stop").returncode == 0
     idle, start, stop = (" ".join(call).partition("--command=")[2] for call in cloud.calls())
 
     def ssh(command: str) -> int:
-        return subprocess.run(["bash", "-c", command], cwd=cloud.folder, timeout=60).returncode
+        return subprocess.run(["bash", "-c", command], cwd=cloud.folder, timeout=SECONDS).returncode
 
     def wait_for(report: str) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + SECONDS
         while worker(tree, "_report") != report:
             assert time.monotonic() < end
             time.sleep(0.05)

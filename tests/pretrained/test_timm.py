@@ -95,8 +95,17 @@ def bit_to_timm(arrays: Arrays) -> Arrays:
     return renamed
 
 
-def assert_same_model(found: Layout | None, arrays: Arrays, expected: Layout | None, originals: Arrays) -> None:
-    """Both layouts make the same arrays, to the last bit, of the same model."""
+VIT: Shapes = files.vit(130, 13, 3, 7, 10) | files.linear("classifier", 130, 5)
+CONFIG: dict[str, Any] = {"num_attention_heads": 2}
+ARGUMENTS = {"config.json": {"model_args": {"num_heads": 2}}}
+
+
+def assert_same_model(
+    originals: Arrays, arrays: Arrays, about: dict[str, Any] = ARGUMENTS, config: dict[str, Any] = CONFIG
+) -> Layout:
+    """Both layouts make the same arrays, to the last bit, of the same model; timm's."""
+    found = timm.detect(parity.shapes_of(arrays), about)
+    expected = huggingface.detect(parity.shapes_of(originals), {"config.json": config})
     assert found is not None and expected is not None
     ours, wanted = parity.converted(found, arrays), parity.converted(expected, originals)
     assert ours.keys() == wanted.keys()
@@ -104,93 +113,61 @@ def assert_same_model(found: Layout | None, arrays: Arrays, expected: Layout | N
         np.testing.assert_array_equal(array, wanted[name], err_msg=name)
     assert found.model | {"norm_epsilon": 0, "layer_scale": 0} == expected.model | {"norm_epsilon": 0, "layer_scale": 0}
     assert found.grid == expected.grid
+    return found
 
 
-VIT: Shapes = files.vit(130, 13, 3, 7, 10) | files.linear("classifier", 130, 5)
-CONFIG: dict[str, Any] = {"num_attention_heads": 2}
-ARGUMENTS = {"config.json": {"model_args": {"num_heads": 2}}}
-
-
-def test_vit():
+@pytest.mark.parametrize("wrapper", ["", "timm_model."])
+def test_vit(wrapper):
     originals = files.arrays(VIT)
-    arrays = transformer_to_timm(originals, "vit.")
-    layout = timm.detect(parity.shapes_of(arrays), ARGUMENTS)
-    assert_same_model(layout, arrays, huggingface.detect(VIT, {"config.json": CONFIG}), originals)
-    assert layout.model["norm_epsilon"] == 1e-6
-
-
-def test_a_model_saved_by_transformers_wrapper():
-    originals = files.arrays(VIT)
-    arrays = {f"timm_model.{key}": array for key, array in transformer_to_timm(originals, "vit.").items()}
-    layout = timm.detect(parity.shapes_of(arrays), ARGUMENTS)
-    assert_same_model(layout, arrays, huggingface.detect(VIT, {"config.json": CONFIG}), originals)
+    arrays = {wrapper + key: array for key, array in transformer_to_timm(originals, "vit.").items()}
+    assert assert_same_model(originals, arrays).model["norm_epsilon"] == 1e-6
 
 
 def test_deit():
-    shapes = files.deit(130, 13, 2, 7, 11, 5)
-    originals = files.arrays(shapes)
-    arrays = transformer_to_timm(originals, "deit.")
-    layout = timm.detect(parity.shapes_of(arrays), ARGUMENTS)
-    assert_same_model(layout, arrays, huggingface.detect(shapes, {"config.json": CONFIG}), originals)
+    originals = files.arrays(files.deit(130, 13, 2, 7, 11, 5))
+    layout = assert_same_model(originals, transformer_to_timm(originals, "deit."))
     assert layout.preprocessing.mean == IMAGENET["mean"]
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_dinov2_whose_class_token_has_no_position(gated):
-    shapes = files.dinov2(130, 13, 2, 7, 10, gated=gated, registers=3)
-    originals = files.arrays(shapes)
+    originals = files.arrays(files.dinov2(130, 13, 2, 7, 10, gated=gated, registers=3))
     originals["embeddings.position_embeddings"][:, 0] = 0
     arrays = transformer_to_timm(originals)
     arrays["pos_embed"] = arrays["pos_embed"][:, 1:]
-    layout = timm.detect(parity.shapes_of(arrays), ARGUMENTS)
-    assert_same_model(layout, arrays, huggingface.detect(shapes, {"config.json": CONFIG}), originals)
+    layout = assert_same_model(originals, arrays)
     assert layout.model["registers"] == 3 and layout.model["layer_scale"] == 1e-5
 
 
 @pytest.mark.parametrize("registers", [0, 3])
 def test_dinov2_with_its_authors_names(registers):
-    shapes = files.dinov2(130, 13, 2, 7, 10, gated=True, registers=registers)
-    originals = files.arrays(shapes)
-    names = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3", "reg_token": "register_tokens"}
+    originals = files.arrays(files.dinov2(130, 13, 2, 7, 10, gated=True, registers=registers))
     arrays = {}
     for key, array in transformer_to_timm(originals).items():
-        for old, new in names.items():
+        for old, new in {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3", "reg_token": "register_tokens"}.items():
             key = key.replace(old, new)
         arrays[key] = array
-    layout = timm.detect(parity.shapes_of(arrays), ARGUMENTS)
-    assert_same_model(layout, arrays, huggingface.detect(shapes, {"config.json": CONFIG}), originals)
+    assert_same_model(originals, arrays)
 
 
 def test_a_gate_of_its_own():
-    shapes = files.dinov2(130, 13, 2, 7, 10, gated=True)
-    originals = files.arrays(shapes)
-    arrays = {}
-    for key, array in transformer_to_timm(originals).items():
-        if "mlp.fc1" in key:
-            for part, name in zip(np.split(array, 2), ("fc1_g", "fc1_x"), strict=True):
-                arrays[key.replace("fc1", name)] = part
-        else:
-            arrays[key] = array
-    layout = timm.detect(parity.shapes_of(arrays), ARGUMENTS)
-    assert_same_model(layout, arrays, huggingface.detect(shapes, {"config.json": CONFIG}), originals)
+    originals = files.arrays(files.dinov2(130, 13, 2, 7, 10, gated=True))
+    arrays = transformer_to_timm(originals)
+    for key in [key for key in arrays if "mlp.fc1" in key]:
+        arrays[key.replace("fc1", "fc1_g")], arrays[key.replace("fc1", "fc1_x")] = np.split(arrays.pop(key), 2)
+    assert_same_model(originals, arrays)
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_resnet(bottleneck):
-    shapes = files.resnet(7, (2, 1, 3), bottleneck, 5)
-    originals = files.arrays(shapes)
-    arrays = resnet_to_timm(originals)
-    layout = timm.detect(parity.shapes_of(arrays), {})
-    assert_same_model(layout, arrays, huggingface.detect(shapes, {}), originals)
+    originals = files.arrays(files.resnet(7, (2, 1, 3), bottleneck, 5))
+    layout = assert_same_model(originals, resnet_to_timm(originals), {}, {})
     assert layout.preprocessing == Preprocessing((224, 224), "crop", 0.875, "bilinear", **IMAGENET)
 
 
 def test_bit():
-    shapes = files.bit(32, (2, 1), 5)
-    originals = files.arrays(shapes)
-    arrays = bit_to_timm(originals)
-    layout = timm.detect(parity.shapes_of(arrays), {})
-    assert_same_model(layout, arrays, huggingface.detect(shapes, {}), originals)
+    originals = files.arrays(files.bit(32, (2, 1), 5))
+    assert_same_model(originals, bit_to_timm(originals), {}, {})
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from vit_jax.command import UserError
 from vit_jax.models.layers import square
 from vit_jax.models.naming import has_part
 from vit_jax.pretrained.report import Action, Report, Row
+from vit_jax.text import listed
 
 Head = Literal["auto", "keep", "new"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -89,11 +90,15 @@ def fit(
             arrays[name] = array
     missing = [row.name for row in rows if row.action == "new" and not row.detail]
     if missing:
-        raise UserError(f"the weights lack {_some(missing)}, which the model {model['name']!r} needs")
+        raise UserError(
+            f"the weights lack {len(missing)} arrays: {listed(missing)}, which the model {model['name']!r} needs"
+        )
     rows += [fitting.unused(name) for name in found if name not in shapes]
     misplaced = [row.name for row in rows if row.action == "unused" and not row.detail]
     if misplaced:
-        raise UserError(f"the model {model['name']!r} has no place for the weights' {_some(misplaced)}")
+        raise UserError(
+            f"the model {model['name']!r} has no place for the weights' {len(misplaced)} arrays: {listed(misplaced)}"
+        )
     return arrays, Report(tuple(rows))
 
 
@@ -106,10 +111,9 @@ def check_architecture(source: Settings, model: Settings) -> None:
         theirs["pooling"] = ours["pooling"]
     differing = [field for field in ours if theirs.get(field) != ours[field]]
     if differing:
-        listed = ", ".join(_difference(field, (source, model), (theirs, ours)) for field in differing[:3])
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        told = listed([_difference(field, (source, model), (theirs, ours)) for field in differing])
         patches = "; patches of another size are not supported" if "patch_size" in differing else ""
-        raise UserError(f"the weights do not fit {listed}{more}{patches}; {FROM_WEIGHTS}")
+        raise UserError(f"the weights do not fit {told}{patches}; {FROM_WEIGHTS}")
 
 
 def _difference(field: str, written: tuple[Settings, Settings], meant: tuple[Settings, Settings]) -> str:
@@ -343,8 +347,3 @@ def _of(modules: str, name: str) -> bool:
 
 def _by(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} arrays: {', '.join(names[:3])}{more}"

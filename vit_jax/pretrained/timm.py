@@ -11,34 +11,10 @@ from typing import Any, Literal
 
 from vit_jax.command import UserError
 from vit_jax.models.layers import square
-from vit_jax.pretrained.layout import (
-    HALF,
-    IMAGENET,
-    Entry,
-    Layout,
-    Preprocessing,
-    Shape,
-    complete,
-    pair,
-    per_channel,
-    settings,
-)
-from vit_jax.pretrained.layout import preprocessing as usual_preprocessing
+from vit_jax.pretrained import layout as layouts
+from vit_jax.pretrained.layout import HALF, IMAGENET, Entry, Layout, Preprocessing, Shape, complete, pair, per_channel
 from vit_jax.pretrained.pytorch import resnet, transformer
-from vit_jax.pretrained.pytorch.transformer import (
-    ATTENTION,
-    BLOCK,
-    FIRST,
-    GATE,
-    KEY,
-    POSITIONS,
-    QUERY,
-    REGISTERS,
-    SCALES,
-    SECOND,
-    VALUE,
-    Names,
-)
+from vit_jax.pretrained.pytorch.transformer import ATTENTION, FIRST, GATE, KEY, QUERY, SECOND, VALUE, Names
 
 NAME = "timm"
 
@@ -47,8 +23,8 @@ VIT = Names(
         "embedding": "patch_embed.proj",
         "cls": "cls_token",
         "dist": "dist_token",
-        REGISTERS: "reg_token",
-        POSITIONS: "pos_embed",
+        "Transformer/registers": "reg_token",
+        "Transformer/posembed_input/pos_embedding": "pos_embed",
         "Transformer/encoder_norm": "norm",
         "pooled_norm": "fc_norm",
         "pre_logits": "pre_logits.fc",
@@ -65,12 +41,14 @@ VIT = Names(
         "LayerNorm_2": "norm2",
         FIRST: "mlp.fc1",
         SECOND: "mlp.fc2",
-        SCALES[0]: "ls1.gamma",
-        SCALES[1]: "ls2.gamma",
+        "LayerScale_0/scale": "ls1.gamma",
+        "LayerScale_1/scale": "ls2.gamma",
     },
 )
 GATED = VIT.with_inside({GATE: "mlp.fc1_g", FIRST: "mlp.fc1_x"})
-DINOV2 = replace(VIT, outside={**VIT.outside, REGISTERS: "register_tokens"})  # as facebookresearch names them
+DINOV2 = replace(
+    VIT, outside={**VIT.outside, "Transformer/registers": "register_tokens"}
+)  # as facebookresearch names them
 DINOV2_GATED = DINOV2.with_inside({FIRST: "mlp.w12", SECOND: "mlp.w3"})
 RESNET = resnet.Names(
     stem=("conv1", "bn1"),
@@ -112,22 +90,13 @@ def _transformer(shapes: Mapping[str, Shape], prefix: str, config: Mapping[str, 
         raise UserError(f"{NAME}: {strange[0]}={arguments[strange[0]]!r} of config.json is not among the models here")
     where = 'the field "model_args": {"num_heads": ...} of a config.json beside the file'
     fields |= transformer.num_heads(table, fields, arguments.get("num_heads"), where)
-    scaled = table.has(BLOCK.format(0) + SCALES[0])
-    sizes = {field: fields.pop(field) for field in ("patch_size", "width", "depth", "mlp_dim", "num_heads")}
-    model = settings(
-        "deit" if fields["distillation_token"] else "vit",
-        sizes,
-        layer_scale=float(arguments.get("init_values") or 1e-5) if scaled else 0.0,
+    model = transformer.model_of(
+        fields,
+        layer_scale=float(arguments.get("init_values") or 1e-5) if fields["layer_scale"] else 0.0,
         pooling=_pooling(config, fields["class_token"]),
         pre_logits=table.outputs("pre_logits"),
-        **fields,
     )
-    grid, positions = transformer.grid(table, model, _size(config))
-
-    def entry(ours: str, shape: Shape) -> Entry:
-        made = table.entry(ours, shape)
-        return positions(made) if ours.endswith(POSITIONS) else made
-
+    grid, entry = transformer.grid(table, model, _size(config))
     p, q = square(model["patch_size"])
     usual = _preprocessing(model, table.shape("embedding/kernel", "d c p q")[1], (grid[0] * p, grid[1] * q))
     return complete(_layout(model, grid, usual, config), shapes, entry, UNUSED)
@@ -163,7 +132,7 @@ def _pooling(config: Mapping[str, Any], class_token: bool) -> str:
 def _resnet(shapes: Mapping[str, Shape], prefix: str, config: Mapping[str, Any]) -> Layout:
     _refuse(config, OTHER_RESNETS)
     table, model, channels = resnet.read(NAME, shapes, RESNET, prefix, f"{prefix}fc")
-    usual = usual_preprocessing((224, 224), "crop", 0.875, "bilinear", IMAGENET, channels)
+    usual = layouts.preprocessing((224, 224), "crop", 0.875, "bilinear", IMAGENET, channels)
     return complete(_layout(model, (0, 0), usual, config), shapes, table.entry, resnet.COUNTERS)
 
 
@@ -174,14 +143,14 @@ def _bit(shapes: Mapping[str, Shape], prefix: str, config: Mapping[str, Any]) ->
         made = table.entry(ours, shape)  # the head is a convolution of one pixel
         return replace(made, shape=(*made.shape, 1, 1)) if ours == "params/head/kernel" else made
 
-    usual = usual_preprocessing((448, 448), "crop", 1.0, "bilinear", HALF, channels)
+    usual = layouts.preprocessing((448, 448), "crop", 1.0, "bilinear", HALF, channels)
     return complete(_layout(model, (0, 0), usual, config), shapes, entry)
 
 
 def _preprocessing(model: Mapping[str, Any], channels: int, size: tuple[int, int]) -> Preprocessing:
     """timm's usual one for Vision Transformers, for files without a config.json."""
     statistics = IMAGENET if model["distillation_token"] or model["layer_scale"] else HALF
-    return usual_preprocessing(size, "crop", _crop_fraction(size, 0.9), "bicubic", statistics, channels)
+    return layouts.preprocessing(size, "crop", _crop_fraction(size, 0.9), "bicubic", statistics, channels)
 
 
 def preprocessing(config: Mapping[str, Any], usual: Preprocessing) -> Preprocessing:

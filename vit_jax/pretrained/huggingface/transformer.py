@@ -1,7 +1,8 @@
 """ViT, DeiT and DINOv2 of `transformers`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,42 +11,18 @@ from vit_jax.command import UserError
 from vit_jax.models.layers import square
 from vit_jax.pretrained.huggingface import processor
 from vit_jax.pretrained.huggingface.config import NAME, class_names
-from vit_jax.pretrained.layout import (
-    HALF,
-    IMAGENET,
-    Entry,
-    Layout,
-    Preprocessing,
-    Shape,
-    complete,
-    pair,
-    preprocessing,
-    settings,
-)
+from vit_jax.pretrained.layout import HALF, IMAGENET, Entry, Layout, Preprocessing, Shape, complete, pair, preprocessing
 from vit_jax.pretrained.pytorch import transformer
 from vit_jax.pretrained.pytorch.table import Table
-from vit_jax.pretrained.pytorch.transformer import (
-    ATTENTION,
-    BLOCK,
-    FIRST,
-    GATE,
-    KEY,
-    POSITIONS,
-    QUERY,
-    REGISTERS,
-    SCALES,
-    SECOND,
-    VALUE,
-    Names,
-)
+from vit_jax.pretrained.pytorch.transformer import ATTENTION, FIRST, GATE, KEY, QUERY, SECOND, VALUE, Names
 
 VIT = Names(
     outside={
         "embedding": "embeddings.patch_embeddings.projection",
         "cls": "embeddings.cls_token",
         "dist": "embeddings.distillation_token",
-        REGISTERS: "embeddings.register_tokens",
-        POSITIONS: "embeddings.position_embeddings",
+        "Transformer/registers": "embeddings.register_tokens",
+        "Transformer/posembed_input/pos_embedding": "embeddings.position_embeddings",
         "Transformer/encoder_norm": "layernorm",
     },
     block="encoder.layer.",
@@ -58,8 +35,8 @@ VIT = Names(
         "LayerNorm_2": "layernorm_after",
         FIRST: "intermediate.dense",
         SECOND: "output.dense",
-        SCALES[0]: "layer_scale1.lambda1",
-        SCALES[1]: "layer_scale2.lambda1",
+        "LayerScale_0/scale": "layer_scale1.lambda1",
+        "LayerScale_1/scale": "layer_scale2.lambda1",
     },
 )
 DINOV2 = VIT.with_inside({"LayerNorm_0": "norm1", "LayerNorm_2": "norm2", FIRST: "mlp.fc1", SECOND: "mlp.fc2"})
@@ -91,36 +68,27 @@ def layout(shapes: Mapping[str, Shape], prefix: str, about: Mapping[str, Mapping
     if not fields["class_token"]:
         raise UserError(f"{NAME}: {table.key('cls')} is missing; is the file complete?")
     fields |= transformer.num_heads(table, fields, config.get("num_attention_heads"), "a config.json beside the file")
-    scaled = table.has(BLOCK.format(0) + SCALES[0])
-    sizes = {field: fields.pop(field) for field in ("patch_size", "width", "depth", "mlp_dim", "num_heads")}
-    model = settings(
-        "deit" if fields["distillation_token"] else "vit",
-        sizes,
+    scaled = fields["layer_scale"]
+    model = transformer.model_of(
+        fields,
+        activation=_activation(config),
         pooling="token_gap" if scaled and fields["num_classes"] else "token",
         norm_epsilon=float(config.get("layer_norm_eps", 1e-6 if scaled else 1e-12)),
         layer_scale=float(config.get("layerscale_value") or 1.0) if scaled else 0.0,
-        **{"activation": _activation(config), **fields},
     )
-    grid, positions = transformer.grid(table, model, pair(config["image_size"]) if config.get("image_size") else None)
+    grid, entry = transformer.grid(table, model, pair(config["image_size"]) if config.get("image_size") else None)
     twins = fields["distillation_token"] and heads is HEAD
-
-    def entry(ours: str, shape: Shape) -> Entry:
-        if twins and ours.startswith("params/head"):
-            return _twin(table, ours, shape)
-        made = table.entry(ours, shape)
-        return positions(made) if ours.endswith(POSITIONS) else made
-
     p, q = square(model["patch_size"])
     usual = _preprocessing(model, table.shape("embedding/kernel", "d c p q")[1], (grid[0] * p, grid[1] * q))
     view = processor.read(about.get("preprocessor_config.json", {}), usual)
     found = Layout(NAME, model, grid, view, class_names(config, model["num_classes"]))
-    return complete(found, shapes, entry, UNUSED)
+    return complete(found, shapes, partial(_entry_of_twins, table, entry) if twins else entry, UNUSED)
 
 
 def _names(shapes: Mapping[str, Shape], prefix: str) -> Names:
     for names in ALL_NAMES:
         table = Table(NAME, shapes, names.modules(1, prefix))
-        if all(table.has(f"{BLOCK.format(0)}{module}/kernel") for module in (FIRST, QUERY)):
+        if all(table.has(f"Transformer/encoderblock_0/{module}/kernel") for module in (FIRST, QUERY)):
             return names
     raise UserError(f"{NAME}: the arrays of {prefix}{VIT.block}0 have no names that are known; is the file complete?")
 
@@ -134,12 +102,14 @@ def _activation(config: Mapping[str, Any]) -> str:
     return ACTIVATIONS[given]
 
 
-def _twin(table: Table, ours: str, shape: Shape) -> Entry:
-    """Both heads of a DeiT from one.
+def _entry_of_twins(table: Table, entry: Callable[[str, Shape], Entry], ours: str, shape: Shape) -> Entry:
+    """Makes both heads of a DeiT from one.
 
     DeiTForImageClassification reads the class token alone, where models here return the mean of both heads. A
     distillation head of zeros and a class head of twice the size have that classifier's output as their mean.
     """
+    if not ours.startswith("params/head"):
+        return entry(ours, shape)
     factor = np.float32(0 if ours.startswith("params/head_dist/") else 2)
     made = table.entry(ours.replace("head_dist", "head"), shape)
     return replace(made, ours=ours, convert=lambda array: np.multiply(made.convert(array), factor))

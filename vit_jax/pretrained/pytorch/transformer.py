@@ -11,7 +11,7 @@ from typing import Any
 from vit_jax.command import UserError
 from vit_jax.models.layers import square
 from vit_jax.models.vit import SIZES
-from vit_jax.pretrained.layout import Entry, Shape, count, patch_field, prepend_zeros
+from vit_jax.pretrained.layout import Entry, Shape, count, patch_field, prepend_zeros, settings
 from vit_jax.pretrained.pytorch.table import Table
 
 # By width and depth. Most published models have 64 channels a head; these sizes do not.
@@ -47,7 +47,10 @@ class Names:
 def read(
     layout: str, shapes: Mapping[str, Shape], names: Names, prefix: str, heads: dict[str, str]
 ) -> tuple[Table, dict[str, Any]]:
-    """A file's arrays by our names, and the fields of its model that they decide. `heads`: names without prefix."""
+    """A file's arrays by our names, and what they decide of its model: its fields, `layer_scale` as a boolean.
+
+    heads: names without prefix.
+    """
     depth, first = count(layout, shapes, prefix + names.block, 0, "block "), BLOCK.format(0)
     table = Table(layout, shapes, names.modules(depth, prefix) | heads)
     outputs, _ = table.shape(f"{first}{FIRST}/kernel", "f d")
@@ -68,8 +71,16 @@ def read(
         "norm_after_pooling": table.has("pooled_norm/scale"),
         "qkv_bias": table.has(f"{first}{QUERY}/bias"),
         "qk_norm": table.has(f"{first}{ATTENTION}/query_norm/scale"),
+        "layer_scale": table.has(f"{first}{SCALES[0]}"),
         "num_classes": table.outputs("head"),
     }
+
+
+def model_of(fields: Mapping[str, Any], **variant: Any) -> dict[str, Any]:
+    """The `models.settings`; of a field that is both in `variant` and decided by the arrays, these decide."""
+    sizes = {field: fields[field] for field in ("patch_size", "width", "depth", "mlp_dim", "num_heads")}
+    rest = {field: value for field, value in fields.items() if field not in (*sizes, "layer_scale")}
+    return settings("deit" if fields["distillation_token"] else "vit", sizes, **{**variant, **rest})
 
 
 def num_heads(table: Table, fields: Mapping[str, Any], given: int | None, where: str) -> dict[str, int]:
@@ -88,11 +99,11 @@ def num_heads(table: Table, fields: Mapping[str, Any], given: int | None, where:
 
 def grid(
     table: Table, model: Mapping[str, Any], image_size: tuple[int, int] | None
-) -> tuple[tuple[int, int], Callable[[Entry], Entry]]:
-    """The grid that positions were learned for, and what to do with their entry.
+) -> tuple[tuple[int, int], Callable[[str, Shape], Entry]]:
+    """The grid that positions were learned for, and what makes an entry.
 
-    Ours have a row for each leading token; those of some layouts belong to patches alone, and rows of zeros then are
-    the same. `image_size`: (height, width), if a side file tells; else the grid is square.
+    Our positions have a row for each leading token; those of some layouts belong to patches alone, and rows of zeros
+    then are the same. `image_size`: (height, width), if a side file tells; else the grid is square.
     """
     _, rows, _ = table.shape(POSITIONS, "1 l d")
     leading = model["class_token"] + model["distillation_token"]
@@ -101,9 +112,17 @@ def grid(
         side = round(max(patches, 0) ** 0.5)
         found = (image_size[0] // p, image_size[1] // q) if image_size else (side, side)
         if patches > 0 and found[0] * found[1] == patches:
-            return found, partial(replace, shape=(1, rows, model["width"]), convert=prepend_zeros(missing))
+            return found, partial(_entry, table, missing)
     expected = f"the grid of a {image_size[0]}x{image_size[1]} image" if image_size else "a square grid"
     raise UserError(
         f"{table.layout}: {table.key(POSITIONS)} has {rows} positions, which are not {expected} of {p}x{q} "
         f"patches, with or without {leading} more; config.json must give the image size"
     )
+
+
+def _entry(table: Table, missing: int, ours: str, shape: Shape) -> Entry:
+    """As `table.entry`; positions for so many leading tokens are missing in theirs."""
+    made = table.entry(ours, shape)
+    if not missing or not ours.endswith(POSITIONS):
+        return made
+    return replace(made, shape=(1, shape[1] - missing, shape[2]), convert=prepend_zeros(missing))
