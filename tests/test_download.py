@@ -253,12 +253,12 @@ def test_several_processes_fetch_once(tmp_path: Path) -> None:
     with running() as server:
         server.delay_seconds = 0.3
         spawn = multiprocessing.get_context("spawn")
-        children = [spawn.Process(target=_fetch_in_child, args=(server.url, tmp_path / "file")) for _ in range(3)]
+        children = [spawn.Process(target=_fetch_in_child, args=(server.url, tmp_path / "file")) for _ in range(2)]
         for child in children:
             child.start()
         for child in children:
             child.join()
-    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert [child.exitcode for child in children] == [0, 0]
     assert (tmp_path / "file").read_bytes() == BODY
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
     assert len(server.seen) == 1
