@@ -30,11 +30,7 @@ TRAIN_VALIDATION = {"train": 100, "validation": 30}
         (ALL, {}, {"train": "train", "validation": "validation", "test": "test"}),
         (ALL, {"validation": "none"}, {"train": "train", "test": "test"}),
         (ALL, {"test": "validation"}, {"train": "train[:90%]", "validation": "train[90%:]", "test": "validation"}),
-        (
-            ALL,
-            {"train": "train+validation", "validation": "none"},
-            {"train": "train+validation", "test": "test"},
-        ),
+        (ALL, {"train": "train+validation", "validation": "none"}, {"train": "train+validation", "test": "test"}),
         (TRAIN_TEST, {}, {"train": "train[:90%]", "validation": "train[90%:]", "test": "test"}),
         (TRAIN_TEST, {"validation": "none"}, {"train": "train", "test": "test"}),
         (TRAIN_TEST, {"train": "train[:50%]"}, {"train": "train[:50%]", "validation": "train[90%:]", "test": "test"}),
@@ -73,23 +69,13 @@ def test_what_is_held_out_does_not_train():
         (ALL, {"train": "train+test"}, r"^20 images are both in data\.train='train\+test' and data\.test='test'"),
         (ALL, {"validation": "test[:3]"}, r"^3 images are both in data\.validation='test\[:3\]' and data\.test"),
         (ALL, {"test": "train[50:]"}, r"^50 images are both in data\.train='train' and data\.test"),
-    ],
-)
-def test_splits_that_overlap(splits, settings, expected):
-    with pytest.raises(UserError, match=expected):
-        opened(splits, **settings)
-
-
-@pytest.mark.parametrize(
-    ("splits", "settings", "expected"),
-    [
         ({"train": 100}, {}, "'given' has no test split; divide train"),
         (ALL, {"test": "tset"}, "tset"),
         (ALL, {"train": "train[:0]"}, "selects no image"),
         (ALL, {"validation": "train[90%"}, "train"),
     ],
 )
-def test_splits_that_do_not_exist(splits, settings, expected):
+def test_splits_that_overlap_or_do_not_exist(splits, settings, expected):
     with pytest.raises(UserError, match=expected):
         opened(splits, **settings)
 

@@ -1,15 +1,13 @@
 """Data sets that need no file: scikit-learn's digits, and synthetic images."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from vit_jax.command import UserError
-from vit_jax.data.sources.dataset import Dataset, Example
+from vit_jax.data.sources.dataset import Dataset, Images
 
 _DIGITS = {"train": 1437, "test": 360}
 _TILES = 4  # a synthetic class is a grid of 4 x 4 random tiles: coarse, so that crops and shifts leave it learnable
@@ -17,11 +15,11 @@ _TILES = 4  # a synthetic class is a grid of 4 x 4 random tiles: coarse, so that
 
 def open_digits() -> Dataset:
     """scikit-learn's 8x8 handwritten digits, 0..16 scaled to 0..255, in a fixed stratified split."""
-    return Dataset("digits", tuple("0123456789"), (8, 8, 1), _DIGITS, _DigitsSource)
+    return Dataset("digits", tuple("0123456789"), (8, 8, 1), _DIGITS, _digits)
 
 
 @cache
-def _digits(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, " n"]]:
+def _digits(split: str) -> Images:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -31,25 +29,7 @@ def _digits(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, "
     rows = train if split == "train" else test
     pixels = np.rint(images[rows].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     pixels.setflags(write=False)
-    return pixels, labels[rows]
-
-
-class _DigitsSource:
-    def __init__(self, split: str):
-        self._split = split
-        self._images, self._labels = _digits(split)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int) -> Example:
-        return {"image": self._images[index], "label": int(self._labels[index])}
-
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return self._labels
-
-    def describe(self, index: int) -> str:
-        return f"digits {self._split} record {index}"
+    return Images(labels[rows], pixels.__getitem__, f"digits {split} record {{}}".format)
 
 
 def open_synthetic(name: str) -> Dataset:
@@ -67,37 +47,18 @@ def open_synthetic(name: str) -> Dataset:
         )
     splits = {"train": images, "test": max(1, images // 5)}
     shape = (height, width, channels)
-    names = tuple(f"class {label}" for label in range(classes))
-    return Dataset(name, names, shape, splits, partial(_SyntheticSource, name, shape, classes, splits))
+
+    def open_split(split: str) -> Images:
+        image = partial(_synthetic, shape, classes, split)
+        return Images(np.arange(splits[split]) % classes, image, f"{name} {split} record {{}}".format)
+
+    return Dataset(name, tuple(f"class {label}" for label in range(classes)), shape, splits, open_split)
 
 
-@dataclass(frozen=True)
-class _SyntheticSource:
-    """Each image is a function of split and index alone; labels go round, so that any slice is balanced."""
-
-    name: str
-    shape: tuple[int, int, int]
-    classes: int
-    splits: Mapping[str, int]
-    split: str
-
-    def __len__(self) -> int:
-        return self.splits[self.split]
-
-    def read(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        label = index % self.classes
-        noise = np.random.default_rng((1, self.split == "test", index)).integers(0, 256, self.shape, np.uint8)
-        return {"image": self._template(label) // 2 + noise // 2, "label": label}
-
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return np.arange(len(self)) % self.classes
-
-    def describe(self, index: int) -> str:
-        return f"{self.name} {self.split} record {index}"
-
-    def _template(self, label: int) -> UInt8[np.ndarray, "h w c"]:
-        height, width, channels = self.shape
-        tiles = np.random.default_rng((0, label)).integers(0, 256, (_TILES, _TILES, channels), np.uint8)
-        return tiles[np.arange(height)[:, None] * _TILES // height, np.arange(width) * _TILES // width]
+def _synthetic(shape: tuple[int, int, int], classes: int, split: str, index: int) -> UInt8[np.ndarray, "h w c"]:
+    """A function of split and index alone; labels go round, so that any slice is balanced."""
+    height, width, channels = shape
+    noise = np.random.default_rng((1, split == "test", index)).integers(0, 256, shape, np.uint8)
+    tiles = np.random.default_rng((0, index % classes)).integers(0, 256, (_TILES, _TILES, channels), np.uint8)
+    template = tiles[np.arange(height)[:, None] * _TILES // height, np.arange(width) * _TILES // width]
+    return template // 2 + noise // 2
