@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given as given_each
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from vit_jax.command import UserError
 from vit_jax.data import batching
+
+
+def given(*drawn):
+    return lambda law: settings(max_examples=25)(given_each(*drawn)(law))
+
 
 SEEDS = st.integers(0, 2**32 - 1)
 EPOCHS = st.integers(0, 10**6)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -55,6 +55,7 @@ def numbers(**splits: int) -> Dataset:
 BOUND = st.one_of(st.just(""), st.integers(-103, 103).map(str))
 
 
+@settings(max_examples=40)
 @given(size=st.integers(1, 101), start=BOUND, stop=BOUND)
 def test_a_slice_is_a_python_slice_within_the_split(size, start, stop):
     data, spec = numbers(train=size), f"train[{start}:{stop}]"
@@ -68,6 +69,7 @@ def test_a_slice_is_a_python_slice_within_the_split(size, start, stop):
         assert data.size(spec) == len(expected)
 
 
+@settings(max_examples=40)
 @given(size=st.integers(100, 331), percent=st.integers(1, 99))
 def test_percentages_part_a_split_without_gap_or_overlap(size, percent):
     data = numbers(train=size)
