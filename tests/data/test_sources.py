@@ -143,6 +143,7 @@ def test_synthetic_images_depend_on_the_index_alone_and_can_be_learned():
         train.read(17)["image"], open_dataset(data.name, NOWHERE).source("train").read(17)["image"]
     )
     assert labels(train) == [i % 7 for i in range(350)]
+    assert len(open_dataset("synthetic/5x7x3/3/3000000000", NOWHERE).source("train")) == 3 * 10**9  # as plans open it
     assert not np.array_equal(train.read(3)["image"], test.read(3)["image"]) and not np.array_equal(
         *[train.read(i)["image"] for i in (0, 7)]
     )

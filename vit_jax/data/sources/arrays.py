@@ -1,13 +1,15 @@
 """Data sets that need no file: scikit-learn's digits, and synthetic images."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int
 
 from vit_jax.command import UserError
-from vit_jax.data.sources.dataset import Dataset, Images
+from vit_jax.data.sources.dataset import Dataset, Example, Images
 
 _DIGITS = {"train": 1437, "test": 360}
 _TILES = 4  # a synthetic class is a grid of 4 x 4 random tiles: coarse, so that crops and shifts leave it learnable
@@ -48,17 +50,37 @@ def open_synthetic(name: str) -> Dataset:
     splits = {"train": images, "test": max(1, images // 5)}
     shape = (height, width, channels)
 
-    def open_split(split: str) -> Images:
-        image = partial(_synthetic, shape, classes, split)
-        return Images(np.arange(splits[split]) % classes, image, f"{name} {split} record {{}}".format)
-
-    return Dataset(name, tuple(f"class {label}" for label in range(classes)), shape, splits, open_split)
+    names = tuple(f"class {label}" for label in range(classes))
+    return Dataset(name, names, shape, splits, partial(_Synthetic, name, shape, classes, splits))
 
 
-def _synthetic(shape: tuple[int, int, int], classes: int, split: str, index: int) -> UInt8[np.ndarray, "h w c"]:
-    """A function of split and index alone; labels go round, so that any slice is balanced."""
-    height, width, channels = shape
-    noise = np.random.default_rng((1, split == "test", index)).integers(0, 256, shape, np.uint8)
-    tiles = np.random.default_rng((0, index % classes)).integers(0, 256, (_TILES, _TILES, channels), np.uint8)
-    template = tiles[np.arange(height)[:, None] * _TILES // height, np.arange(width) * _TILES // width]
-    return template // 2 + noise // 2
+@dataclass(frozen=True)
+class _Synthetic:
+    """Each image is a function of split and index alone; labels go round, so that any slice is balanced.
+
+    Nothing is kept of an image: a plan opens billions of them.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int
+    splits: Mapping[str, int]
+    split: str
+
+    def __len__(self) -> int:
+        return self.splits[self.split]
+
+    def read(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        (height, width, channels), label = self.shape, index % self.classes
+        noise = np.random.default_rng((1, self.split == "test", index)).integers(0, 256, self.shape, np.uint8)
+        tiles = np.random.default_rng((0, label)).integers(0, 256, (_TILES, _TILES, channels), np.uint8)
+        template = tiles[np.arange(height)[:, None] * _TILES // height, np.arange(width) * _TILES // width]
+        return {"image": template // 2 + noise // 2, "label": label}
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return np.arange(len(self)) % self.classes
+
+    def describe(self, index: int) -> str:
+        return f"{self.name} {self.split} record {index}"
