@@ -37,8 +37,8 @@ def test_each_crop_position_occurs_equally_often(fill):
     image = picture(5, 7, 2)
     crops = quick.jit(jax.vmap(lambda key: geometry.pad_and_crop(key, image, 2, fill)))(keys(2000))
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), NUMPY_PAD[fill])
-    pos_embed = [padded[top : top + 5, left : left + 7] for top in range(5) for left in range(5)]
-    counts = [int((np.asarray(crops) == position).all(axis=(1, 2, 3)).sum()) for position in pos_embed]
+    positions = [padded[top : top + 5, left : left + 7] for top in range(5) for left in range(5)]
+    counts = [int((np.asarray(crops) == position).all(axis=(1, 2, 3)).sum()) for position in positions]
     assert sum(counts) == 2000
     assert min(counts) > 45 and max(counts) < 115  # 80 +- four standard deviations
 

@@ -124,7 +124,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("mixup", "cutmix"), (0, MOST, "0 (off) or a positive alpha")),
 }
 # The highest number of an interval, (low, high), above 0.
-_INTERVALS = {"crop_area": 1, "crop_aspect": MOST, "blur_sigma": MOST, "erasing_area": 1, "erasing_aspect": MOST}
+_INTERVALS = {"crop_area": 1.0, "crop_aspect": MOST, "blur_sigma": MOST, "erasing_area": 1.0, "erasing_aspect": MOST}
 
 
 def check(settings: Settings) -> None:
