@@ -154,18 +154,10 @@ def test_synthetic_images_depend_on_the_index_alone_and_can_be_learned():
 
 def test_synthetic_defaults_and_mistakes():
     data = open_dataset("synthetic", NOWHERE)
-    assert (data.image_shape, len(data.class_names), dict(data.splits)) == (
-        (32, 32, 3),
-        10,
-        {"train": 1000, "test": 200},
-    )
-    for name in (
-        "synthetic/8x8",
-        "synthetic/8x8x2/10/100",
-        "synthetic/8x8x3/1/100",
-        "synthetic/0x8x3/2/100",
-        "synthetic/",
-    ):
+    assert (data.image_shape, len(data.class_names)) == ((32, 32, 3), 10)
+    assert dict(data.splits) == {"train": 1000, "test": 200}
+    for wrong in ("8x8", "8x8x2/10/100", "8x8x3/1/100", "0x8x3/2/100", ""):
+        name = f"synthetic/{wrong}"
         with pytest.raises(UserError, match=f"{name}.*expected synthetic/HxWxC/CLASSES/TRAIN_IMAGES"):
             open_dataset(name, NOWHERE)
 
