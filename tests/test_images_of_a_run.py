@@ -12,7 +12,10 @@ from vit_jax.command import UserError
 
 
 def test_a_limit_beyond_all_images_is_told(tmp_path):
-    assert "data.limit=181: all 180 training images are used" in tiny.start(tmp_path, "cnn", "data.limit=181")[1]
+    assert (
+        "data.limit=181: all 180 training images are used"
+        in tiny.start(tmp_path, "cnn", "data.limit=181", "train.steps=2")[1]
+    )
 
 
 def add(photos: Path, numbers: range) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.pretrained import google_files
-from vit_jax import inference, predict
+from vit_jax import command, inference, predict
 from vit_jax.command import UserError
 
 RNG = np.random.default_rng(0)
@@ -51,11 +51,6 @@ def broken(tmp_path_factory) -> Path:
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*.[jp][pn]g"))
-
-
-def started(*flags: str | Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "vit_jax.predict", *map(str, flags)]
-    return subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_json_lines(workdir, photos, capfd):
@@ -184,13 +179,19 @@ def test_mistakes(workdir, photos, tmp_path, flags, expected):
 
 
 def test_the_process(workdir, broken, tmp_path):
-    """Exit codes, and names that are not UTF-8."""
+    """The exit code, and names that are not UTF-8."""
     name = os.fsdecode(b"\xff.png")
     Image.new("L", (3, 3)).save(tmp_path / "x.png")
     (tmp_path / "x.png").rename(tmp_path / name)
-    found = started("--workdir", workdir, tmp_path, broken, "--json")
-    missing = started("--workdir", tmp_path, broken)
-    (out, err), (_, mistake) = found.communicate(), missing.communicate()
-    lines = out.splitlines()
-    assert found.returncode == 1 and len(lines) == 3 and b"\xff.png" in lines[0] and b"Traceback" not in err
-    assert missing.returncode == 2 and mistake.startswith(b"error: ") and len(mistake.splitlines()) == 1
+    words = ["-m", "vit_jax.predict", "--workdir", workdir, tmp_path, broken, "--json"]
+    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1 and len(lines) == 3 and b"\xff.png" in lines[0] and b"Traceback" not in done.stderr
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["predict", "--workdir", str(tmp_path), "photos"])
+    with pytest.raises(SystemExit) as left:
+        command.run(predict.main)
+    mistake = capfd.readouterr().err
+    assert left.value.code == 2 and mistake.startswith("error: ") and len(mistake.splitlines()) == 1

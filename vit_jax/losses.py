@@ -85,26 +85,23 @@ def one_hot(labels: Integer[Array, " n"], k: int, smoothing: float = 0.0) -> Flo
     return optax.smooth_labels(jax.nn.one_hot(labels, k), smoothing)
 
 
-def softmax_evaluation(
-    x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+Evaluated = tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]
+
+
+def softmax_evaluation(x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]) -> Evaluated:
     """`Loss.evaluation` of softmax: -log p(label) and the largest probability."""
     largest = x.max(axis=1)
     log_total = np.log(np.exp(x - largest[:, None]).sum(axis=1))
     return log_total - (of_label - largest), np.exp(-log_total)
 
 
-def sigmoid_evaluation(
-    x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+def sigmoid_evaluation(x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]) -> Evaluated:
     """`Loss.evaluation` of sigmoid: the classes' binary cross-entropies, summed, and the largest probability."""
     with np.errstate(invalid="ignore"):  # NaN stays NaN
         return np.logaddexp(0, x).sum(axis=1) - of_label, np.exp(-np.logaddexp(0, -x.max(axis=1)))
 
 
-def multi_hot_evaluation(
-    x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+def multi_hot_evaluation(x: Float64[np.ndarray, "n k"], of_label: Float64[np.ndarray, " n"]) -> Evaluated:
     """`Loss.evaluation` of multi_hot: the mean over the classes."""
     loss, confidence = sigmoid_evaluation(x, of_label)
     return loss / x.shape[1], confidence
@@ -167,12 +164,6 @@ def register(name: str, loss: Loss) -> None:
 register("softmax", Loss(softmax_cross_entropy))
 register("sigmoid", Loss(sigmoid_cross_entropy, sigmoid_evaluation, sigmoid_guess, independent=True))
 register(
-    "multi_hot",
-    Loss(
-        multi_hot_cross_entropy,
-        multi_hot_evaluation,
-        multi_hot_guess,
-        independent=True,
-        label_smoothing=False,  # it would make every class a whole target
-    ),
+    "multi_hot",  # smoothing would make every class a whole target
+    Loss(multi_hot_cross_entropy, multi_hot_evaluation, multi_hot_guess, independent=True, label_smoothing=False),
 )

@@ -1,6 +1,7 @@
 """Corruptions against Pillow, SciPy and NumPy, and the laws of their randomness."""
 
 import io
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,12 @@ INDEX = jnp.arange(2)
 
 
 def corrupted(images: jax.Array = IMAGES, index: jax.Array = INDEX, **fields) -> np.ndarray:
-    settings = Corruption(**{"scale": "imagenet", **fields})
-    return np.asarray(quick.jit(lambda x, i: corrupt(settings, x, i))(images, index))
+    return np.asarray(compiled(Corruption(**{"scale": "imagenet", **fields}))(images, index))
+
+
+@cache
+def compiled(settings: Corruption):
+    return quick.jit(partial(corrupt, settings))
 
 
 @pytest.mark.parametrize("kind", IMAGENET)

@@ -7,12 +7,11 @@ import pytest
 
 from tests import quick
 from tests.augment.pictures import keys
-from vit_jax import augment
-from vit_jax.augment import Settings
+from vit_jax.augment import Settings, erasing
 
 
 def boxes(area: tuple[float, float], aspect: tuple[float, float], shape=(83, 127)) -> np.ndarray:
-    return np.asarray(quick.jit(jax.vmap(lambda key: augment.random_box(key, shape, area, aspect)))(keys(1000)))
+    return np.asarray(quick.jit(jax.vmap(lambda key: erasing.random_box(key, shape, area, aspect)))(keys(1000)))
 
 
 def test_random_boxes_follow_area_and_aspect():
@@ -37,7 +36,7 @@ def test_a_box_that_seldom_fits_is_drawn_again_and_one_that_never_fits_left_out(
 def test_erasing_fills_the_rectangle_and_nothing_else(fill):
     settings = Settings(erasing=0.25, erasing_fill=fill)
     image = jnp.full((29, 31, 3), 9.0)
-    erased = np.asarray(quick.jit(jax.vmap(lambda key: augment.random_erase(key, image, settings)))(keys(1000)))
+    erased = np.asarray(quick.jit(jax.vmap(lambda key: erasing.random_erase(key, image, settings)))(keys(1000)))
     inside = (erased != 9).all(axis=3)
     np.testing.assert_array_equal(inside, (erased != 9).any(axis=3))
     assert abs(inside.any(axis=(1, 2)).mean() - 0.25) < 0.055
@@ -48,7 +47,7 @@ def test_erasing_fills_the_rectangle_and_nothing_else(fill):
 
 def test_cutout_is_a_square_around_any_pixel():
     image = jnp.full((11, 13, 2), 9.0)
-    images = np.asarray(quick.jit(jax.vmap(lambda key: augment.cutout(key, image, 4)))(keys(1000)))
+    images = np.asarray(quick.jit(jax.vmap(lambda key: erasing.cutout(key, image, 4)))(keys(1000)))
     inside = (images == 0).all(axis=3)
     np.testing.assert_array_equal(inside, (images != 9).any(axis=3))
     heights, widths = inside.any(axis=2).sum(axis=1), inside.any(axis=1).sum(axis=1)

@@ -59,7 +59,7 @@ def test_off_is_not_traced_and_probability_0_is_off():
 
 def test_where_nothing_is_mixed_the_other_class_has_no_share():
     settings, labels = Settings(mixup=0.8, cutmix=1.0, mix_probability=1e-9), jnp.eye(K)[:N]
-    batches = [jnp.zeros((N, side, side, 1)) for side in (13, 28, 176, 224)]
+    batches = [jnp.zeros((N, side, side, 1)) for side in (13, 224)]
     mixed = quick.jit(lambda rng: [mix(settings, rng, images, labels)[1] for images in batches])
     for targets in mixed(jax.random.key(0)):
         np.testing.assert_array_equal(targets, labels)  # "nearly 0" would be a whole target of `multi_hot`

@@ -181,11 +181,15 @@ def test_draws_are_those_of_before_and_a_new_operation_changes_none(policy):
 
 def test_the_list_of_all_operations_may_grow_anywhere(monkeypatch):
     settings = Settings(policy="randaugment")
-    draws = policies.draw(settings, jax.random.key(1))
+
+    def drawn() -> Draws:
+        return quick.jit(partial(policies.draw, settings))(jax.random.key(1))
+
+    draws = drawn()
     before = [OPERATIONS[i] for i in policies.chosen(settings, draws, H, W)[0]]
     longer = ("test_new", *OPERATIONS[::-1])
     monkeypatch.setattr("vit_jax.augment.operations.OPERATIONS", longer)
-    again = policies.draw(settings, jax.random.key(1))
+    again = drawn()
     jax.tree.map(np.testing.assert_array_equal, draws, again)
     assert [longer[i] for i in policies.chosen(settings, again, H, W)[0]] == before
 

@@ -16,53 +16,21 @@ def test_the_defaults_fit_the_config_schema_and_are_valid():
         assert isinstance(field.default, int | float | str | tuple), field.name
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("flip", 1.5),
-        ("flip", float("nan")),
-        ("erasing", -0.1),
-        ("resize", (0,)),
-        ("resize", (8, 8, 3)),
-        ("interpolation", "cubic"),
-        ("fill", "black"),
-        ("erasing_fill", "mean"),
-        ("crop_padding", -1),
-        ("rotation", -5.0),
-        ("shear", 90.0),
-        ("zoom", (1.0,)),
-        ("zoom", (0.1, 0.1, 0.1)),
-        ("translation", (1.5,)),
-        ("erasing_area", (0.4, 0.02)),
-        ("erasing_area", (0.2,)),
-        ("erasing_aspect", (0.0, 1.0)),
-        ("crop_area", (0.0, 1.0)),
-        ("crop_area", (0.5,)),
-        ("crop_area", (0.5, 1.5)),
-        ("crop_aspect", (4 / 3, 3 / 4)),
-        ("policy", "randaugment2"),
-        ("rand_layers", 0),
-        ("rand_magnitude", 30.5),
-        ("rand_magnitude_std", -0.5),
-        ("rand_probability", 2.0),
-        ("brightness", -0.1),
-        ("saturation", float("inf")),
-        ("hue", 0.6),
-        ("grey", 1.5),
-        ("blur", -1.0),
-        ("blur_sigma", (0.0, 1.0)),
-        ("cutout", -1),
-        ("cutout", 5),
-        ("mixup", -0.8),
-        ("cutmix", float("inf")),
-        ("mix_probability", 1.5),
-        ("mix_switch", -0.5),
-        ("mean", (0.5, 0.5)),
-        ("mean", (127.5,)),
-        ("std", (0.0,)),
-        ("std", (57.0,)),
-    ],
-)
+OUT_OF_RANGE = {
+    **{"flip": (1.5, float("nan")), "erasing": (-0.1,), "grey": (1.5,), "blur": (-1.0,), "rand_probability": (2.0,)},
+    **{"mix_probability": (1.5,), "mix_switch": (-0.5,), "mixup": (-0.8,), "cutmix": (float("inf"),)},
+    **{"interpolation": ("cubic",), "fill": ("black",), "erasing_fill": ("mean",), "policy": ("randaugment2",)},
+    **{"resize": ((0,), (8, 8, 3)), "crop_padding": (-1,), "rotation": (-5.0,), "shear": (90.0,), "cutout": (-1, 5)},
+    **{"zoom": ((1.0,), (0.1, 0.1, 0.1)), "translation": ((1.5,),), "blur_sigma": ((0.0, 1.0),)},
+    **{"erasing_area": ((0.4, 0.02), (0.2,)), "erasing_aspect": ((0.0, 1.0),)},
+    **{"crop_area": ((0.0, 1.0), (0.5,), (0.5, 1.5)), "crop_aspect": ((4 / 3, 3 / 4),)},
+    **{"rand_layers": (0,), "rand_magnitude": (30.5,), "rand_magnitude_std": (-0.5,)},
+    **{"brightness": (-0.1,), "saturation": (float("inf"),), "hue": (0.6,)},
+    **{"mean": ((0.5, 0.5), (127.5,)), "std": ((0.0,), (57.0,))},
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, x) for field, values in OUT_OF_RANGE.items() for x in values])
 def test_check_names_the_field_and_the_value(field, value):
     settings = Settings(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     object.__setattr__(settings, field, value)  # past the suite's type checks, which users do not run

@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given as given_each
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from vit_jax.command import UserError
 from vit_jax.data import batching
+
+
+def given(*drawn):
+    return lambda law: settings(max_examples=25)(given_each(*drawn)(law))
+
 
 SEEDS = st.integers(0, 2**32 - 1)
 EPOCHS = st.integers(0, 10**6)
@@ -59,13 +65,11 @@ def test_every_place_in_the_order_is_equally_likely():
 
 @given(st.integers(1, 50), st.integers(1, 101))
 def test_evaluation_sees_every_image_once_in_order(batch_size, size):
-    batches = list(batching.evaluation_batches(batch_size, size))
-    assert {len(b.indices) for b in batches} == {len(b.weights) for b in batches} == {batch_size}
-    indices = np.concatenate([b.indices for b in batches])
-    weights = np.concatenate([b.weights for b in batches])
-    assert list(indices[weights == 1]) == list(range(size))
+    batches = [batching.evaluation_batch(i, batch_size, size) for i in range(-(-size // batch_size))]
+    assert {len(array) for batch in batches for array in batch} == {batch_size}
+    indices, weights = map(np.concatenate, zip(*batches, strict=True))
+    assert list(indices[weights == 1]) == list(range(size)) and weights.dtype == np.float32
     assert set(indices[weights != 1]) <= {0} and set(weights) <= {0.0, 1.0} and weights.sum() == size
-    assert len(batches) == -(-size // batch_size)
 
 
 def test_a_batch_larger_than_the_split():
@@ -79,15 +83,11 @@ def test_with_repeats_each_image_comes_so_often_in_a_row(seed, number, batch_siz
     steps = batching.steps_per_epoch(batch_size, size)
     batches = [batching.train_indices(seed, number * steps + i, batch_size, size, repeats) for i in range(steps)]
     seen = np.concatenate(batches)
+    if repeats == 1:  # changes nothing
+        np.testing.assert_array_equal(seen, epoch(seed, number, batch_size, size))
     order = batching.epoch_order(seed, number, size)
     assert len(seen) == steps * batch_size  # an epoch keeps its length
     np.testing.assert_array_equal(seen, [order[q // repeats] for q in range(len(seen))])
-
-
-@given(SEEDS, st.integers(0, 10**6), st.integers(1, 29), st.integers(29, 97))
-def test_one_repeat_changes_nothing(seed, step, batch_size, size):
-    ours = batching.train_indices(seed, step, batch_size, size, 1)
-    np.testing.assert_array_equal(ours, batching.train_indices(seed, step, batch_size, size))
 
 
 def test_repeats_see_other_images_in_other_epochs():

@@ -33,13 +33,8 @@ def test_folders_are_searched_at_any_depth_in_the_order_of_their_paths(tmp_path)
 def test_paths_keep_their_order_and_files_are_taken_whatever_their_name(tmp_path, monkeypatch):
     write(tmp_path, "z/1.png", "a/2.png", "a/3.png", "photo.weird", ".hidden.png")
     monkeypatch.chdir(tmp_path)
-    assert [*map(str, find_images(["z", "photo.weird", ".hidden.png", "a/3.png", "a"]))] == [
-        "z/1.png",
-        "photo.weird",
-        ".hidden.png",
-        "a/3.png",
-        "a/2.png",
-    ]
+    found = [*map(str, find_images(["z", "photo.weird", ".hidden.png", "a/3.png", "a"]))]
+    assert found == ["z/1.png", "photo.weird", ".hidden.png", "a/3.png", "a/2.png"]
 
 
 def test_what_is_not_there_is_named(tmp_path):
@@ -62,10 +57,13 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         find_images([str(tmp_path)])
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 11, 23, 24])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_every_image_once_in_order_in_batches_of_one_size(tmp_path, batch_size, threads):
-    paths = write(tmp_path, *(f"{i:02}.png" for i in range(23)))
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("images"), *(f"{i:02}.png" for i in range(23)))
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 3), (4, 1), (11, 3), (23, 1), (24, 3)])
+def test_every_image_once_in_order_in_batches_of_one_size(paths, batch_size, threads):
     batches = list(read_images(paths, PREPROCESSING, batch_size, threads))
     assert [len(rows) for rows, _, _ in batches[:-1]] == [batch_size] * (len(batches) - 1)
     assert [row for rows, _, _ in batches for row in rows] == list(range(23))
@@ -94,8 +92,7 @@ def test_only_broken_files_give_an_empty_batch_and_no_file_none(tmp_path):
     assert list(read_images([], PREPROCESSING, 3, 2)) == []
 
 
-def test_no_more_than_two_batches_are_decoded_ahead(tmp_path):
-    paths = write(tmp_path, *(f"{i:02}.png" for i in range(40)))
+def test_no_more_than_two_batches_are_decoded_ahead(paths):
     decoded = []
 
     class Noted(Preprocessing):

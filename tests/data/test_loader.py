@@ -57,25 +57,34 @@ def assert_same(found: list[dict[str, np.ndarray]], expected: list[dict[str, np.
             assert ours[k].dtype == theirs[k].dtype
 
 
-def test_a_batch_holds_the_images_of_its_step():
-    pixels = Images(SIZE).pixels
-    for step, batch in enumerate(train("none")):
+EACH_WAY = [*((cache, None) for cache in CACHES), ("none", CROP)]
+
+
+def stored(row: int, crop: RandomCrop | None) -> np.ndarray:
+    pixels = Images(SIZE).pixels[row]
+    return crop(pixels) if crop else pixels
+
+
+@pytest.mark.parametrize("crop", [None, CROP])
+def test_a_batch_holds_the_images_of_its_step(crop):
+    for step, batch in enumerate(train("none", crop=crop)):
         rows = batching.train_indices(5, step, 8, SIZE)
-        np.testing.assert_array_equal(batch["image"], pixels[rows])
+        expected = [stored(row, crop and crop.at(5, step, i)) for i, row in enumerate(rows)]
+        np.testing.assert_array_equal(batch["image"], expected)
         np.testing.assert_array_equal(batch["label"], rows % 11)
         assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
 
 
-@pytest.mark.parametrize("cache", CACHES)
-def test_every_cache_gives_the_same_bits_from_any_step_on_any_devices(cache):
-    expected = train("none", devices=1)
-    assert_same(train(cache), expected)
-    assert_same(train(cache, start=4), expected[4:])
-    assert train(cache, start=7) == []
+@pytest.mark.parametrize(("cache", "crop"), EACH_WAY)
+def test_every_cache_gives_the_same_bits_from_any_step_on_any_devices(cache, crop):
+    expected = train("none", devices=1, crop=crop)
+    assert_same(train(cache, crop=crop), expected)
+    assert_same(train(cache, start=4, crop=crop), expected[4:])
+    assert train(cache, start=7, crop=crop) == []
 
 
 @pytest.mark.parametrize("fields", [("image",), ("image", "label"), ALL], ids=str)
-@pytest.mark.parametrize(("cache", "crop"), [*((cache, None) for cache in CACHES), ("none", CROP)])
+@pytest.mark.parametrize(("cache", "crop"), EACH_WAY)
 def test_spec_describes_a_training_batch_and_the_constants_before_anything_is_decoded(cache, crop, fields):
     loader = make(cache, crop=crop, fields=fields)
     spec, constants = loader.spec(8), loader.constants_spec()
@@ -112,17 +121,6 @@ def test_repeats_are_seen_in_training_alone(cache):
     assert list(evaluation(cache, repeats=3)["number"][:SIZE]) == list(range(SIZE))
 
 
-def test_crops_on_the_host_are_the_same_bits_from_any_step_on_any_devices():
-    expected = train("none", devices=1, crop=CROP)
-    assert_same(train("none", crop=CROP), expected)
-    assert_same(train("none", start=4, crop=CROP), expected[4:])
-    pixels = Images(SIZE).pixels
-    for step, batch in enumerate(expected):
-        rows = batching.train_indices(5, step, 8, SIZE)
-        np.testing.assert_array_equal(batch["image"], [CROP.at(5, step, i)(pixels[row]) for i, row in enumerate(rows)])
-        np.testing.assert_array_equal(batch["label"], rows % 11)
-
-
 def test_repeats_of_an_image_are_cropped_apart():
     [batch] = train("none", stop=1, repeats=3, crop=CROP)
     rows = batching.train_indices(5, 0, 8, SIZE, 3)
@@ -131,18 +129,6 @@ def test_repeats_of_an_image_are_cropped_apart():
 
 def test_evaluation_is_not_cropped():
     np.testing.assert_array_equal(evaluation("none", crop=CROP)["image"], evaluation("none")["image"])
-
-
-def test_a_broken_image_is_replaced_by_the_next_ones_crop():
-    found, clean = train("none", broken=[13], max_bad_fraction=0.1, crop=CROP), train("none", crop=CROP)
-    replaced = 0
-    for step, (ours, theirs) in enumerate(zip(found, clean, strict=True)):
-        hit = batching.train_indices(5, step, 8, SIZE) == 13
-        np.testing.assert_array_equal(ours["image"][~hit], theirs["image"][~hit])
-        for row in np.flatnonzero(hit):
-            np.testing.assert_array_equal(ours["image"][row], CROP.at(5, step, int(row))(Images(SIZE).pixels[14]))
-            replaced += 1
-    assert replaced >= 2
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -172,14 +158,15 @@ def test_a_broken_image_arrives_as_the_users_error(cache, use):
         use(cache, broken=[13])
 
 
-@pytest.mark.parametrize("cache", CACHES)
-def test_a_broken_image_that_is_allowed_is_replaced_in_training(cache):
-    found, clean = train(cache, broken=[13], max_bad_fraction=0.1), train(cache)
+@pytest.mark.parametrize(("cache", "crop"), EACH_WAY)
+def test_a_broken_image_that_is_allowed_is_replaced_in_training_by_the_next_one(cache, crop):
+    found, clean = train(cache, broken=[13], max_bad_fraction=0.1, crop=crop), train(cache, crop=crop)
     replaced = 0
     for step, (ours, theirs) in enumerate(zip(found, clean, strict=True)):
         hit = batching.train_indices(5, step, 8, SIZE) == 13
         np.testing.assert_array_equal(ours["image"][~hit], theirs["image"][~hit])
-        np.testing.assert_array_equal(ours["image"][hit], Images(SIZE).pixels[[14]].repeat(hit.sum(), 0))
+        for row in map(int, np.flatnonzero(hit)):
+            np.testing.assert_array_equal(ours["image"][row], stored(14, crop and crop.at(5, step, row)))
         replaced += hit.sum()
     assert replaced >= 2
 

@@ -22,40 +22,30 @@ def opened(splits: dict[str, int], fields: tuple[str, ...] = ("image", "label"),
 ALL = {"train": 100, "validation": 30, "test": 20}
 TRAIN_TEST = {"train": 100, "test": 20}
 TRAIN_VALIDATION = {"train": 100, "validation": 30}
+PURPOSES, THREE = ("train", "validation", "test"), ("train[:60]", "train[60:80]", "train[80:]")
 
 
 @pytest.mark.parametrize(
-    ("splits", "settings", "expected"),
+    ("splits", "settings", "expected"),  # train, validation, test
     [
-        (ALL, {}, {"train": "train", "validation": "validation", "test": "test"}),
-        (ALL, {"validation": "none"}, {"train": "train", "test": "test"}),
-        (ALL, {"test": "validation"}, {"train": "train[:90%]", "validation": "train[90%:]", "test": "validation"}),
-        (
-            ALL,
-            {"train": "train+validation", "validation": "none"},
-            {"train": "train+validation", "test": "test"},
-        ),
-        (TRAIN_TEST, {}, {"train": "train[:90%]", "validation": "train[90%:]", "test": "test"}),
-        (TRAIN_TEST, {"validation": "none"}, {"train": "train", "test": "test"}),
-        (TRAIN_TEST, {"train": "train[:50%]"}, {"train": "train[:50%]", "validation": "train[90%:]", "test": "test"}),
-        (
-            TRAIN_TEST,
-            {"train": "train[:40]", "validation": "train[40:]"},
-            {"train": "train[:40]", "validation": "train[40:]", "test": "test"},
-        ),
-        (TRAIN_VALIDATION, {}, {"train": "train[:90%]", "validation": "train[90%:]", "test": "validation"}),
-        (
-            {"train": 100},
-            {"train": "train[:60]", "validation": "train[60:80]", "test": "train[80:]"},
-            {"train": "train[:60]", "validation": "train[60:80]", "test": "train[80:]"},
-        ),
+        (ALL, {}, ("train", "validation", "test")),
+        (ALL, {"validation": "none"}, ("train", None, "test")),
+        (ALL, {"test": "validation"}, ("train[:90%]", "train[90%:]", "validation")),
+        (ALL, {"train": "train+validation", "validation": "none"}, ("train+validation", None, "test")),
+        (TRAIN_TEST, {}, ("train[:90%]", "train[90%:]", "test")),
+        (TRAIN_TEST, {"validation": "none"}, ("train", None, "test")),
+        (TRAIN_TEST, {"train": "train[:50%]"}, ("train[:50%]", "train[90%:]", "test")),
+        (TRAIN_TEST, {"train": "train[:40]", "validation": "train[40:]"}, ("train[:40]", "train[40:]", "test")),
+        (TRAIN_VALIDATION, {}, ("train[:90%]", "train[90%:]", "validation")),
+        ({"train": 100}, dict(zip(PURPOSES, THREE, strict=True)), THREE),
     ],
 )
 def test_which_split_serves_what(splits, settings, expected):
     found = opened(splits, **settings)
-    assert found.specs == expected
-    sizes = [found.size(purpose) for purpose in expected]
-    assert sizes == [found.dataset.size(spec) for spec in expected.values()] and all(sizes)
+    named = {purpose: spec for purpose, spec in zip(PURPOSES, expected, strict=True) if spec}
+    assert found.specs == named
+    sizes = [found.size(purpose) for purpose in named]
+    assert sizes == [found.dataset.size(spec) for spec in named.values()] and all(sizes)
 
 
 def test_what_is_held_out_does_not_train():
@@ -73,23 +63,13 @@ def test_what_is_held_out_does_not_train():
         (ALL, {"train": "train+test"}, r"^20 images are both in data\.train='train\+test' and data\.test='test'"),
         (ALL, {"validation": "test[:3]"}, r"^3 images are both in data\.validation='test\[:3\]' and data\.test"),
         (ALL, {"test": "train[50:]"}, r"^50 images are both in data\.train='train' and data\.test"),
-    ],
-)
-def test_splits_that_overlap(splits, settings, expected):
-    with pytest.raises(UserError, match=expected):
-        opened(splits, **settings)
-
-
-@pytest.mark.parametrize(
-    ("splits", "settings", "expected"),
-    [
         ({"train": 100}, {}, "'given' has no test split; divide train"),
         (ALL, {"test": "tset"}, "tset"),
         (ALL, {"train": "train[:0]"}, "selects no image"),
         (ALL, {"validation": "train[90%"}, "train"),
     ],
 )
-def test_splits_that_do_not_exist(splits, settings, expected):
+def test_splits_that_overlap_or_do_not_exist(splits, settings, expected):
     with pytest.raises(UserError, match=expected):
         opened(splits, **settings)
 

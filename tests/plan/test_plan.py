@@ -1,5 +1,6 @@
 """Plans: the sizes of what is planned, memory and advice, the modelled time, the command."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.util
@@ -31,11 +32,17 @@ def flags(*words):
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory):
-    """Two meshes on two simulated devices; one step is really taken."""
+def made(tmp_path_factory):
+    """Two meshes on two simulated devices; one step is really taken. The plans, and what was printed."""
     out = tmp_path_factory.mktemp("plan") / "plan.json"
-    assert plan.main(flags("--sweep", "mesh.fsdp=1,2", "--price", "3.5", "--measure", "--out", str(out))) == 0
-    return json.loads(out.read_text())
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert plan.main(flags("--sweep", "mesh.fsdp=1,2", "--price", "3.5", "--measure", "--out", str(out))) == 0
+    return json.loads(out.read_text()), printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def planned(made):
+    return made[0]
 
 
 def test_a_plan_says_what_the_step_takes(planned):
@@ -70,9 +77,8 @@ def test_what_is_planned_is_what_is_measured(planned):
         assert row["memory"]["arguments"] - row["memory"]["state"] == 180 * (4 * 6 * 3 + 4) + 20 * 4
 
 
-def test_the_table_shows_what_differs(planned, capsys):
-    assert plan.main(flags("--sweep", "mesh.fsdp=1,2")) == 0
-    printed = capsys.readouterr().out
+def test_the_table_shows_what_differs(made):
+    printed = made[1]
     assert "cpu:2 fsdp=1" in printed and "cpu:2 fsdp=2" in printed and "state" in printed and "cores" not in printed
 
 
@@ -88,12 +94,8 @@ def test_a_sweep_leaves_out_what_cannot_be_and_plans_the_rest(monkeypatch, capsy
     told = [line for line in lines if line.startswith("left out: cpu")]
     assert told[0].startswith("left out: cpu:1 fsdp=2 batch_size=40: mesh data=1 x fsdp=2 x tensor=1 needs 2 devices")
     assert told[2].startswith("left out: cpu:2 fsdp=1 batch_size=41: ") and len(told) == 4
-    assert [(row["topology"], row["mesh"]["fsdp"]) for row in json.loads(out.read_text())] == [
-        ("cpu:1", 1),
-        ("cpu:1", 1),
-        ("cpu:2", 1),
-        ("cpu:2", 2),
-    ]
+    written = [(row["topology"], row["mesh"]["fsdp"]) for row in json.loads(out.read_text())]
+    assert written == [("cpu:1", 1), ("cpu:1", 1), ("cpu:2", 1), ("cpu:2", 2)]
 
 
 def test_one_plan_that_is_left_of_several_has_its_name(monkeypatch, capsys):

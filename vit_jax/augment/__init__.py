@@ -8,41 +8,17 @@ bit for bit. `views.geometry` moves an image and its mask alike, `views.photomet
 
 from vit_jax.augment.corruptions import Corruption, check_corrupted, check_corruption, corrupt
 from vit_jax.augment.cue_conflict import cue_conflict
-from vit_jax.augment.erasing import cutout, random_box, random_erase
-from vit_jax.augment.geometry import VOID, affine_matrix, flip, pad_and_crop, random_affine, warp
+from vit_jax.augment.geometry import VOID
 from vit_jax.augment.mix import mix
-from vit_jax.augment.registry import Stage, check_extra, register
-from vit_jax.augment.settings import (
-    ErasingFill,
-    Fill,
-    Interpolation,
-    Policy,
-    Settings,
-    check,
-    check_channels,
-    check_masks,
-    input_shape,
-)
+from vit_jax.augment.registry import check_extra, register
+from vit_jax.augment.settings import Settings, check, check_channels, check_masks, input_shape
 from vit_jax.augment.sheet import contact_sheet, displayed
-from vit_jax.augment.views import (
-    eval_examples,
-    eval_view,
-    load,
-    normalize,
-    train_examples,
-    train_view,
-)
+from vit_jax.augment.views import eval_examples, eval_view, load, train_examples, train_view
 
 __all__ = [
     "VOID",
     "Corruption",
-    "ErasingFill",
-    "Fill",
-    "Interpolation",
-    "Policy",
     "Settings",
-    "Stage",
-    "affine_matrix",
     "check",
     "check_channels",
     "check_corrupted",
@@ -52,21 +28,13 @@ __all__ = [
     "contact_sheet",
     "corrupt",
     "cue_conflict",
-    "cutout",
     "displayed",
     "eval_examples",
     "eval_view",
-    "flip",
     "input_shape",
     "load",
     "mix",
-    "normalize",
-    "pad_and_crop",
-    "random_affine",
-    "random_box",
-    "random_erase",
     "register",
     "train_examples",
     "train_view",
-    "warp",
 ]

@@ -32,13 +32,9 @@ def pad_and_crop(
 
 def _padded(image: Num[Array, "h w c"], padding: int, fill: Fill, constant: int) -> Num[Array, "H W c"]:
     widths = ((padding, padding), (padding, padding), (0, 0))
-    match fill:
-        case "constant":
-            return jnp.pad(image, widths, constant_values=constant)
-        case "nearest":
-            return jnp.pad(image, widths, "edge")
-        case "reflect":
-            return jnp.pad(image, widths, "symmetric")
+    if fill == "constant":
+        return jnp.pad(image, widths, constant_values=constant)
+    return jnp.pad(image, widths, {"nearest": "edge", "reflect": "symmetric"}[fill])
 
 
 def resize(image: Float[Array, "h w c"], size: tuple[int, ...], interpolation: Interpolation) -> Float[Array, "H W c"]:

@@ -12,7 +12,7 @@ The stage says when an operation runs and on which part of an example:
 
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 from jax import Array
@@ -27,21 +27,16 @@ Operation = Callable[[Key[Array, ""], Any], Any]
 T = TypeVar("T")
 
 
-class _Registered(NamedTuple):
-    operation: Operation
-    stage: Stage
-
-
-_REGISTERED: dict[str, _Registered] = {}
+_REGISTERED: dict[str, tuple[Operation, Stage]] = {}
 
 
 def register(name: str, operation: Operation, *, stage: Stage) -> None:
     """Adds an operation for `augment.extra`; raises `UserError` for a name that is taken."""
     if stage not in get_args(Stage):
         raise ValueError(f"{stage=}: expected one of {', '.join(get_args(Stage))}")
-    old = _REGISTERED.get(name)
-    claim("operation", name, operation, old and old.operation)
-    _REGISTERED[name] = _Registered(operation, stage)
+    old, _ = _REGISTERED.get(name, (None, stage))
+    claim("operation", name, operation, old)
+    _REGISTERED[name] = operation, stage
 
 
 def check_extra(settings: Settings) -> None:
@@ -60,7 +55,7 @@ def check_extra(settings: Settings) -> None:
 
 def has(settings: Settings, stage: Stage) -> bool:
     """Whether any of `settings.extra` runs at this stage."""
-    return any(_REGISTERED[name].stage == stage for name in settings.extra)
+    return any(_REGISTERED[name][1] == stage for name in settings.extra)
 
 
 def run(settings: Settings, stage: Stage, key: Key[Array, ""], x: T) -> T:
@@ -69,7 +64,7 @@ def run(settings: Settings, stage: Stage, key: Key[Array, ""], x: T) -> T:
     Each draws from a key that depends on its name alone, from 2**31 on: the package's operations have small numbers.
     """
     for name in settings.extra:
-        registered = _REGISTERED[name]
-        if registered.stage == stage:
-            x = registered.operation(jax.random.fold_in(key, zlib.crc32(name.encode()) | 2**31), x)
+        operation, its_stage = _REGISTERED[name]
+        if its_stage == stage:
+            x = operation(jax.random.fold_in(key, zlib.crc32(name.encode()) | 2**31), x)
     return x

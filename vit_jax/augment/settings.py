@@ -1,6 +1,7 @@
 """The config group `augment`: what may happen to a training image, and the ranges of its fields."""
 
-from collections.abc import Sequence
+import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ Policy = Literal[
 ]
 
 RANDAUGMENT = "augment.policy=randaugment or augment.policy=randaugment_tf"
+LEAST, MOST = math.ulp(0.0), sys.float_info.max  # above 0, and below infinity
 LARGEST_MAGNITUDE = 30.0  # of RandAugment: as far as its paper goes (arXiv:1909.13719)
 
 
@@ -100,80 +102,63 @@ class Settings:
     mix_switch: float = setting(0.5, active_if="augment.mixup and augment.cutmix")
 
 
+# Lowest and highest value of a field, and the words for it; those of a tuple hold for each of its numbers.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(
+        ("flip", "rand_probability", "grey", "blur", "erasing", "mix_probability", "mix_switch"),
+        (0, 1, "a probability from 0 to 1"),
+    ),
+    "resize": (1, MOST, "(), (size,) or (height, width) from 1 pixel"),
+    "crop_padding": (0, MOST, "0 (off) or a number of pixels"),
+    "rotation": (0, 180, "degrees from 0 to 180"),
+    "shear": (0, math.nextafter(90, 0), "degrees from 0 to below 90"),
+    "zoom": (0, math.nextafter(1, 0), "(), one number or two (height, width), from 0 to below 1"),
+    "translation": (0, 1, "(), one fraction or two (height, width), from 0 to 1"),
+    "rand_layers": (1, MOST, "a positive number of operations"),
+    "rand_magnitude": (0, LARGEST_MAGNITUDE, f"0 to {LARGEST_MAGNITUDE:g}"),
+    "rand_magnitude_std": (0, MOST, "0 (always the same) or more"),
+    **dict.fromkeys(("brightness", "contrast", "saturation"), (0, MOST, "0 (off) or a positive number")),
+    "hue": (0, 0.5, "a fraction of the colour circle from 0 to 0.5"),
+    "mean": (0, 1, "from 0 to 1; divide numbers of the 0..255 scale by 255"),
+    "std": (LEAST, 1, "above 0, to 1; divide numbers of the 0..255 scale by 255"),
+    **dict.fromkeys(("mixup", "cutmix"), (0, MOST, "0 (off) or a positive alpha")),
+}
+# The highest number of an interval, (low, high), above 0.
+_INTERVALS = {"crop_area": 1.0, "crop_aspect": MOST, "blur_sigma": MOST, "erasing_area": 1.0, "erasing_aspect": MOST}
+
+
 def check(settings: Settings) -> None:
     """Raises `UserError`, naming the field, if a value is out of its range."""
-    for name in ("flip", "rand_probability", "grey", "blur", "erasing", "mix_probability", "mix_switch"):
-        _require(0 <= getattr(settings, name) <= 1, settings, name, "a probability from 0 to 1")
     choices = {"interpolation": Interpolation, "fill": Fill, "policy": Policy, "erasing_fill": ErasingFill}
     for name, kind in choices.items():
         _require(getattr(settings, name) in get_args(kind), settings, name, f"one of {', '.join(get_args(kind))}")
-    _check_geometry(settings)
-    _check_colour(settings)
-    _check_normalisation(settings)
-    _check_interval(settings, "erasing_area", highest=1.0)
-    _check_interval(settings, "erasing_aspect")
-    even = settings.cutout >= 0 and settings.cutout % 2 == 0
-    _require(even, settings, "cutout", "0 (off) or an even number of pixels")
-    _require(len(set(settings.extra)) == len(settings.extra), settings, "extra", "names of operations, each once")
-    for name in ("mixup", "cutmix"):
-        _require(0 <= getattr(settings, name) < float("inf"), settings, name, "0 (off) or a positive alpha")
-
-
-def _check_geometry(settings: Settings) -> None:
-    _require(
-        _sized(settings.resize, 1.0, float("inf")), settings, "resize", "(), (size,) or (height, width) from 1 pixel"
-    )
-    if settings.crop_area:
-        _check_interval(settings, "crop_area", highest=1.0)
-    _check_interval(settings, "crop_aspect")
-    _require(settings.crop_padding >= 0, settings, "crop_padding", "0 (off) or a number of pixels")
-    _require(0 <= settings.rotation <= 180, settings, "rotation", "degrees from 0 to 180")
-    _require(0 <= settings.shear < 90, settings, "shear", "degrees from 0 to below 90")
-    below_one = _sized(settings.zoom, 0.0, 1.0) and 1 not in settings.zoom
-    _require(below_one, settings, "zoom", "(), one number or two (height, width), from 0 to below 1")
-    within = _sized(settings.translation, 0.0, 1.0)
-    _require(within, settings, "translation", "(), one fraction or two (height, width), from 0 to 1")
-
-
-def _check_colour(settings: Settings) -> None:
-    _require(settings.rand_layers >= 1, settings, "rand_layers", "a positive number of operations")
-    within = 0 <= settings.rand_magnitude <= LARGEST_MAGNITUDE
-    _require(within, settings, "rand_magnitude", f"0 to {LARGEST_MAGNITUDE:g}")
-    _require(
-        0 <= settings.rand_magnitude_std < float("inf"), settings, "rand_magnitude_std", "0 (always the same) or more"
-    )
-    for name in ("brightness", "contrast", "saturation"):
-        _require(0 <= getattr(settings, name) < float("inf"), settings, name, "0 (off) or a positive number")
-    _require(0 <= settings.hue <= 0.5, settings, "hue", "a fraction of the colour circle from 0 to 0.5")
-    _check_interval(settings, "blur_sigma")
-
-
-def _check_normalisation(settings: Settings) -> None:
+    for name, (low, high, expected) in _RANGES.items():
+        given = getattr(settings, name)
+        values = given if isinstance(given, tuple) else (given,)
+        fits = len(values) <= 2 or name in ("mean", "std")
+        _require(fits and all(low <= value <= high for value in values), settings, name, expected)
+    for name, highest in _INTERVALS.items():
+        if settings.crop_area or name != "crop_area":
+            _check_interval(settings, name, highest)
     mean, std = settings.mean, settings.std
     _require(bool(mean) == bool(std), settings, "mean", f"given together with augment.std, which is {std}; set both")
     lengths_agree = len(mean) == len(std) or 1 in (len(mean), len(std))
     _require(lengths_agree, settings, "mean", f"as long as augment.std={std}, one number per channel")
-    _require(all(0 <= m <= 1 for m in mean), settings, "mean", "from 0 to 1; divide numbers of the 0..255 scale by 255")
-    _require(all(0 < s <= 1 for s in std), settings, "std", "above 0, to 1; divide numbers of the 0..255 scale by 255")
+    even = settings.cutout >= 0 and settings.cutout % 2 == 0
+    _require(even, settings, "cutout", "0 (off) or an even number of pixels")
+    _require(len(set(settings.extra)) == len(settings.extra), settings, "extra", "names of operations, each once")
 
 
-def _check_interval(settings: Settings, name: str, highest: float = float("inf")) -> None:
-    """Requires two numbers, above 0, the first no larger than the second, and that no larger than `highest`."""
+def _check_interval(settings: Settings, name: str, highest: float) -> None:
     values: Any = getattr(settings, name)
     _require(len(values) == 2, settings, name, "two numbers, (low, high)")
-    low, high = values
-    limit = f" <= {highest:g}" if highest < float("inf") else ""
-    _require(0 < low <= high <= highest and high < float("inf"), settings, name, f"0 < low <= high{limit}")
+    limit = f" <= {highest:g}" if highest < MOST else ""
+    _require(0 < values[0] <= values[1] <= highest, settings, name, f"0 < low <= high{limit}")
 
 
 def _require(holds: bool, settings: Settings, name: str, expected: str) -> None:
     if not holds:
         raise UserError(f"augment.{name}={getattr(settings, name)!r}: expected {expected}")
-
-
-def _sized(values: Sequence[int] | Sequence[float], low: float, high: float) -> bool:
-    """Whether there are at most two values, all in range."""
-    return len(values) <= 2 and all(low <= value <= high for value in values)
 
 
 def check_channels(settings: Settings, channels: int) -> None:

@@ -5,7 +5,7 @@ kind of data set.
 """
 
 from vit_jax.data.crop import RandomCrop
-from vit_jax.data.loader import Batch, Loader, Spec
+from vit_jax.data.loader import Loader
 from vit_jax.data.opening import Data, open_data
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.settings import Settings, check
@@ -13,7 +13,6 @@ from vit_jax.data.sources import Dataset, Example, MissingDataset, Source, regis
 from vit_jax.data.split import Split
 
 __all__ = [
-    "Batch",
     "Data",
     "Dataset",
     "Example",
@@ -23,7 +22,6 @@ __all__ = [
     "RandomCrop",
     "Settings",
     "Source",
-    "Spec",
     "Split",
     "check",
     "open_data",

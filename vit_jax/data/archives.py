@@ -78,9 +78,8 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n ..."]:
     count, *sizes = np.frombuffer(content[4:start], ">u4").tolist()
     expected = count * math.prod(shape)
     if tuple(sizes) != shape or count == 0 or len(content) - start != expected:
-        raise _damaged(
-            path, f"{len(content) - start} bytes of {count} x {sizes}, expected {expected} of n x {list(shape)}"
-        )
+        found = f"{len(content) - start} bytes of {count} x {sizes}"
+        raise _damaged(path, f"{found}, expected {expected} of n x {list(shape)}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(count, *shape)
 
 

@@ -3,12 +3,10 @@
 Nothing else decides the order, so resuming a run at a step needs no saved state.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from vit_jax.command import UserError
 
@@ -43,17 +41,9 @@ def train_indices(
     return epoch_order(seed, epoch, size)[places // repeats]
 
 
-@dataclass(frozen=True)
-class EvaluationBatch:
-    """Images to evaluate; those with weight 0 only fill the last batch."""
-
-    indices: Int[np.ndarray, " n"]
-    weights: Float[np.ndarray, " n"]
-
-
-def evaluation_batches(batch_size: int, size: int) -> Iterator[EvaluationBatch]:
-    """Every image once, in order, in batches of one size; the last is padded with image 0 at weight 0."""
-    for start in range(0, size, batch_size):
-        indices = np.arange(start, start + batch_size)
-        real: Bool[np.ndarray, " n"] = indices < size
-        yield EvaluationBatch(np.where(real, indices, 0), real.astype(np.float32))
+def evaluation_batch(
+    number: int, batch_size: int, size: int
+) -> tuple[Int[np.ndarray, " {batch_size}"], Float[np.ndarray, " {batch_size}"]]:
+    """Indices and weights of an evaluation batch: all images once, in order; the last is filled with image 0 at 0."""
+    indices = np.arange(number * batch_size, (number + 1) * batch_size)
+    return np.where(indices < size, indices, 0), (indices < size).astype(np.float32)

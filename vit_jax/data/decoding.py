@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from vit_jax.data import jpeg
@@ -197,7 +197,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     """The pixels of a loaded image of any mode, grey modes with one channel, all others with three."""
     if image.mode in _GREY_16_BIT:
-        return _from_16_bit(np.asarray(image))[..., None]
+        values = np.asarray(image)  # 0..65535
+        if values.min() < 0 or values.max() > 65535:
+            raise BrokenImage(f"grey values {values.min()}..{values.max()} exceed 16 bits")
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None]
     if image.mode == "F":
         raise BrokenImage("floating-point pixels have no defined range; store the image with 8 or 16 bits")
     grey = image.mode in _GREY
@@ -208,13 +211,6 @@ def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
     wanted = "L" if grey else "RGB"
     pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
     return pixels[..., None] if grey else pixels
-
-
-def _from_16_bit(values: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Grey values 0..65535 scaled to 0..255 and rounded."""
-    if values.min() < 0 or values.max() > 65535:
-        raise BrokenImage(f"grey values {values.min()}..{values.max()} exceed 16 bits")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _with_channels(image: UInt8[np.ndarray, "h w _"], channels: int) -> UInt8[np.ndarray, "h w c"]:

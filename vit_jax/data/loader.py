@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import grain
@@ -20,6 +21,7 @@ Batch = dict[str, jax.Array]
 Spec = dict[str, jax.ShapeDtypeStruct]
 
 
+@dataclass(eq=False)
 class Loader:
     """One split as seen by the steps: `constants`, which every step reads, and a batch for each step.
 
@@ -33,26 +35,24 @@ class Loader:
     of each image instead of what the split's preprocessing makes of it, at the size that it says.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        mesh: Mesh,
-        *,
-        on_device: bool = False,
-        in_memory: bool = False,
-        threads: int = 4,
-        repeats: int = 1,
-        crop: RandomCrop | None = None,
-        fields: Sequence[str] = ("image", "label"),
-    ) -> None:
-        if missing := [f for f in fields if f not in split.fields]:
+    split: Split
+    mesh: Mesh
+    _: KW_ONLY
+    on_device: bool = False
+    in_memory: bool = False
+    threads: int = 4
+    repeats: int = 1
+    crop: RandomCrop | None = None
+    fields: Sequence[str] = ("image", "label")
+    _constants: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if missing := [f for f in self.fields if f not in self.split.fields]:
             raise UserError(
-                f"the examples of split {split.name!r} have no {' and no '.join(missing)}, only "
-                f"{' and '.join(split.fields)}; choose another data set, or a task that does without"
+                f"the examples of split {self.split.name!r} have no {' and no '.join(missing)}, only "
+                f"{' and '.join(self.split.fields)}; choose another data set, or a task that does without"
             )
-        self.split, self.mesh, self.on_device, self.in_memory = split, mesh, on_device, in_memory or on_device
-        self.threads, self.repeats, self.crop, self.fields = threads, repeats, crop, tuple(fields)
-        self._constants: dict[str, Any] = {}
+        self.in_memory |= self.on_device
 
     def spec(self, batch_size: int) -> Spec:
         """The shapes and types of a training batch."""
@@ -102,19 +102,18 @@ class Loader:
         """Every image of the split once, in order, the last batch padded."""
         self.load()
         rows = sharding.local_rows(self.mesh, batch_size)
-        batches = list(batching.evaluation_batches(batch_size, len(self.split)))
 
         def load(i: int) -> Arrays:
-            indices, weights = batches[i].indices[rows], batches[i].weights[rows]
+            indices, weights = (x[rows] for x in batching.evaluation_batch(i, batch_size, len(self.split)))
             number = indices.astype(np.int32)
             if self.on_device:
                 assert self.split.good is not None
                 arrays, good = {"index": number}, self.split.good[indices]
             else:
                 arrays, good = self.split.read_marked(indices, self.fields)
-            return {**arrays, "number": number, "weight": weights * good.astype(np.float32)}
+            return {**arrays, "number": number, "weight": weights * good}
 
-        return self._stream(load, range(len(batches)), batch_size)
+        return self._stream(load, range(-(-len(self.split) // batch_size)), batch_size)
 
     def _stream(self, load: Callable[[int], Arrays], steps: range, batch_size: int) -> Iterator[Batch]:
         place = sharding.batch_sharding(self.mesh)

@@ -1,5 +1,6 @@
 """An opened data set: which split serves what, in which shape its images leave the host, and where they are kept."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,8 +40,7 @@ class Data:
         """The number of images of `train`, `validation`, `test` (0 without it), or of a TFDS split."""
         if purpose == "validation" and purpose not in self.specs:
             return 0
-        chosen = self.settings.limit or self.settings.images_per_class
-        if purpose == "train" and chosen:
+        if purpose == "train" and (self.settings.limit or self.settings.images_per_class):
             return len(self._training)
         return self.dataset.size(self.specs.get(purpose, purpose))
 
@@ -55,14 +55,9 @@ class Data:
 
     @cached_property
     def _training(self) -> Source:
-        settings, spec = self.settings, self.specs["train"]
-        return choose_images(
-            self.dataset.source(spec),
-            self.class_names,
-            limit=settings.limit,
-            per_class=settings.images_per_class,
-            seed=settings.choice,
-        )
+        limit, per_class, seed = self.settings.limit, self.settings.images_per_class, self.settings.choice
+        source = self.dataset.source(self.specs["train"])
+        return choose_images(source, self.class_names, limit=limit, per_class=per_class, seed=seed)
 
     def cache(self, split: Split) -> str:
         """Where this split is kept: `device`, `host` or `none`."""
@@ -167,13 +162,10 @@ def _specs(settings: Settings, dataset: Dataset) -> dict[str, str]:
     specs = {"train": train or "train", "validation": validation, "test": test}
     if validation == "none":
         del specs["validation"]
-    purposes = list(specs)
-    for i, first in enumerate(purposes):
-        for second in purposes[i + 1 :]:
-            shared = dataset.overlap(specs[first], specs[second])
-            if shared:
-                raise UserError(
-                    f"{shared} images are both in data.{first}={specs[first]!r} and data.{second}={specs[second]!r}; "
-                    f"set data.{first} to a split without them"
-                )
+    for first, second in itertools.combinations(specs, 2):
+        if shared := dataset.overlap(specs[first], specs[second]):
+            raise UserError(
+                f"{shared} images are both in data.{first}={specs[first]!r} and data.{second}={specs[second]!r}; "
+                f"set data.{first} to a split without them"
+            )
     return specs

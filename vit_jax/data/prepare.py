@@ -32,13 +32,8 @@ def prepare(name: str, data_dir: Path, source: str = "", *, checksum: bool = Tru
     """Fetches and converts the data set `name` and returns its folder, DATA_DIR/NAME/VERSION.
 
     Does nothing where that exists. Archives stay in DATA_DIR/downloads/NAME; the folder appears whole or not at all.
-
-    Args:
-        source: another address or a local folder that holds the archives under their original names.
-        checksum: whether the archives must be the published ones; False allows others in the same format.
-
-    Raises:
-        UserError: another name, archives that cannot be had, are not the published ones or are damaged, no room.
+    `source`: another address or a local folder that holds the archives under their original names. `checksum`: they
+    must be the published ones. Raises `UserError` for another name, missing or damaged archives, and no room.
     """
     data_dir = Path(data_dir).expanduser()
     _require_preparable(name, data_dir)
@@ -68,7 +63,9 @@ def how_to_prepare(name: str, data_dir: Path) -> str:
     """What to do for the data set `name`, as the end of an error's message."""
     if name in PREPARABLE:
         return f"to prepare it: python -m vit_jax.data.prepare {name} --data_dir {shlex.quote(str(data_dir))}"
-    if _is_in_tfds(name):
+    import tensorflow_datasets as tfds
+
+    if re.split("[/:]", name)[0] in tfds.list_builders(with_community_datasets=False):
         return f"to prepare it: {tf_command(name, data_dir)}"
     return (
         "TFDS has no data set of that name; name a folder of images, one sub-folder per class, as data.name, "
@@ -103,13 +100,6 @@ def _require_preparable(name: str, data_dir: Path) -> None:
         raise UserError(
             f"{name!r} is none of {', '.join(PREPARABLE)}, which need no TensorFlow; {how_to_prepare(name, data_dir)}"
         )
-
-
-def _is_in_tfds(name: str) -> bool:
-    """Whether the installed TFDS has a builder for NAME[/CONFIG][:VERSION]."""
-    import tensorflow_datasets as tfds
-
-    return re.split("[/:]", name)[0] in tfds.list_builders(with_community_datasets=False)
 
 
 def _builder_class(name: str) -> Any:

@@ -70,17 +70,24 @@ def covering(size: tuple[int, int], crop_fraction: float) -> tuple[int, int]:
 def _box(
     given: tuple[float, float], size: tuple[int, int], how: str, fraction: float, interpolation: Interpolation
 ) -> tuple[Box, tuple[int, int] | None]:
-    """The part of the image that is seen, and the (h, w) to scale the whole to first; None: resize the part alone."""
+    """The part of the image that is seen, and the (h, w) to scale the whole to first; None: resize the part alone.
+
+    Where the part is resized at once, bilinear pixels are those of scaling and cutting, within one level; Pillow's
+    bicubic ones are not, as it may filter rows before columns then.
+    """
     covered = covering(size, fraction)
     whole = covered if how == "stretch" else _scaled(given, covered)
-    at_once = (fraction == 1 and interpolation == "bilinear") or whole[0] * whole[1] > _MOST_PIXELS
-    if how == "crop" and at_once:
-        return _crop_box(given, size, fraction), None
+    small = whole[0] * whole[1] <= _MOST_PIXELS
+    at_once = how == "crop" and not (small and (fraction < 1 or interpolation != "bilinear"))
+    if at_once:  # of the longer side the fraction is rounded, not dropped
+        scale = max(wanted / side for wanted, side in zip(covered, given, strict=True))
+        height, width = (max(wanted, round(side * scale)) for wanted, side in zip(covered, given, strict=True))
+        whole = height, width
     (top, bottom), (left, right) = (
         ((long - wanted) // 2 * side / long, ((long - wanted) // 2 + wanted) * side / long)
         for long, wanted, side in zip(whole, size, given, strict=True)
     )
-    return (left, top, right, bottom), whole
+    return (left, top, right, bottom), None if at_once else whole
 
 
 def _scaled(given: tuple[float, float], covered: tuple[int, int]) -> tuple[int, int]:
@@ -88,23 +95,6 @@ def _scaled(given: tuple[float, float], covered: tuple[int, int]) -> tuple[int, 
     _, axis = max((wanted / side, axis) for axis, (wanted, side) in enumerate(zip(covered, given, strict=True)))
     height, width = given
     return int(covered[axis] * height / given[axis]), int(covered[axis] * width / given[axis])
-
-
-def _crop_box(given: tuple[float, float], size: tuple[int, int], fraction: float) -> Box:
-    """The box (left, top, right, bottom) that resizes, at once, to the centre of the image that just covers the size.
-
-    The longer side is rounded. Bilinear pixels are those of scaling and cutting, within one level; Pillow's bicubic
-    ones are not, as it may filter rows before columns then.
-    """
-    covered = covering(size, fraction)
-    scale = max(wanted / side for wanted, side in zip(covered, given, strict=True))
-    scaled = [max(wanted, round(side * scale)) for wanted, side in zip(covered, given, strict=True)]
-    starts = [(long - wanted) // 2 for long, wanted in zip(scaled, size, strict=True)]
-    top, left = (start * side / long for start, side, long in zip(starts, given, scaled, strict=True))
-    bottom, right = (
-        (start + wanted) * side / long for start, wanted, side, long in zip(starts, size, given, scaled, strict=True)
-    )
-    return left, top, right, bottom
 
 
 def as_image(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Int
 
 from vit_jax.command import UserError
 from vit_jax.data.sources import Dataset, Rows, Source, read_labels
@@ -21,7 +20,13 @@ def choose_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """
     known = dataset.class_names
     classes = [unicodedata.normalize("NFC", name) for name in classes]  # as folders' names are
-    _check(classes, dataset)
+    listed = _listed(known)
+    if unknown := [name for name in classes if name not in known]:
+        raise UserError(
+            f"data.classes={tuple(classes)}: {unknown[0]!r} is not a class of {dataset.name!r}; its classes: {listed}"
+        )
+    if len(set(classes)) < max(2, len(classes)):
+        raise UserError(f"data.classes={tuple(classes)}: give two or more, each once, of {listed}")
     new_label = np.full(len(known), -1)
     new_label[[known.index(name) for name in classes]] = np.arange(len(classes))
     sources = {}
@@ -40,17 +45,6 @@ def choose_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     return replace(dataset, class_names=tuple(classes), splits=sizes, open_split=sources.__getitem__)
 
 
-def _check(classes: Sequence[str], dataset: Dataset) -> None:
-    names = _listed(dataset.class_names)
-    unknown = [name for name in classes if name not in dataset.class_names]
-    if unknown:
-        raise UserError(
-            f"data.classes={tuple(classes)}: {unknown[0]!r} is not a class of {dataset.name!r}; its classes: {names}"
-        )
-    if len(set(classes)) < max(2, len(classes)):
-        raise UserError(f"data.classes={tuple(classes)}: give two or more, each once, of {names}")
-
-
 def choose_images(source: Source, class_names: Sequence[str], *, limit: int, per_class: int, seed: int) -> Source:
     """`limit` images of the source at random, or `per_class` of each class; 0: all. They keep their order.
 
@@ -65,18 +59,14 @@ def choose_images(source: Source, class_names: Sequence[str], *, limit: int, per
     labels = read_labels(source)[order]
     by_label = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[by_label], np.arange(len(class_names) + 1))
-    _check_counts(np.diff(starts), class_names, per_class)
-    chosen = order[by_label[starts[:-1, None] + np.arange(per_class)]]
-    return Rows((source, np.sort(chosen.reshape(-1))))
-
-
-def _check_counts(counts: Int[np.ndarray, " k"], class_names: Sequence[str], per_class: int) -> None:
-    few = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < per_class]
-    if few:
+    counts = np.diff(starts)
+    if few := [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < per_class]:
         advice = f"choose at most {counts.min()}" if counts.min() else "choose a data.train with images of every class"
         raise UserError(
             f"data.images_per_class={per_class}, but these classes have fewer training images: {_listed(few)}; {advice}"
         )
+    chosen = order[by_label[starts[:-1, None] + np.arange(per_class)]]
+    return Rows((source, np.sort(chosen.reshape(-1))))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import jax
@@ -118,14 +119,10 @@ class Split:
         counts = np.zeros((channels, 256), np.int64)
         for start in range(0, len(images), IMAGES_AT_ONCE):  # counting takes eight bytes for each value
             block = images[start : start + IMAGES_AT_ONCE][good[start : start + IMAGES_AT_ONCE]]
-            for c in range(channels):
-                counts[c] += np.bincount(block[..., c].reshape(-1), minlength=256)
-        levels = np.arange(256) / 255
-        mean, std = np.empty(channels), np.empty(channels)
-        for c, share in enumerate(counts / counts.sum(axis=1, keepdims=True)):
-            mean[c] = share @ levels
-            std[c] = np.sqrt(share @ (levels - mean[c]) ** 2)
-        return mean, std
+            counts += [np.bincount(block[..., c].reshape(-1), minlength=256) for c in range(channels)]
+        levels, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
+        mean = np.array([share @ levels for share in shares])
+        return mean, np.array([np.sqrt(share @ (levels - m) ** 2) for share, m in zip(shares, mean, strict=True)])
 
     def _decode(
         self,
@@ -153,12 +150,9 @@ class Split:
                 good[row] = False
                 self._count_bad(int(indices[row]), error)
 
-        if parallel:
-            with ThreadPoolExecutor(self.threads) as pool:
-                list(pool.map(decode, range(len(indices)), chunksize=64))
-        else:
-            for row in range(len(indices)):
-                decode(row)
+        rows = range(len(indices))
+        with ThreadPoolExecutor(self.threads) if parallel else nullcontext() as pool:
+            list(pool.map(decode, rows) if pool else map(decode, rows))
         return arrays, good
 
     def _count_bad(self, index: int, error: Exception) -> None:

@@ -23,16 +23,8 @@ def check(settings: Settings) -> None:
     for field in ("lr", "factor", "epsilon", "timescale_steps"):
         if getattr(settings, field) <= 0:
             raise UserError(f"optim.{field}={getattr(settings, field)} is not positive")
-    for field in (
-        "weight_decay",
-        "clip_norm",
-        "warmup_steps",
-        "warmup_epochs",
-        "warmup_start_lr",
-        "final_lr",
-        "head_warmup_steps",
-        "sam_rho",
-    ):
+    warmups = ("warmup_steps", "warmup_epochs", "warmup_start_lr", "head_warmup_steps")
+    for field in ("weight_decay", "clip_norm", *warmups, "final_lr", "sam_rho"):
         if getattr(settings, field) < 0:
             raise UserError(f"optim.{field}={getattr(settings, field)} is negative; 0 means off")
     for field in ("b1", "b2", "momentum", "rms_decay", "ema_decay"):
@@ -62,7 +54,8 @@ def check_params(settings: Settings, params: PyTree, *, layers: Sequence[str] = 
     paths = trees.names(jax.eval_shape(trees.unstack_layers, params))
     modules = list(dict.fromkeys(path.split("/")[0] for path in paths))
     shown = ", ".join(modules[:8]) + (", ..." if len(modules) > 8 else "") + f"; a whole one is {paths[0]}"
-    for field in _patterns(settings):
+    decays = settings.weight_decay > 0 or reads("name", settings.name, "decay")
+    for field in [field for field, is_read in (("freeze", settings.freeze), ("decay", decays)) if is_read]:
         shares, given = _shares(getattr(settings, field), params), f"optim.{field}={getattr(settings, field)!r}"
         if not any(shares) and (field == "freeze" or settings.weight_decay):
             raise UserError(f"{given} is found in no parameter's path; these begin with {shown}")
@@ -96,12 +89,6 @@ def check_warmup(settings: Settings, total_steps: int, steps_per_epoch: int) -> 
             f"the warm-up of {warmup} steps leaves nothing of the run's {total_steps}; "
             "shorten optim.warmup_steps or optim.warmup_epochs, or train longer (train.epochs, train.steps)"
         )
-
-
-def _patterns(settings: Settings) -> list[str]:
-    """The fields that choose parameters by their paths, where they are read."""
-    decays = settings.weight_decay > 0 or reads("name", settings.name, "decay")
-    return [field for field, is_read in (("freeze", settings.freeze), ("decay", decays)) if is_read]
 
 
 def _shares(pattern: str, params: PyTree) -> list[float]:

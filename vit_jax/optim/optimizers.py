@@ -5,33 +5,19 @@ rate. Checkpoints know their states by their places in the list.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax
 import optax
 
 from vit_jax import trees
-from vit_jax.names import claim
-from vit_jax.optim.settings import READS, Settings
+from vit_jax.optim.settings import Settings
+from vit_jax.optim.settings import register as _register
 from vit_jax.trees import PyTree
 
 Optimizer = Callable[[Settings], list[optax.GradientTransformation]]
 OPTIMIZERS: dict[str, Optimizer] = {}
-
-
-def register(name: str, reads: tuple[str, ...] | None = None) -> Callable[[Optimizer], Optimizer]:
-    """Decorates the function for `optim.name=<name>`; raises `UserError` for a name that is taken.
-
-    reads: those of the settings that it reads, of the ones that not every optimizer does: a flag that sets another is
-    refused. None: none is.
-    """
-
-    def add(optimizer: Optimizer) -> Optimizer:
-        claim("optimizer", name, optimizer, OPTIMIZERS.get(name))
-        OPTIMIZERS[name], READS["name"][name] = optimizer, reads
-        return optimizer
-
-    return add
+register = partial(_register, "optimizer", "name", OPTIMIZERS)
 
 
 def weight_decay(settings: Settings) -> optax.GradientTransformation:
@@ -97,29 +83,19 @@ def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTra
         names = zip(trees.names(tree), jax.tree.leaves(tree), strict=True)
         return next((leaf.shape[0] for name, leaf in names if trees.is_stacked(name)), 0)
 
-    def one_layer(tree: PyTree) -> PyTree:
-        return trees.map_with_name(
-            lambda name, leaf: jax.ShapeDtypeStruct(
-                leaf.shape[1:] if trees.is_stacked(name) else leaf.shape, leaf.dtype
-            ),
-            tree,
-        )
-
-    def vmap(fn: Callable[..., Any], in_axes: Any, out_axes: Any, size: int) -> Callable[..., Any]:
-        return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes, axis_size=size)
-
     def init(params: PyTree) -> PyTree:
         size = layers(params)
         if not size:
             return transformation.init(params)
-        state_axes = axes(jax.eval_shape(transformation.init, one_layer(params)))
-        return vmap(transformation.init, (axes(params),), state_axes, size)(params)
+        state_axes = axes(jax.eval_shape(transformation.init, params))  # by names, which layers do not change
+        return jax.vmap(transformation.init, (axes(params),), state_axes, axis_size=size)(params)
 
     def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         size = layers(updates)
         if not size:
             return transformation.update(updates, state, params)
-        in_axes = (axes(updates), axes(state), axes(params))
-        return vmap(transformation.update, in_axes, (axes(updates), axes(state)), size)(updates, state, params)
+        out_axes = axes(updates), axes(state)
+        in_axes = (*out_axes, axes(params))
+        return jax.vmap(transformation.update, in_axes, out_axes, axis_size=size)(updates, state, params)
 
     return optax.GradientTransformation(init, update)

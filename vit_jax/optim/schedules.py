@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.names import claim
-from vit_jax.optim.settings import READS, Settings
+from vit_jax.optim.settings import Settings
+from vit_jax.optim.settings import register as _register
 
 Rate = Callable[[jax.Array | int, jax.Array | int], jax.Array]  # (step, steps of the whole run) -> learning rate
 TIMED_WARMUP = 0.1  # of a run that the clock ends: the most that its warm-up takes
@@ -36,20 +37,7 @@ class Place:
 
 Schedule = Callable[[Settings, Place], jax.Array]  # the learning rate behind the warm-up
 SCHEDULES: dict[str, Schedule] = {}
-
-
-def register(name: str, reads: tuple[str, ...] | None = None) -> Callable[[Schedule], Schedule]:
-    """Decorates the function for `optim.schedule=<name>`; raises `UserError` for a name that is taken.
-
-    `reads` is as in `optimizers.register`.
-    """
-
-    def add(schedule: Schedule) -> Schedule:
-        claim("schedule", name, schedule, SCHEDULES.get(name))
-        SCHEDULES[name], READS["schedule"][name] = schedule, reads
-        return schedule
-
-    return add
+register = partial(_register, "schedule", "schedule", SCHEDULES)
 
 
 @register("cosine", reads=("final_lr",))

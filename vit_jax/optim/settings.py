@@ -2,11 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from vit_jax.names import claim
 from vit_jax.setting import setting
+
+T = TypeVar("T")
 
 # Of the fields that only some optimizers, and some schedules, read: those that each does; None: maybe all.
 READS: dict[str, dict[str, tuple[str, ...] | None]] = {"name": {}, "schedule": {}}
+
+
+def register(
+    kind: str, chooser: str, known: dict[str, T], name: str, reads: tuple[str, ...] | None = None
+) -> Callable[[T], T]:
+    """Decorates the function for `optim.<chooser>=<name>`; raises `UserError` for a name that is taken.
+
+    reads: those of the settings that it reads, of the ones that not every optimizer or schedule does: a flag that sets
+    another is refused. None: none is.
+    """
+
+    def add(function: T) -> T:
+        claim(kind, name, function, known.get(name))
+        known[name], READS[chooser][name] = function, reads
+        return function
+
+    return add
 
 
 def reads(chooser: str, name: str, field: str) -> bool:

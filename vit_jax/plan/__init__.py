@@ -10,6 +10,7 @@ devices. `topology` describes the machine, of `chips`, `subject` the step on it,
 the compiled program, `memory` and `timing` say what it takes, `measure` holds that against a real CPU.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -49,7 +50,7 @@ def plan(planned: Planned, machine: Machine, *, price: float = 0.0, measured_ste
     state, mesh = built.experiment.abstract_state, built.experiment.mesh
     found["advice"] = memory.advice(planned.inputs.config, needed, state, mesh)
     found |= modelled(built, compiled, price)
-    found["measured"] = measure.run_steps(built, compiled, measured_steps).to_dict() if measured_steps else {}
+    found["measured"] = measure.run_steps(built, compiled, measured_steps) if measured_steps else {}
     return found
 
 
@@ -71,16 +72,16 @@ def compile_step(built: Subject) -> tuple[Any, Memory]:
 def describe(built: Subject) -> dict[str, Any]:
     """What is known before anything is compiled."""
     run, machine = built.experiment, built.machine
-    batch_size, devices = run.config.train.batch_size, len(machine.devices)
+    batch_size, model = run.config.train.batch_size, run.config.model
     return {
         "topology": machine.name,
-        "devices": devices,
+        "devices": len(machine.devices),
         "chips": machine.chips,
         "device_kind": machine.devices[0].device_kind,
         "mesh": dict(run.mesh.shape),
-        "model": run.config.model["name"],
-        "dtype": run.config.model.get("dtype", "float32"),
-        "remat": run.config.model.get("remat", ""),
+        "model": model["name"],
+        "dtype": model.get("dtype", "float32"),
+        "remat": model.get("remat", ""),
         "parameters": trees.count(run.abstract_state.params),
         "flops_per_image": run.flops_per_image,
         "train_flops_per_image": flops.count(run.train_step, *run.arguments) / batch_size,
@@ -202,19 +203,12 @@ def _parser() -> command.Parser:
 
 def origin() -> dict[str, Any]:
     """When and where something was compiled, and the versions of what decides the answer."""
-    versions = {name: _version(name) for name in ("jax", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")}
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": sharding.processor_name(),
-        "versions": {name: version for name, version in versions.items() if version},
-    }
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    versions = {}
+    for name in ("jax", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": date, "machine": sharding.processor_name(), "versions": versions}
 
 
 def check_out(path: Path) -> None:

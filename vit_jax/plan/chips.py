@@ -1,6 +1,7 @@
 """TPU chips and GPUs: published figures, and what a compiler wants to know of one that is not there."""
 
 from dataclasses import dataclass
+from functools import partial
 
 GIB = 2**30
 
@@ -24,50 +25,18 @@ class Chip:
 # v5e and v5p: Austin et al. 2025, How to Scale Your Model, ch. 2 (four and eight arrays of 128 x 128 give the same).
 # `core_memory`: what the compiler of libtpu 0.0.42.1 says it has of the 8, 16, 16, 95 and 32 GiB ("available HBM").
 CHIPS = {
-    "v2": Chip(
-        cores=2,
-        flops=46e12,
-        core_memory=7.48,
-        hbm_bandwidth=700e9,
-        links=4,
-        link_bandwidth=62e9,
-        clock=700e6,
-    ),
+    "v2": Chip(cores=2, flops=46e12, core_memory=7.48, hbm_bandwidth=700e9, links=4, link_bandwidth=62e9, clock=700e6),
     "v3": Chip(
-        cores=2,
-        flops=123e12,
-        core_memory=15.48,
-        hbm_bandwidth=900e9,
-        links=4,
-        link_bandwidth=82e9,
-        clock=940e6,
+        cores=2, flops=123e12, core_memory=15.48, hbm_bandwidth=900e9, links=4, link_bandwidth=82e9, clock=940e6
     ),
     "v5e": Chip(
-        cores=1,
-        flops=197e12,
-        core_memory=15.75,
-        hbm_bandwidth=819e9,
-        links=4,
-        link_bandwidth=50e9,
-        clock=1.5e9,
+        cores=1, flops=197e12, core_memory=15.75, hbm_bandwidth=819e9, links=4, link_bandwidth=50e9, clock=1.5e9
     ),
     "v5p": Chip(
-        cores=1,
-        flops=459e12,
-        core_memory=95.74,
-        hbm_bandwidth=2765e9,
-        links=6,
-        link_bandwidth=100e9,
-        clock=1.75e9,
+        cores=1, flops=459e12, core_memory=95.74, hbm_bandwidth=2765e9, links=6, link_bandwidth=100e9, clock=1.75e9
     ),
     "v6e": Chip(
-        cores=1,
-        flops=918e12,
-        core_memory=31.25,
-        hbm_bandwidth=1600e9,
-        links=4,
-        link_bandwidth=100e9,
-        clock=0.0,
+        cores=1, flops=918e12, core_memory=31.25, hbm_bandwidth=1600e9, links=4, link_bandwidth=100e9, clock=0.0
     ),
 }
 OF_MEMORY = 0.75  # of a GPU's, which JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION)
@@ -128,10 +97,11 @@ device_description_str: "{self.name}"
 
 def gpu_chip(flops: float, memory: float, bandwidth: float, nvlink: float) -> Chip:
     """`memory`: GiB; `nvlink`: of all links of a GPU to the switch, in one direction."""
+    of_programs = OF_MEMORY * memory
     return Chip(
         cores=1,
         flops=flops,
-        core_memory=OF_MEMORY * memory,
+        core_memory=of_programs,
         hbm_bandwidth=bandwidth,
         links=1,
         link_bandwidth=nvlink,
@@ -141,35 +111,14 @@ def gpu_chip(flops: float, memory: float, bandwidth: float, nvlink: float) -> Ch
 
 # NVIDIA's data sheets of the SXM modules (products without sparsity), the tables of compute capabilities 8.0 and 9.0 in
 # its CUDA C++ Programming Guide, and the memory that nvidia-smi shows.
+_AMPERE = partial(
+    Gpu, major=8, multiprocessors=108, lanes=64, shared_memory=164 * 2**10, cache=40 * 2**20, clock=1.41e9
+)
+_HOPPER = partial(
+    Gpu, major=9, multiprocessors=132, lanes=128, shared_memory=228 * 2**10, cache=50 * 2**20, clock=1.98e9
+)
 GPUS = {
-    "a100": Gpu(
-        name="NVIDIA A100-SXM4-80GB",
-        major=8,
-        multiprocessors=108,
-        lanes=64,
-        shared_memory=164 * 2**10,
-        cache=40 * 2**20,
-        clock=1.41e9,
-        chip=gpu_chip(312e12, 80.0, 2.039e12, 300e9),
-    ),
-    "h100": Gpu(
-        name="NVIDIA H100 80GB HBM3",
-        major=9,
-        multiprocessors=132,
-        lanes=128,
-        shared_memory=228 * 2**10,
-        cache=50 * 2**20,
-        clock=1.98e9,
-        chip=gpu_chip(989e12, 79.6, 3.35e12, 450e9),
-    ),
-    "h200": Gpu(
-        name="NVIDIA H200",
-        major=9,
-        multiprocessors=132,
-        lanes=128,
-        shared_memory=228 * 2**10,
-        cache=50 * 2**20,
-        clock=1.98e9,
-        chip=gpu_chip(989e12, 140.4, 4.8e12, 450e9),
-    ),
+    "a100": _AMPERE(name="NVIDIA A100-SXM4-80GB", chip=gpu_chip(312e12, 80.0, 2.039e12, 300e9)),
+    "h100": _HOPPER(name="NVIDIA H100 80GB HBM3", chip=gpu_chip(989e12, 79.6, 3.35e12, 450e9)),
+    "h200": _HOPPER(name="NVIDIA H200", chip=gpu_chip(989e12, 140.4, 4.8e12, 450e9)),
 }

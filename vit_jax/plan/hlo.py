@@ -12,7 +12,7 @@ from dataclasses import dataclass
 BITS = {"pred": 8, "token": 0, "opaque": 0}  # all others end in their width: bf16, s32, u4, f8e4m3fn
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)")
 COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
-ARRAY = re.compile(r"\b(pred|token|opaque|bf16|[suf]\d+\w*|c64|c128)\[([\d,]*)\]")
+ARRAY = re.compile(r"\b(pred|token|opaque|(?:bf|[sufc])(\d+)\w*)\[([\d,]*)\]")
 CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
@@ -103,9 +103,8 @@ def parse(text: str) -> Module:
 def _instruction(name: str, text: str) -> Instruction:
     """Splits `shape opcode(rest`; a tuple's shape holds brackets and blanks, any other none."""
     end = _closing(text) if text.startswith("(") else text.find(" ")
-    shape, _, call = text[:end], None, text[end:].lstrip()
-    opcode, _, rest = call.partition("(")
-    return Instruction(name, shape, opcode, rest)
+    opcode, _, rest = text[end:].lstrip().partition("(")
+    return Instruction(name, text[:end], opcode, rest)
 
 
 def _closing(text: str) -> int:
@@ -127,16 +126,10 @@ def _called(instruction: Instruction) -> list[str]:
 
 def num_bytes(shape: str) -> int:
     """The bytes of a shape or a tuple of shapes, without padding: `bf16[64,197,768]{2,1,0:T(8,128)(2,1)}`."""
-    return (
-        sum(bits(kind) * math.prod(map(int, filter(None, sizes.split(",")))) for kind, sizes in ARRAY.findall(shape))
-        // 8
-    )
-
-
-def bits(kind: str) -> int:
-    """Of one element: 16 of bf16, 4 of s4."""
-    found = re.match(r"[a-z]+(\d+)", kind)
-    return BITS[kind] if kind in BITS else int(found[1]) if found else 0
+    total = 0
+    for kind, width, sizes in ARRAY.findall(shape):
+        total += BITS.get(kind, int(width or 0)) * math.prod(map(int, filter(None, sizes.split(","))))
+    return total // 8
 
 
 def elements(shape: str) -> list[str]:

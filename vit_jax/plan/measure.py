@@ -6,7 +6,6 @@ import re
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,11 @@ from vit_jax.train import Experiment
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Median seconds of a step; bytes by which the process grew at most, all simulated devices together."""
+def run_steps(subject: Subject, compiled: Any, steps: int) -> dict[str, float]:
+    """Median seconds of the compiled step on random images, and the bytes by which the process grew at most.
 
-    step_seconds: float
-    peak_bytes: int
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
-
-
-def run_steps(subject: Subject, compiled: Any, steps: int) -> Measured:
-    """Runs the compiled step on random images; the first run warms up and does not count."""
+    All simulated devices together; the first run warms up and does not count.
+    """
     if sys.platform != "linux":
         raise UserError("--measure reads the process's memory from /proc: it needs Linux")
     init = subject.experiment.init_state.lower().compile()  # type: ignore[attr-defined]
@@ -49,7 +40,7 @@ def run_steps(subject: Subject, compiled: Any, steps: int) -> Measured:
         state, metrics = compiled(state, batch, constants)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
-    return Measured(statistics.median(seconds[1:]), _status("VmHWM") - before)
+    return {"step_seconds": statistics.median(seconds[1:]), "peak_bytes": _status("VmHWM") - before}
 
 
 def _random(experiment: Experiment) -> tuple[Any, Any]:

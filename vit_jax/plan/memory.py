@@ -99,7 +99,10 @@ def advice(given: Config, memory: Memory, state: PyTree, mesh: Mesh) -> list[str
     fitting = [change for change in changes if _fits(memory, state, mesh, rules, *change)]
     alone = [c for c in fitting if c[0] > 1][:1] + [c for c in fitting if c[1]][:1]
     found = alone or [c for c in both if _fits(memory, state, mesh, rules, *c)][:1]
-    flags = [_flags(m * given.train.accumulate if m > 1 else 0, k) for m, k in found]
+    flags = []
+    for m, k in found:
+        chosen = {"train.accumulate": m * given.train.accumulate if m > 1 else 0, "mesh.fsdp": k}
+        flags.append(" ".join(f"--config.{field}={value}" for field, value in chosen.items() if value))
     return flags + remat or ["more devices, or a smaller model: one image at a time is too much for a core"]
 
 
@@ -108,23 +111,15 @@ def _fits(memory: Memory, state: PyTree, mesh: Mesh, rules: Sequence[sharding.Ru
 
     Accumulation adds the sum of the gradients: at most a third of a state that has two moments.
     """
-    kept = sharded_state(state, mesh, rules, fsdp) if fsdp else memory.state
+    kept = memory.state
+    if fsdp:
+        settings = sharding.Settings(fsdp=fsdp, tensor=mesh.shape["tensor"])
+        other = sharding.make_mesh(settings, list(mesh.devices.flat))
+        kept = per_core(state, sharding.tree_shardings(state, other, rules))
     gradients = kept // 3 if parts > 1 else 0
     total = memory.total - memory.temporaries - memory.state + kept + gradients + memory.temporaries / parts
     return total <= memory.capacity
 
 
-def _flags(accumulate: int, fsdp: int) -> str:
-    chosen = {"train.accumulate": accumulate, "mesh.fsdp": fsdp}
-    return " ".join(f"--config.{field}={value}" for field, value in chosen.items() if value)
-
-
 def divisors(n: int) -> list[int]:
     return [m for m in range(1, n + 1) if n % m == 0]
-
-
-def sharded_state(state: PyTree, mesh: Mesh, rules: Sequence[sharding.Rule], fsdp: int) -> int:
-    """The bytes of a core's part of the state, were it sharded over `fsdp` cores."""
-    settings = sharding.Settings(fsdp=fsdp, tensor=mesh.shape["tensor"])
-    other = sharding.make_mesh(settings, list(mesh.devices.flat))
-    return per_core(state, sharding.tree_shardings(state, other, rules))

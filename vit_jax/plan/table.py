@@ -70,9 +70,10 @@ def _facts(console: Console, row: Row) -> None:
     memory, limit = row["memory"], row["memory"]["capacity"]
     share = f" of {human_bytes(limit)}" if limit else ""
     parts = ("arguments", "temporaries", "outputs", "program")
+    mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
     facts = {
         "configuration": row["config"],
-        "devices": f"{row['devices']} x {row['device_kind']} ({row['chips']} chips), mesh {_mesh(row['mesh'])}",
+        "devices": f"{row['devices']} x {row['device_kind']} ({row['chips']} chips), mesh {mesh}",
         "model": f"{row['model']}, {row['dtype']}, {human_count(row['parameters'])} parameters"
         + (f", remat {row['remat']}" if row["remat"] else ""),
         "FLOPs per image": f"{human_count(row['flops_per_image'])}; in a training step "
@@ -110,7 +111,3 @@ def _measured(row: Row) -> dict[str, str]:
         "measured step": f"{1000 * seconds:.1f} ms; predicted {row['step_seconds'] / seconds:.2f} of it",
         "measured memory": f"{human_bytes(peak)}; predicted {predicted / peak:.2f} of it",
     }
-
-
-def _mesh(mesh: Mapping[str, int]) -> str:
-    return " x ".join(f"{axis} {size}" for axis, size in mesh.items())

@@ -12,10 +12,11 @@ To each, the time of collectives that nothing hides is added; one that is starte
 """
 
 import math
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,18 +118,11 @@ def measure_ceilings(size: int = 1024) -> Ceilings:
     long = jnp.ones((16 * 2**20,))
     product = jax.jit(lambda x: x @ x)
     copy = jax.jit(lambda x: x + 1)
-    return Ceilings(
-        flops=2 * size**3 / best_seconds(lambda: product(square)),
-        bandwidth=2 * long.nbytes / best_seconds(lambda: copy(long)),
-    )
+    flops = 2 * size**3 / best_seconds(lambda: product(square).block_until_ready())
+    return Ceilings(flops, bandwidth=2 * long.nbytes / best_seconds(lambda: copy(long).block_until_ready()))
 
 
-def best_seconds(fn: Callable[[], jax.Array], repeats: int = 5) -> float:
+def best_seconds(fn: Callable[[], Any]) -> float:
     """The shortest of several calls, after one that compiles."""
-    jax.block_until_ready(fn())
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(fn())
-        found.append(time.perf_counter() - start)
-    return min(found)
+    fn()
+    return min(timeit.repeat(fn, number=1, repeat=5))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from vit_jax.command import UserError
-from vit_jax.data.sources.dataset import Dataset, Example
+from vit_jax.data.sources.dataset import Dataset, Example, Images
 
 _DIGITS = {"train": 1437, "test": 360}
 _TILES = 4  # a synthetic class is a grid of 4 x 4 random tiles: coarse, so that crops and shifts leave it learnable
@@ -17,11 +17,11 @@ _TILES = 4  # a synthetic class is a grid of 4 x 4 random tiles: coarse, so that
 
 def open_digits() -> Dataset:
     """scikit-learn's 8x8 handwritten digits, 0..16 scaled to 0..255, in a fixed stratified split."""
-    return Dataset("digits", tuple("0123456789"), (8, 8, 1), _DIGITS, _DigitsSource)
+    return Dataset("digits", tuple("0123456789"), (8, 8, 1), _DIGITS, _digits)
 
 
 @cache
-def _digits(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, " n"]]:
+def _digits(split: str) -> Images:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -31,25 +31,7 @@ def _digits(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, "
     rows = train if split == "train" else test
     pixels = np.rint(images[rows].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     pixels.setflags(write=False)
-    return pixels, labels[rows]
-
-
-class _DigitsSource:
-    def __init__(self, split: str):
-        self._split = split
-        self._images, self._labels = _digits(split)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int) -> Example:
-        return {"image": self._images[index], "label": int(self._labels[index])}
-
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return self._labels
-
-    def describe(self, index: int) -> str:
-        return f"digits {self._split} record {index}"
+    return Images(labels[rows], pixels.__getitem__, f"digits {split} record {{}}".format)
 
 
 def open_synthetic(name: str) -> Dataset:
@@ -67,13 +49,17 @@ def open_synthetic(name: str) -> Dataset:
         )
     splits = {"train": images, "test": max(1, images // 5)}
     shape = (height, width, channels)
+
     names = tuple(f"class {label}" for label in range(classes))
-    return Dataset(name, names, shape, splits, partial(_SyntheticSource, name, shape, classes, splits))
+    return Dataset(name, names, shape, splits, partial(_Synthetic, name, shape, classes, splits))
 
 
 @dataclass(frozen=True)
-class _SyntheticSource:
-    """Each image is a function of split and index alone; labels go round, so that any slice is balanced."""
+class _Synthetic:
+    """Each image is a function of split and index alone; labels go round, so that any slice is balanced.
+
+    Nothing is kept of an image: a plan opens billions of them.
+    """
 
     name: str
     shape: tuple[int, int, int]
@@ -87,17 +73,14 @@ class _SyntheticSource:
     def read(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        label = index % self.classes
+        (height, width, channels), label = self.shape, index % self.classes
         noise = np.random.default_rng((1, self.split == "test", index)).integers(0, 256, self.shape, np.uint8)
-        return {"image": self._template(label) // 2 + noise // 2, "label": label}
+        tiles = np.random.default_rng((0, label)).integers(0, 256, (_TILES, _TILES, channels), np.uint8)
+        template = tiles[np.arange(height)[:, None] * _TILES // height, np.arange(width) * _TILES // width]
+        return {"image": template // 2 + noise // 2, "label": label}
 
     def labels(self) -> Int[np.ndarray, " n"]:
         return np.arange(len(self)) % self.classes
 
     def describe(self, index: int) -> str:
         return f"{self.name} {self.split} record {index}"
-
-    def _template(self, label: int) -> UInt8[np.ndarray, "h w c"]:
-        height, width, channels = self.shape
-        tiles = np.random.default_rng((0, label)).integers(0, 256, (_TILES, _TILES, channels), np.uint8)
-        return tiles[np.arange(height)[:, None] * _TILES // height, np.arange(width) * _TILES // width]

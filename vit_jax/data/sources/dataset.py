@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 from types import SimpleNamespace
 from typing import Protocol, TypedDict, runtime_checkable
 
@@ -53,6 +53,26 @@ def read_labels(source: Source) -> Int[np.ndarray, " n"]:
 
 
 @dataclass(frozen=True)
+class Images:
+    """A source whose labels are known: one image for each, by its row."""
+
+    known_labels: Int[np.ndarray, " n"]
+    image: Callable[[int], UInt8[np.ndarray, "h w c"] | bytes]
+    describe: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.known_labels)
+
+    def read(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return {"image": self.image(index), "label": int(self.known_labels[index])}
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        return self.known_labels
+
+
+@dataclass(frozen=True)
 class Dataset:
     """What is known before any image is read."""
 
@@ -78,13 +98,9 @@ class Dataset:
 
     def overlap(self, spec: str, other: str) -> int:
         """The number of images that are in both; raises `UserError`."""
-        pairs = [
-            (rows, others)
-            for split, rows in self._slices(spec)
-            for name, others in self._slices(other)
-            if name == split
-        ]
-        return sum(len(range(max(a.start, b.start), min(a.stop, b.stop))) for a, b in pairs)
+        pairs = product(self._slices(spec), self._slices(other))
+        both = (range(max(a.start, b.start), min(a.stop, b.stop)) for (x, a), (y, b) in pairs if x == y)
+        return sum(map(len, both))
 
     def _slices(self, spec: str) -> list[tuple[str, range]]:
         """The summands of `spec`, in order: split and rows."""

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -14,16 +14,12 @@ from PIL import Image
 
 from vit_jax.command import UserError
 from vit_jax.data import decoding
-from vit_jax.data.sources.dataset import Dataset, Example
+from vit_jax.data.sources.dataset import Dataset, Images
 
 _SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow names these files, but needs help to read them
 _HEADERS_READ = 1000
@@ -53,26 +49,20 @@ def open_folder(name: str) -> Dataset:
     splits = {split: _ordered(files, classes) for split, files in found.items()}
     sizes = {split: len(paths) for split, (paths, _) in splits.items()}
     classes_in = tuple(map(str, folders.values() or [root]))
-    opener = partial(_FolderSource, str(root), splits)
-    return Dataset(name, classes, _image_shape(root, splits), sizes, opener, classes_in)
+
+    def open_split(split: str) -> Images:
+        files, labels = splits[split]
+        return Images(labels, partial(_content, root, files), partial(_path, root, files))
+
+    return Dataset(name, classes, _image_shape(root, splits), sizes, open_split, classes_in)
 
 
-class _FolderSource:
-    def __init__(self, root: str, splits: Mapping[str, Split], split: str):
-        self._root = root
-        self._paths, self._labels = splits[split]
+def _path(root: Path, files: Sequence[str], index: int) -> str:
+    return os.path.join(root, files[index])
 
-    def __len__(self) -> int:
-        return len(self._paths)
 
-    def read(self, index: int) -> Example:
-        return {"image": Path(self.describe(index)).read_bytes(), "label": int(self._labels[index])}
-
-    def labels(self) -> Int[np.ndarray, " n"]:
-        return self._labels
-
-    def describe(self, index: int) -> str:
-        return os.path.join(self._root, self._paths[index])
+def _content(root: Path, files: Sequence[str], index: int) -> bytes:
+    return (root / files[index]).read_bytes()
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

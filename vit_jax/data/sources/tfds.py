@@ -101,16 +101,12 @@ def _find(name: str, data_dir: Path) -> Path | None:
     """The folder of the version asked for, else of the newest; None where there is none."""
     place, _, version = name.partition(":")
     folders = [path for path in _versions(data_dir / place) if version in ("", path.name)]
-    return max(folders, key=_version, default=None)
+    return max(folders, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
 def _versions(folder: Path) -> list[Path]:
     names = folder.iterdir() if folder.is_dir() else ()
     return [path for path in names if _VERSION.fullmatch(path.name) and (path / "dataset_info.json").exists()]
-
-
-def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in folder.name.split("."))
 
 
 def _prepared(data_dir: Path) -> list[str]:
@@ -150,14 +146,10 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     features = info.features
     supervised = [key for key in info.supervised_keys or () if isinstance(key, str)]
     keys = [key for key in dict.fromkeys([*supervised, *features]) if key in features]
+    images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
     # A LabeledImage is a segmentation map; float pixels are not stored as an image that others can decode.
-    images = [
-        key
-        for key in keys
-        if isinstance(features[key], tfds.features.Image)
-        and not isinstance(features[key], tfds.features.LabeledImage)
-        and features[key].np_dtype.kind == "u"
-    ]
+    images = [k for k in images if not isinstance(features[k], tfds.features.LabeledImage)]
+    images = [k for k in images if features[k].np_dtype.kind == "u"]
     labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
     if not (images and labels):
         raise UserError(
