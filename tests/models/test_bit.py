@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import quick
 from tests.models import golden, maps
 from tests.models.maps import convolve, relu, shapes
 from tests.models.random_params import random_params
@@ -52,7 +53,7 @@ def standardise(kernel: np.ndarray) -> np.ndarray:
 def test_a_standardised_convolution_ignores_its_kernels_scale_and_mean():
     module = StdConv(5, 3, 2)
     params = random_params(module, IMAGES)
-    run = jax.jit(module.apply)
+    run = quick.jit(module.apply)
     output = run({"params": params}, IMAGES)
     np.testing.assert_allclose(output, convolve(IMAGES, standardise(params["kernel"]), 2, (1, 1)), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(run({"params": {"kernel": 3 * params["kernel"] + 2}}, IMAGES), output, atol=1e-4)
@@ -64,7 +65,7 @@ def test_the_two_epsilons_damp_a_small_kernel():
         module = StdConv(2, 1, 1, "SAME", variance_epsilon, deviation_epsilon)
         deviation = np.sqrt(kernel.var((0, 1, 2)) + variance_epsilon) + deviation_epsilon
         expected = IMAGES @ ((kernel - kernel.mean((0, 1, 2))) / deviation)[0, 0]
-        output = jax.jit(module.apply)({"params": {"kernel": kernel}}, IMAGES)
+        output = quick.jit(module.apply)({"params": {"kernel": kernel}}, IMAGES)
         np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -90,7 +91,7 @@ def forward(p: dict, x: np.ndarray) -> np.ndarray:
 def test_forward_pass_by_hand():
     model = BiT(stage_sizes=(1, 2), width=32, num_classes=5)
     params = random_params(model, IMAGES, train=False)
-    run = jax.jit(partial(model.apply, train=False))
+    run = quick.jit(partial(model.apply, train=False))
     logits = run({"params": params}, IMAGES)
     expected = forward(params, IMAGES)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
@@ -100,7 +101,7 @@ def test_forward_pass_by_hand():
 
 def test_the_head_starts_at_zero_and_features_are_the_mean_map():
     model = BiT(stage_sizes=(1,), width=32, num_classes=5, dtype="bfloat16")
-    variables = jax.jit(partial(model.init, train=True))(KEY, IMAGES)
+    variables = quick.jit(partial(model.init, train=True))(KEY, IMAGES)
     assert not np.any(variables["params"]["head"]["kernel"]) and not np.any(variables["params"]["head"]["bias"])
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits = jax.eval_shape(partial(model.apply, train=True), variables, IMAGES)

@@ -15,8 +15,10 @@ from vit_jax import models, trees
 from vit_jax.command import UserError
 from vit_jax.models import attention, layers, vit
 from vit_jax.models.attention import MultiHeadDotProductAttention
-from vit_jax.models.compact import Compact, ConvTokenizer, SequencePooling, sincos1d
+from vit_jax.models.compact import Compact, ConvTokenizer
 from vit_jax.models.layers import MlpBlock
+from vit_jax.models.pooling import SequencePooling
+from vit_jax.models.positions import sincos1d
 from vit_jax.models.vit import EncoderBlock
 
 KEY = jax.random.key(0)
@@ -216,7 +218,7 @@ def test_each_rate_reaches_its_place(monkeypatch):
     model, seen = tiny(depth=1, num_classes=13, **rates), []
     variables = {"params": random_params(model, IMAGES, train=False)}
 
-    def spy(x, rate, rng, *, train, tokens=0):
+    def spy(x, rate, rng, *, train, num_tokens=0):
         seen.append((rate, x.shape))
         return x
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import quick
 from tests.models import golden, maps
 from tests.models.maps import convolve, relu, shapes
 from tests.models.random_params import random_params
@@ -83,13 +84,13 @@ def test_it_is_a_vit_on_the_resnets_map():
     model = tiny(num_classes=5, zero_head=False)
     model.check(IMAGES.shape[1:])
     params = random_params(model, IMAGES, train=False)
-    logits = jax.jit(partial(model.apply, train=False))({"params": params}, IMAGES)
+    logits = quick.jit(partial(model.apply, train=False))({"params": params}, IMAGES)
     mapped = resnet(params, IMAGES).astype(np.float32)
     assert mapped.shape == (2, 2, 3, 256) and model.grid(IMAGES.shape) == (2, 1)
     vit_fields = {field: value for field, value in TINY.items() if field != "resnet_width"}
     vit = ViT(**vit_fields, num_classes=5)
     vit_params = {name: params[name] for name in ("embedding", "Transformer", "cls", "head")}
-    expected = jax.jit(partial(vit.apply, train=False))({"params": vit_params}, mapped)
+    expected = quick.jit(partial(vit.apply, train=False))({"params": vit_params}, mapped)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
 
 

@@ -142,8 +142,8 @@ def test_dropout_follows_both_layers_of_both_mlps(monkeypatch):
     model, seen = tiny(dropout=0.1, depth=1), []
     variables = {"params": random_params(model, IMAGES, train=False)}
 
-    def spy(x, rate, rng, *, train, tokens):
-        assert not tokens
+    def spy(x, rate, rng, *, train, num_tokens):
+        assert not num_tokens
         seen.append((rate, x.shape, train))
         return x
 

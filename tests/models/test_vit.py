@@ -12,9 +12,10 @@ from tests import quick
 from tests.models.random_params import random_params
 from vit_jax import trees
 from vit_jax.command import UserError
-from vit_jax.models import attention, layers, vit
+from vit_jax.models import attention, head, layers, vit
 from vit_jax.models.attention import MultiHeadDotProductAttention
-from vit_jax.models.layers import MAPHead, MlpBlock
+from vit_jax.models.layers import MlpBlock
+from vit_jax.models.pooling import MAPHead
 from vit_jax.models.vit import EncoderBlock, ViT
 
 KEY = jax.random.key(0)
@@ -180,8 +181,8 @@ def test_pooling_reads_its_tokens_only(pooling):
     expected = {"token": tokens[:, 0], "gap": patches.mean(1), "flatten": patches.reshape(5, 48), "none": patches}
     if pooling == "map":
         params = jax.tree.map(jnp.asarray, params["MAPHead_0"])
-        head = quick.jit(partial(MAPHead(2, 11).apply, train=False))
-        expected["map"] = head({"params": params}, patches, KEY)
+        pooled = quick.jit(partial(MAPHead(2, 11).apply, train=False))
+        expected["map"] = pooled({"params": params}, patches, KEY)
     np.testing.assert_allclose(features, expected[pooling], rtol=1e-4, atol=1e-5)
 
 
@@ -243,13 +244,13 @@ def test_each_rate_reaches_its_place(monkeypatch):
     variables = {"params": random_params(model, IMAGES, train=False)}
     seen = []
 
-    def spy(x, rate, rng, *, train, tokens=0):
+    def spy(x, rate, rng, *, train, num_tokens=0):
         assert train
-        all_tokens = (*x.shape[:-2], tokens, x.shape[-1])
-        seen.append((rate, all_tokens if tokens else x.shape))  # of all, where only the head's are computed
+        *n, l, c = x.shape
+        seen.append((rate, (*n, num_tokens or l, c)))  # of all, where only the head's are computed
         return x
 
-    for module in (attention, layers, vit):
+    for module in (attention, head, layers, vit):
         monkeypatch.setattr(module, "dropout", spy)
     jax.eval_shape(partial(model.apply, train=True, rngs={"dropout": KEY}), variables, IMAGES)
     block = [(0.3, (5, 2, 7, 7)), (0.2, (5, 7, 8)), (0.1, (5, 7, 11)), (0.1, (5, 7, 8))]

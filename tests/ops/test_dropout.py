@@ -61,5 +61,5 @@ def test_dropout_is_the_identity_at_rate_0_and_outside_training():
 @pytest.mark.parametrize("shape", [(2, 5, 3), (2, 4, 5, 7)], ids=str)
 def test_the_first_tokens_draw_what_they_would_among_all(shape):
     x = jnp.ones(shape)
-    alone = dropout(x[..., :2, :], 0.5, KEY, train=True, tokens=5)
+    alone = dropout(x[..., :2, :], 0.5, KEY, train=True, num_tokens=5)
     np.testing.assert_array_equal(alone, dropout(x, 0.5, KEY, train=True)[..., :2, :])
