@@ -97,13 +97,20 @@ def test_block_is_two_pre_norm_residual_branches():
     np.testing.assert_allclose(output, by_hand(params, x), rtol=1e-4, atol=1e-5)
 
 
+DROPS = {
+    "dropout": 0.4,
+    "projection_dropout": 0.3,
+    "attention_dropout": 0.4,
+    "embedding_dropout": 0.3,
+    "stochastic_depth": 0.5,
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "read"),
     [
-        ({"pos_embed": "relative", "dropout": 0.4, "projection_dropout": 0.3}, 1),
-        ({"pos_embed": "relative_bias", "attention_dropout": 0.4, "remat": "full"}, 1),
-        ({"registers": 3, "stochastic_depth": 0.5, "layer_scale": 0.5, "norm_after_pooling": True}, 1),
-        ({"distillation_token": True, "dropout": 0.4, "embedding_dropout": 0.3}, 2),
+        (DROPS | {"pos_embed": "relative", "registers": 3, "layer_scale": 0.5, "norm_after_pooling": True}, 1),
+        (DROPS | {"pos_embed": "relative_bias", "distillation_token": True, "remat": "full"}, 2),
     ],
 )
 def test_the_last_block_computes_only_the_tokens_that_the_head_reads_and_changes_nothing(fields, read):
@@ -134,15 +141,20 @@ def test_the_last_block_computes_only_the_tokens_that_the_head_reads_and_changes
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
 
+def perturbations(model: ViT) -> dict:
+    """Those of zero, at which gradients are taken."""
+    shapes = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)["perturbations"]
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+
+
 def test_gradients_of_tokens_are_those_of_all_tokens():
     model = tiny(num_classes=3)
-    variables = model.init(KEY, IMAGES, train=False)
     params = jax.tree.map(jnp.asarray, random_params(model, IMAGES, train=False))
 
-    def total(perturbations):
-        return model.apply({"params": params, "perturbations": perturbations}, IMAGES, train=False).sum()
+    def total(given):
+        return model.apply({"params": params, "perturbations": given}, IMAGES, train=False).sum()
 
-    grads = quick.jit(jax.grad(total))(variables["perturbations"])["Transformer"]["encoderblock_0"]
+    grads = quick.jit(jax.grad(total))(perturbations(model))["Transformer"]["encoderblock_0"]
     tokens, attention = grads["tokens"], grads["MultiHeadDotProductAttention_1"]["attention"]
     assert tokens.shape == (5, 7, 8) and attention.shape == (5, 2, 7, 7)
     assert jnp.abs(tokens[:, 0]).min() > 0 and not tokens[:, 1:].any()
@@ -331,14 +343,12 @@ def looks():
 def look(model: ViT, params: dict):
     """`perturbations -> (gradients of the third logits' sum, (logits, what is sown in the encoder))`, compiled."""
 
-    def third_logit(perturbations):
-        variables = {"params": params, "perturbations": perturbations}
+    def third_logit(given):
+        variables = {"params": params, "perturbations": given}
         logits, sown = model.apply(variables, IMAGES, train=False, mutable="intermediates")
         return logits[:, 2].sum(), (logits, sown["intermediates"]["Transformer"])
 
-    shapes = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)["perturbations"]
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    return quick.jit(jax.grad(third_logit, has_aux=True)), zeros
+    return quick.jit(jax.grad(third_logit, has_aux=True)), perturbations(model)
 
 
 def test_tokens_and_attention_are_sown_per_layer(looks):
@@ -369,10 +379,10 @@ def test_the_gradient_by_attention_is_the_logits_slope(looks):
     place, h = (1, 0, 0, 3), 1e-2  # an image, a head, the class token's attention to a patch
 
     def perturbed(by: float) -> dict:
-        perturbations = jax.tree.map(np.copy, zeros)
-        block = perturbations["Transformer"]["encoderblock_2"]
+        changed = jax.tree.map(np.copy, zeros)
+        block = changed["Transformer"]["encoderblock_2"]
         block["MultiHeadDotProductAttention_1"]["attention"][place] = by
-        return perturbations
+        return changed
 
     gradients, (logits, _) = looped(zeros)
     block = gradients["Transformer"]["encoderblock_2"]
