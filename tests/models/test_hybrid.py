@@ -12,7 +12,6 @@ from tests.models import golden, maps
 from tests.models.maps import convolve, relu, shapes
 from tests.models.random_params import random_params
 from vit_jax import models
-from vit_jax.command import UserError
 from vit_jax.models.hybrid import Hybrid
 from vit_jax.models.vit import ViT
 
@@ -102,18 +101,3 @@ def test_without_stages_patches_are_cut_from_the_stem():
     )
     assert (features.shape, features.dtype) == ((5, 8), jnp.bfloat16)
     assert variables["params"]["embedding"]["kernel"].shape == (2, 2, 32, 8)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"resnet_width": 48}, "resnet_width=48 must be divisible by group norm's 32 groups"),
-        ({"stage_sizes": (2, 0)}, r"stage_sizes=\(2, 0\) must be positive"),
-        ({"patch_size": (2,)}, r"patch_size=\(2,\) does not divide the ResNet's 2x3 map of 14x21 pixels; .* of 16"),
-        ({"patch_size": (0,)}, r"patch_size=\(0,\) is not one or two positive numbers"),
-        ({"num_heads": 3}, "num_heads=3 does not divide model.width=8"),
-    ],
-)
-def test_check_explains(fields, message):
-    with pytest.raises(UserError, match=message):
-        tiny(**fields).check((14, 21, 3))

@@ -151,20 +151,3 @@ def test_the_rate_of_stochastic_depth_grows_from_block_to_block():
     model = ResNet(stage_sizes=(2, 3), bottleneck=False, stochastic_depth=0.2)
     np.testing.assert_allclose([model.drop_rate(i) for i in range(5)], [0, 0.05, 0.1, 0.15, 0.2])
     assert ResNet(stage_sizes=(1,), bottleneck=False, stochastic_depth=0.2).drop_rate(0) == 0
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"stage_sizes": ()}, r"stage_sizes=\(\) must be positive numbers of blocks"),
-        ({"stage_sizes": (2, 0)}, r"stage_sizes=\(2, 0\) must be positive"),
-        ({"width": 0}, "width=0 is not positive"),
-        ({"norm": "group", "width": 48}, "norm='group' needs a width divisible by its 32 groups, not 48"),
-        ({"dropout": 1.0}, "dropout=1.0 is not a probability below 1"),
-        ({"stochastic_depth": -0.1}, "stochastic_depth=-0.1 is not a probability"),
-    ],
-)
-def test_check_explains(fields, message):
-    model = ResNet(**{"stage_sizes": (1,), "bottleneck": True, **fields})
-    with pytest.raises(UserError, match=message):
-        model.check((32, 32, 3))

@@ -11,7 +11,6 @@ from tests import quick
 from tests.models import maps
 from tests.models.maps import convolve, random_variables, relu, shapes
 from vit_jax import models, trees
-from vit_jax.command import UserError
 from vit_jax.models.resnetv2 import ResNetV2, gaussian_dropout
 
 KEY = jax.random.key(4)
@@ -101,17 +100,3 @@ def test_training_draws_noise_in_the_head_and_moves_the_statistics():
     assert one.shape == (2, 5) and one.dtype == jnp.bfloat16 and not np.array_equal(one, other)
     before, after = variables["batch_stats"]["norm_head"]["mean"], changed["batch_stats"]["norm_head"]["mean"]
     assert after.dtype == jnp.float32 and np.abs(before - after).min() > 0
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"stage_sizes": (2, 0)}, r"stage_sizes=\(2, 0\) must be positive"),
-        ({"width": 0}, "width=0 is not positive"),
-        ({"head_widths": (5, 0)}, r"head_widths=\(5, 0\) must be positive widths"),
-        ({"gaussian_dropout": 1.0}, "gaussian_dropout=1.0 is not a probability below 1"),
-    ],
-)
-def test_check_explains(fields, message):
-    with pytest.raises(UserError, match=message):
-        ResNetV2(**{"stage_sizes": (1,), **fields}).check((32, 32, 3))

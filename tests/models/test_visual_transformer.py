@@ -12,7 +12,6 @@ from tests import quick
 from tests.models.maps import shapes
 from tests.models.random_params import random_params
 from vit_jax import flops, models, trees
-from vit_jax.command import UserError
 from vit_jax.models import visual_transformer as vt
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.visual_transformer import VisualTransformer
@@ -221,18 +220,3 @@ def test_maps_can_be_looked_at_and_differentiated():
     assert seen["projector2"]["projector"][0].shape == (2, 8, 12, 5)
     features = jax.eval_shape(partial(model.clone(num_classes=0).apply, train=False), variables, images)
     assert features.shape == (2, 16)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"modules": 0}, "modules=0 is not positive"),
-        ({"tokens": 0}, "tokens=0 is not positive"),
-        ({"key_width": 0}, "key_width=0 is not positive"),
-        ({"mlp_dim": 0}, "mlp_dim=0 is not positive"),
-        ({"stage_sizes": ()}, r"stage_sizes=\(\) must be positive"),
-    ],
-)
-def test_check_explains(fields, message):
-    with pytest.raises(UserError, match=message):
-        tiny(**fields).check((32, 32, 3))

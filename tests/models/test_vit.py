@@ -11,7 +11,6 @@ from flax import linen as nn
 from tests import quick
 from tests.models.random_params import random_params
 from vit_jax import trees
-from vit_jax.command import UserError
 from vit_jax.models import attention, head, layers, vit
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layers import MlpBlock
@@ -298,33 +297,6 @@ def test_stochastic_depth_drops_images_independently_in_each_layer(schedule):
     np.testing.assert_array_equal(trained[0], evaluated[0])  # layer 0 never drops
     added, expected = trained[1] - trained[0], (evaluated[1] - evaluated[0]) / 0.7
     np.testing.assert_allclose(added[~dropped[0]], expected[~dropped[0]], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"patch_size": (6,)}, r"patch_size=6 does not divide the image height 14; try 2 or 7"),
-        ({"patch_size": (7, 4)}, "patch_size=4 does not divide the image width 15; try 3 or 5, or set augment.resize"),
-        ({"patch_size": (1, 1, 1)}, "is not one or two positive numbers"),
-        ({"patch_size": (0,)}, "is not one or two positive numbers"),
-        ({"num_heads": 3}, "num_heads=3 does not divide model.width=8; choose a divisor, or set model.head_dim"),
-        ({"num_heads": 3, "head_dim": 5, "pooling": "map"}, "'map' needs num_heads=3 to divide width=8"),
-        ({"class_token": False}, "pooling='token' needs model.class_token=True; or choose pooling='gap'"),
-        ({"width": 7, "num_heads": 1, "pos_embed": "learned_2d"}, "'learned_2d' needs a width divisible by 2, not 7"),
-        ({"width": 6, "pos_embed": "sincos2d"}, "'sincos2d' needs a width divisible by 4, not 6"),
-        ({"depth": 0}, "model.depth=0 is not positive"),
-        ({"head_widths": (5, 0)}, r"head_widths=\(5, 0\) must be positive widths"),
-        ({"head_dim": -4}, "head_dim=-4 is negative; 0 means off"),
-        ({"registers": -1}, "registers=-1 is negative"),
-        ({"pre_logits": -1}, "pre_logits=-1 is negative"),
-        ({"head_dropout": 1.0}, "head_dropout=1.0 is not a probability below 1"),
-        ({"attention_dropout": -0.1}, "attention_dropout=-0.1 is not a probability"),
-        ({"stochastic_depth": 1.0}, "stochastic_depth=1.0 is not a probability below 1"),
-    ],
-)
-def test_check_explains(fields, message):
-    with pytest.raises(UserError, match=message):
-        tiny(**fields).check(SHAPE)
 
 
 def test_check_accepts_what_fits():
