@@ -11,11 +11,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
+from vit_jax.models import sizes
 from vit_jax.models.bit import ResidualStage, StdConv
 from vit_jax.models.layers import square
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import GROUPS
-from vit_jax.models.sizes import VITS
 from vit_jax.models.vit import ViT
 
 # Units of each stage, size of the ViT, side of a patch of the map; a name ends with the side of a patch in pixels.
@@ -30,12 +30,11 @@ HYBRIDS: dict[str, tuple[tuple[int, ...], str, int]] = {
 
 def table() -> dict[str, dict[str, Any]]:
     """The fields of each published hybrid: `R26+S32` is a ResNet-26 below a ViT of size S, patches of 32 pixels."""
-    rows = {}
-    for name, (stage_sizes, size, patch) in HYBRIDS.items():
-        width, depth, mlp_dim, heads, _ = VITS[size]
-        vit = {"patch_size": (patch,), "width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": heads}
-        rows[name] = {"stage_sizes": stage_sizes, **vit}
-    return rows
+    vits = sizes.vit_table()
+    return {
+        name: {**vits[f"{size}16"], "patch_size": (patch,), "stage_sizes": stage_sizes}
+        for name, (stage_sizes, size, patch) in HYBRIDS.items()
+    }
 
 
 def std_conv(features: int, size: int, stride: int, dtype: str, name: str) -> StdConv:

@@ -25,3 +25,14 @@ def with_patches(sizes: Mapping[str, tuple[Any, ...]], *fields: str) -> dict[str
         for size, (*row, patches) in sizes.items()
         for patch in patches
     }
+
+
+def vit_table() -> dict[str, dict[str, Any]]:
+    """The fields of each published size: `S16` is size S with 16-pixel patches."""
+    return with_patches(VITS, "width", "depth", "mlp_dim", "num_heads")
+
+
+def deit_table() -> dict[str, dict[str, Any]]:
+    """DeiT (Touvron et al. 2021, arXiv:2012.12877): sizes of table 1 with the token of s. 3; "": of any size."""
+    sizes = vit_table() | {"": {}}
+    return {name: {**sizes[name], "distillation_token": True} for name in ("", "Ti16", "S16", "B16")}

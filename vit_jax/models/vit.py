@@ -19,17 +19,11 @@ from vit_jax.models.naming import Naming
 from vit_jax.models.pooling import Pooling, pool
 from vit_jax.models.positions import IN_LOGITS, AddPositions, PosEmbed
 from vit_jax.models.sequence import prepend, select_patches
-from vit_jax.models.sizes import VITS, with_patches
 from vit_jax.models.stack import Layer, Remat, apply_blocks, tokens_read
 from vit_jax.ops.dropout import drop_path, dropout
 from vit_jax.ops.fused_attention import Kernel
 
 DepthSchedule = Literal["linear", "uniform"]
-
-
-def table() -> dict[str, dict[str, Any]]:
-    """The fields of each published size: `S16` is size S with 16-pixel patches."""
-    return with_patches(VITS, "width", "depth", "mlp_dim", "num_heads")
 
 
 class EncoderBlock(nn.Module):
