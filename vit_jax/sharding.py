@@ -4,11 +4,10 @@ Models know nothing of this. Axes: `data` splits the batch, `fsdp` splits the ba
 Rajbhandari et al. 2020, arXiv:1910.02054), `tensor` splits heads and MLP width (Megatron, arXiv:1909.08053).
 """
 
-import contextlib
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,19 +85,13 @@ def on_mesh(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`fn`, traced so that `split_batch` in it means this mesh."""
 
     def traced(*args: Any) -> Any:
-        with _activations_on(mesh):
+        token = _activations.set(mesh)
+        try:
             return fn(*args)
+        finally:
+            _activations.reset(token)
 
     return traced
-
-
-@contextlib.contextmanager
-def _activations_on(mesh: Mesh) -> Iterator[None]:
-    token = _activations.set(mesh)
-    try:
-        yield
-    finally:
-        _activations.reset(token)
 
 
 def split_batch(x: jax.Array) -> jax.Array:

@@ -147,9 +147,14 @@ def test_what_a_policy_uncovers_has_the_mean_colour(monkeypatch):
     np.testing.assert_allclose(view, jnp.zeros((5, 17, 19, 3)), atol=1e-6)
 
 
-def test_jit_equals_eager():
-    """Of few operations: run alone, each is compiled by itself."""
-    settings = dataclasses.replace(PLAIN, crop_padding=2, flip=0.5, cutout=4)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(dataclasses.replace(PLAIN, crop_padding=2, flip=0.5, cutout=4), id="few operations"),
+        pytest.param(EVERYTHING, marks=pytest.mark.slow, id="all"),  # run alone, each operation is compiled by itself
+    ],
+)
+def test_jit_equals_eager(settings):
     eager = augment.train_view(settings, pictures(), keys(5))
     np.testing.assert_allclose(quick.jit(partial(augment.train_view, settings))(pictures(), keys(5)), eager, atol=1e-5)
 

@@ -18,9 +18,9 @@ def random_variables(model: nn.Module, images) -> dict:
     """Parameters and batch statistics, none of them 0 or 1."""
     rng = np.random.default_rng(17)
     statistics = jax.tree.map(
-        lambda leaf: rng.uniform(0.3, 1.7, leaf.shape).astype(np.float32), shapes(model, images)["batch_stats"]
+        lambda leaf: rng.uniform(0.3, 1.7, leaf.shape).astype(np.float32), shapes(model, images).get("batch_stats", {})
     )
-    return {"params": random_params(model, images, train=False), "batch_stats": statistics}
+    return {"params": random_params(model, images, train=False)} | ({"batch_stats": statistics} if statistics else {})
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, stride: int, pad: tuple[int, int]) -> np.ndarray:

@@ -12,11 +12,12 @@ from tests import quick
 from tests.models.golden import count
 from tests.models.random_params import random_params
 from vit_jax import models, trees
-from vit_jax.command import UserError
 from vit_jax.models import attention, layers, vit
 from vit_jax.models.attention import MultiHeadDotProductAttention
-from vit_jax.models.compact import Compact, ConvTokenizer, SequencePooling, sincos1d
+from vit_jax.models.compact import Compact, ConvTokenizer
 from vit_jax.models.layers import MlpBlock
+from vit_jax.models.pooling import SequencePooling
+from vit_jax.models.positions import sincos1d
 from vit_jax.models.vit import EncoderBlock
 
 KEY = jax.random.key(0)
@@ -216,7 +217,7 @@ def test_each_rate_reaches_its_place(monkeypatch):
     model, seen = tiny(depth=1, num_classes=13, **rates), []
     variables = {"params": random_params(model, IMAGES, train=False)}
 
-    def spy(x, rate, rng, *, train, tokens=0):
+    def spy(x, rate, rng, *, train, num_tokens=0):
         seen.append((rate, x.shape))
         return x
 
@@ -235,23 +236,3 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(pos_embed):
     logits, sown = jax.eval_shape(partial(model.apply, train=False, mutable="intermediates"), variables, IMAGES)
     assert (logits.shape, logits.dtype) == ((5, 13), jnp.float32)
     assert sown["intermediates"]["Transformer"]["encoderblock_0"]["tokens"][0].dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"convolutions": 0}, r"patch_size=\(\) and model.convolutions=0 exclude each other; set patch_size=\(4,\)"),
-        ({"patch_size": (7,)}, r"patch_size=\(7,\) and model.convolutions=1 exclude each other"),
-        ({"convolutions": 0, "patch_size": (4,)}, "patch_size=4 does not divide the image height 7; try 1 or 7"),
-        ({"kernel_size": 4}, "kernel_size=4 is not a positive odd number"),
-        ({"kernel_size": -1}, "kernel_size=-1 is not a positive odd number"),
-        ({"stride": 0}, "model.stride=0 is not positive"),
-        ({"num_heads": 3}, "num_heads=3 does not divide model.width=8; choose a divisor"),
-        ({"attention_dropout": 1.0}, "attention_dropout=1.0 is not a probability below 1"),
-        ({"stochastic_depth": 1.5}, "stochastic_depth=1.5 is not a probability below 1"),
-    ],
-)
-def test_check_explains(fields, message):
-    tiny().check(SHAPE)
-    with pytest.raises(UserError, match=message):
-        tiny(**fields).check(SHAPE)

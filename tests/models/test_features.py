@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from tests import quick
+from tests.models.maps import random_variables
 from tests.models.random_params import random_params
 from tests.models.small import SMALL, small
 from vit_jax.command import UserError
@@ -76,11 +77,12 @@ def test_the_patches_kept_are_all_that_is_computed_and_have_their_positions(pos_
     """A block that adds nothing leaves patch plus position; other patches of the image then change nothing."""
     model = small("vit", pos_embed=pos_embed)
     variables, keep = variables_of(model), jnp.asarray([[5, 0], [23, 7], [1, 2]])
-    found = features(model, variables, keep=keep)
+    kept = quick.jit(partial(model.apply, train=False, method="features"))
+    found = kept(variables, IMAGES, keep=keep)
     assert found.prefix.shape == (3, 4, 32) and found.patches.shape == (3, 2, 32) and found.grid == (4, 6)
     visible = jnp.zeros((3, 24)).at[jnp.arange(3)[:, None], keep].set(1).reshape(3, 4, 1, 6, 1, 1)
     hidden = (IMAGES.reshape(3, 4, 8, 6, 8, 3) * visible).reshape(IMAGES.shape)
-    same = quick.jit(partial(model.apply, train=False, method="features"))(variables, hidden, keep=keep)
+    same = kept(variables, hidden, keep=keep)
     np.testing.assert_allclose(same.patches, found.patches, rtol=1e-4, atol=1e-5)
 
     encoder = variables["params"]["Transformer"]
@@ -90,7 +92,7 @@ def test_the_patches_kept_are_all_that_is_computed_and_have_their_positions(pos_
             block[silent[0]][silent[1]] = jax.tree.map(jnp.zeros_like, block[silent[0]][silent[1]])
     silent = features(model, variables)
     expected = jnp.take_along_axis(silent.patches, keep[..., None], axis=1)
-    np.testing.assert_allclose(features(model, variables, keep=keep).patches, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(kept(variables, IMAGES, keep=keep).patches, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pos_embed", ["relative", "relative_bias"])
@@ -114,9 +116,7 @@ def test_the_head_reads_them():
         ("visual_transformer", lambda f: f.prefix.mean(1)),
     ):
         model = small(family, **({"dense_widths": ()} if family == "cnn" else {}))
-        variables = quick.jit(partial(model.init, train=False))(KEY, IMAGES)
-        variables = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
-        variables["params"] |= {"head": random_params(model, IMAGES, train=False)["head"]}
+        variables = jax.tree.map(jnp.asarray, random_variables(model, IMAGES))
         head = variables["params"]["head"]
         logits = quick.jit(partial(model.apply, train=False))(variables, IMAGES)
         expected = pooled(features(model, variables)) @ head["kernel"] + head["bias"][None]

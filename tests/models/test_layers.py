@@ -13,16 +13,9 @@ from tests import quick
 from tests.models.random_params import random_params
 from vit_jax.command import UserError
 from vit_jax.models.attention import MultiHeadDotProductAttention
-from vit_jax.models.layers import (
-    AddPositions,
-    LayerScale,
-    MAPHead,
-    MlpBlock,
-    PatchEmbedding,
-    activate,
-    sincos2d,
-    square,
-)
+from vit_jax.models.layers import LayerScale, MlpBlock, PatchEmbedding, activate, square
+from vit_jax.models.pooling import MAPHead
+from vit_jax.models.positions import AddPositions, sincos2d
 from vit_jax.ops.dropout import drop_path, dropout
 
 KEY = jax.random.key(0)

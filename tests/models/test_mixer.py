@@ -5,14 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy.special import erf
 
 from tests import quick
-from tests.models.golden import count
 from tests.models.random_params import random_params
-from vit_jax import models, trees
-from vit_jax.command import UserError
+from vit_jax import trees
 from vit_jax.models import layers
 from vit_jax.models.mixer import Mixer
 
@@ -20,29 +17,10 @@ KEY = jax.random.key(0)
 SHAPE = (14, 15, 3)  # with 7x5 patches 6 tokens
 IMAGES = jnp.asarray(np.random.default_rng(5).normal(size=(5, *SHAPE)), jnp.float32)
 TINY = {"patch_size": (7, 5), "width": 8, "depth": 2, "token_mlp_dim": 11, "channel_mlp_dim": 17}
-# For 224-pixel images and 1000 classes; without the head, table 1's 19, 18, 60, 59, 206, 207 and 431 M.
-PARAMETERS = {
-    "mixer/S32": 19_104_624,
-    "mixer/S16": 18_528_264,
-    "mixer/B32": 60_293_428,
-    "mixer/B16": 59_880_472,
-    "mixer/L32": 206_939_264,
-    "mixer/L16": 208_196_168,
-    "mixer/H14": 432_350_952,
-}
 
 
 def tiny(**fields) -> Mixer:
     return Mixer(**{**TINY, **fields})
-
-
-def test_every_model_has_a_golden_count():
-    assert models.names("mixer/*") == list(PARAMETERS)
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_golden_count(name):
-    assert count(name, 224, 1000) == PARAMETERS[name]
 
 
 def test_the_heads_bias_starts_at_its_value():
@@ -142,8 +120,8 @@ def test_dropout_follows_both_layers_of_both_mlps(monkeypatch):
     model, seen = tiny(dropout=0.1, depth=1), []
     variables = {"params": random_params(model, IMAGES, train=False)}
 
-    def spy(x, rate, rng, *, train, tokens):
-        assert not tokens
+    def spy(x, rate, rng, *, train, num_tokens):
+        assert not num_tokens
         seen.append((rate, x.shape, train))
         return x
 
@@ -192,20 +170,3 @@ def test_recomputing_changes_no_gradient():
     for each in (dots, full):
         found = each.lower().compile()(params)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"patch_size": (6,)}, r"patch_size=6 does not divide the image height 14; try 2 or 7"),
-        ({"patch_size": ()}, "is not one or two positive numbers"),
-        ({"depth": 0}, "model.depth=0 is not positive"),
-        ({"token_mlp_dim": -1}, "model.token_mlp_dim=-1 is not positive"),
-        ({"dropout": 1.0}, "dropout=1.0 is not a probability below 1"),
-        ({"stochastic_depth": -0.1}, "stochastic_depth=-0.1 is not a probability below 1"),
-    ],
-)
-def test_check_explains(fields, message):
-    tiny().check(SHAPE)
-    with pytest.raises(UserError, match=message):
-        tiny(**fields).check(SHAPE)

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from tests import quick
 from tests.models.maps import shapes
 from tests.models.random_params import random_params
 from vit_jax import flops, models, trees
-from vit_jax.command import UserError
 from vit_jax.models import visual_transformer as vt
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.visual_transformer import VisualTransformer
@@ -82,7 +82,7 @@ def run(module, *args, **kwargs):
     """Parameters, output, and what was sown."""
     params = random_params(module, *args, **kwargs)
     apply = partial(module.apply, mutable="intermediates", **kwargs)
-    output, seen = jax.jit(apply)({"params": params}, *args)
+    output, seen = quick.jit(apply)({"params": params}, *args)
     return params, output, seen["intermediates"]
 
 
@@ -128,7 +128,7 @@ def test_stochastic_depth_drops_the_transformers_branches():
     module = vt.TokenTransformer(E, 11, "float32")
     tokens = np.broadcast_to(TOKENS[:1], (29, L, C))
     params = random_params(module, tokens, KEY, drop_rate=0.0, train=False)
-    output = jax.jit(partial(module.apply, drop_rate=0.5, train=True))({"params": params}, tokens, KEY)
+    output = quick.jit(partial(module.apply, drop_rate=0.5, train=True))({"params": params}, tokens, KEY)
     kinds = {np.round(image, 3).tobytes() for image in np.asarray(output)}
     assert len(kinds) == 4  # each of two branches kept or dropped
     assert any(np.array_equal(image, TOKENS[0]) for image in output)
@@ -142,14 +142,14 @@ def test_modules_follow_one_another():
     variables = shapes(model, images)
     statistics = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), variables["batch_stats"])
     p = random_params(model, images, train=False)
-    apply = jax.jit(partial(model.apply, train=False, mutable="intermediates"))
+    apply = quick.jit(partial(model.apply, train=False, mutable="intermediates"))
     logits, _ = apply({"params": p, "batch_stats": statistics}, images)
 
     trunk = ResNet(**{field: TINY[field] for field in ("stage_sizes", "bottleneck", "width", "stem")})
     names = [name for name in p if name.startswith(("conv", "norm_root", "stage"))]
     trunk_variables = {"params": {name: p[name] for name in names}, "batch_stats": statistics}
 
-    look = jax.jit(partial(trunk.apply, train=False, capture_intermediates=True, mutable="intermediates"))
+    look = quick.jit(partial(trunk.apply, train=False, capture_intermediates=True, mutable="intermediates"))
     x = look(trunk_variables, images)[1]["intermediates"]["stage3_block1"]["__call__"][0]
     for i in (1, 2, 3):
         if i == 1:
@@ -176,10 +176,10 @@ def test_it_trains_on_32_pixels_and_every_parameter_takes_part():
     model.check((32, 32, 3))
     labels = jnp.arange(10) % 5
     images = RNG.normal(size=(10, 32, 32, 3)) + RNG.normal(size=(5, 1, 1, 3))[labels] * 2
-    variables = jax.jit(partial(model.init, train=False))(KEY, images[:1].astype(np.float32))
+    variables = quick.jit(partial(model.init, train=False))(KEY, images[:1].astype(np.float32))
     tx = optax.adam(0.01)
 
-    @jax.jit
+    @quick.jit
     def step(params, batch_stats, opt_state, key):
         def loss_fn(params):
             variables = {"params": params, "batch_stats": batch_stats}
@@ -220,18 +220,3 @@ def test_maps_can_be_looked_at_and_differentiated():
     assert seen["projector2"]["projector"][0].shape == (2, 8, 12, 5)
     features = jax.eval_shape(partial(model.clone(num_classes=0).apply, train=False), variables, images)
     assert features.shape == (2, 16)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"modules": 0}, "modules=0 is not positive"),
-        ({"tokens": 0}, "tokens=0 is not positive"),
-        ({"key_width": 0}, "key_width=0 is not positive"),
-        ({"mlp_dim": 0}, "mlp_dim=0 is not positive"),
-        ({"stage_sizes": ()}, r"stage_sizes=\(\) must be positive"),
-    ],
-)
-def test_check_explains(fields, message):
-    with pytest.raises(UserError, match=message):
-        tiny(**fields).check((32, 32, 3))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
+from tests import quick
 from vit_jax.ops.attend import attend, softmax
 
 N, A, M, E = 2, 3, 11, 5
@@ -22,7 +23,7 @@ def test_the_values_means_and_their_derivatives():
     def loss(fn, logits, values):
         return jnp.sin(fn(logits, values)).sum()
 
-    gradients = [jax.value_and_grad(partial(loss, fn), (0, 1))(logits, values) for fn in (attend, plain)]
+    gradients = [quick.jit(jax.value_and_grad(partial(loss, fn), (0, 1)))(logits, values) for fn in (attend, plain)]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *gradients)
     small = logits[:1, :1, :2, :3], values[:1, :1, :3, :2]
     check_grads(lambda *given: attend(*map(jnp.asarray, given)), small, order=2, rtol=1e-2, atol=1e-2)

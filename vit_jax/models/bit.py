@@ -4,6 +4,7 @@ Group norm, and convolutions whose kernels are standardised (Qiao et al. 2019, a
 independent of the rest of its batch. Modules are named as in the authors' JAX code, `block1/unit01/conv1` ...
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 from vit_jax.command import UserError
 from vit_jax.models.checks import check_positive
 from vit_jax.models.features import Features, MapBackbone, of_map
+from vit_jax.models.head import linear_head
 from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import GROUPS, check_stages
@@ -101,18 +103,19 @@ class ResidualUnit(nn.Module):
 
 
 class ResidualStage(nn.Module):
-    """Units `unit01`, `unit02` ..., the first of which strides."""
+    """Units of one class, the first of which strides; they are numbered from 1."""
 
+    unit: Callable[..., nn.Module]
     units: int
     channels: int
     stride: int
     dtype: str
+    naming: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         for i in range(self.units):
-            stride = 1 if i else self.stride
-            x = ResidualUnit(self.channels, stride, self.dtype, name=f"unit{i + 1:02}")(x)
+            x = self.unit(self.channels, 1 if i else self.stride, self.dtype, name=self.naming.format(i + 1))(x)
         return x
 
 
@@ -143,13 +146,10 @@ class BiT(MapBackbone):
     ) -> Float[Array, "n k"] | Features:
         x = RootBlock(self.width, self.zero_padded_pool, self.dtype, name="root_block")(images)
         for i, units in enumerate(self.stage_sizes):
-            stage = ResidualStage(units, self.width * 2**i, 2 if i else 1, self.dtype, name=f"block{i + 1}")
-            x = stage(x)
+            channels, stride = self.width * 2**i, 2 if i else 1
+            x = ResidualStage(ResidualUnit, units, channels, stride, self.dtype, "unit{:02}", name=f"block{i + 1}")(x)
         x = nn.relu(group_norm(self.dtype, "norm-pre-head")(x))
         if return_features:
             return of_map(x)
         x = x.mean(axis=(1, 2))
-        if not self.num_classes:
-            return x
-        zeros = nn.initializers.zeros
-        return nn.Dense(self.num_classes, kernel_init=zeros, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        return linear_head(x, self.num_classes, kernel_init=nn.initializers.zeros, dtype=self.dtype)

@@ -3,13 +3,13 @@
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
 from vit_jax.models.checks import check_rates, check_widths
 from vit_jax.models.features import Features, MapBackbone, of_map
+from vit_jax.models.head import linear_head
 from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.ops.convolution import conv_general_dilated
@@ -81,6 +81,4 @@ class CNN(MapBackbone):
         for i, width in enumerate(self.dense_widths):
             x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x))
             x = dropout(x, self.dropout, jax.random.fold_in(rng, i), train=train)
-        if not self.num_classes:
-            return x
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        return linear_head(x, self.num_classes, dtype=self.dtype)

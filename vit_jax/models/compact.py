@@ -1,20 +1,21 @@
 """Compact Transformers for small data sets (Hassani et al. 2021, arXiv:2104.05704): ViT-Lite, CVT and CCT."""
 
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vit_jax.command import UserError
-from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.checks import check_patches, check_positive, check_rates
-from vit_jax.models.features import Features
-from vit_jax.models.layers import Activation, Dtype, MlpBlock, PatchEmbedding, Remat, square
+from vit_jax.models.features import Features, TokenBackbone
+from vit_jax.models.head import linear_head
+from vit_jax.models.layers import Activation, Dtype, PatchEmbedding, square
 from vit_jax.models.naming import Naming
-from vit_jax.models.vit import Encoder, EncoderBlock, ViT, tokens_read
+from vit_jax.models.pooling import SequencePooling
+from vit_jax.models.sequence import prepend
+from vit_jax.models.stack import Remat, tokens_read
+from vit_jax.models.vit import ViT, make_encoder
 from vit_jax.ops.convolution import conv_general_dilated
 from vit_jax.ops.fused_attention import Kernel
 
@@ -56,13 +57,6 @@ def _size(depth: int) -> dict[str, Any]:
     return {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
 
 
-def sincos1d(length: int, width: int) -> Float[Array, "l d"]:
-    """Fixed positions, sine and cosine in turn (Vaswani et al. 2017, arXiv:1706.03762, s. 3.5)."""
-    channel = jnp.arange(width)
-    angle = jnp.arange(length)[:, None] / 10_000.0 ** (channel // 2 * 2 / width)[None]
-    return jnp.where(channel[None] % 2 == 0, jnp.sin(angle), jnp.cos(angle))
-
-
 class ConvTokenizer(nn.Module):
     """Convolutions without bias, each followed by ReLU and 3x3 max-pooling with stride 2."""
 
@@ -92,20 +86,7 @@ class ConvTokenizer(nn.Module):
         return x
 
 
-class SequencePooling(nn.Module):
-    """The tokens' mean, weighted by a softmax over a learned linear score of each."""
-
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n l d"]) -> Float[Array, "n d"]:
-        normal = nn.initializers.truncated_normal(stddev=0.02)
-        score = nn.Dense(1, kernel_init=normal, dtype=self.dtype, name="score")(x)[..., 0]
-        weight = nn.softmax(score.astype(jnp.float32)).astype(x.dtype)
-        return jnp.einsum("nl,nld->nd", weight, x)
-
-
-class Compact(nn.Module):
+class Compact(TokenBackbone):
     """A Compact Transformer: images [n H W c] to logits [n k]; its fields are the config group `model`.
 
     Tokens come from patches, or from convolutions with max-pooling (CCT); a class token (ViT-Lite) or a weighted mean
@@ -149,6 +130,12 @@ class Compact(nn.Module):
     # Recompute in the backward pass: all but matrix products (dots), everything (full), as much as memory asks (auto).
     remat: Remat = "none"
 
+    # The other options of a ViT's encoder are off.
+    head_dim = registers = 0
+    qk_norm = mlp_output_activation = norm_after_pooling = False
+    layer_scale = 0.0
+    stochastic_depth_schedule = "linear"
+
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `UserError` if the fields do not fit each other or images of this shape (height, width, channels)."""
         check_positive(self, "width", "depth", "mlp_dim", "num_heads", "stride", "channels")
@@ -181,68 +168,18 @@ class Compact(nn.Module):
         n, h, w, d = x.shape
         x = x.reshape(n, h * w, d)
         if self.pooling == "token":
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, d)).astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, d)), x], axis=1)
-        if self.pos_embed == "sincos1d":
-            x = x + sincos1d(x.shape[1], d)[None].astype(x.dtype)
+            x = prepend([self.param("cls", nn.initializers.zeros, (1, 1, d))], x)
         first = 1 if self.pooling == "token" else 0
-        queries = 0 if return_features else tokens_read(self, first)
-        x = self._encoder((h, w), queries)(x, rng, train=train, keep=keep)
+        read = 0 if return_features else tokens_read(self, first)
+        x = make_encoder(self, (h, w), read, residual_norm=True)(x, rng, train=train, keep=keep)
         if return_features:
             return Features(x[:, :first], x[:, first:], (h, w))
         x = x[:, 0] if self.pooling == "token" else SequencePooling(self.dtype, name="pool")(x)
-        if not self.num_classes:
-            return x
         normal = nn.initializers.truncated_normal(stddev=0.02)
-        head = nn.Dense(self.num_classes, kernel_init=normal, dtype=self.dtype, name="head")
-        return head(x).astype(jnp.float32)
-
-    def features(
-        self, images: Float[Array, "n H W c"], *, train: bool, keep: Int[Array, "n k"] | None = None
-    ) -> Features:
-        """The encoder's tokens; of the patches only those that `keep` names are computed, all without it."""
-        found = self(images, train=train, keep=keep, return_features=True)
-        assert isinstance(found, Features)
-        return found
+        return linear_head(x, self.num_classes, kernel_init=normal, dtype=self.dtype)
 
     def _tokenizer(self) -> nn.Module:
         if self.patch_size:
             return PatchEmbedding(square(self.patch_size), self.width, dtype=self.dtype, name="embedding")
-        return ConvTokenizer(
-            self.width,
-            self.convolutions,
-            self.kernel_size,
-            self.stride,
-            self.channels,
-            dtype=self.dtype,
-            name="tokenizer",
-        )
-
-    def _encoder(self, grid: tuple[int, int], queries: int) -> Encoder:
-        norm = partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
-        attention = partial(
-            MultiHeadDotProductAttention,
-            self.num_heads,
-            self.width // self.num_heads,
-            qkv_bias=self.qkv_bias,
-            dropout=self.attention_dropout,
-            kernel=self.attention,
-            dtype=self.dtype,
-        )
-        mlp = partial(MlpBlock, self.mlp_dim, self.activation, dropout=self.dropout, dtype=self.dtype)
-        block = partial(
-            EncoderBlock, attention, mlp, norm, self.projection_dropout, self.stochastic_depth, residual_norm=True
-        )
-        return Encoder(
-            block,
-            norm,
-            self.depth,
-            "none" if self.pos_embed == "sincos1d" else self.pos_embed,  # already added
-            grid,
-            embedding_dropout=self.embedding_dropout,
-            stochastic_depth=self.stochastic_depth,
-            scan=self.scan,
-            remat=self.remat,
-            queries=queries,
-            name="Transformer",
-        )
+        sizes = self.width, self.convolutions, self.kernel_size, self.stride, self.channels
+        return ConvTokenizer(*sizes, dtype=self.dtype, name="tokenizer")

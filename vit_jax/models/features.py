@@ -1,10 +1,9 @@
 """What every model gives beside logits: one vector for each place of the image."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vit_jax.command import UserError
 from vit_jax.trees import PyTree
@@ -24,10 +23,23 @@ def of_map(x: Float[Array, "n h w d"]) -> Features:
     return Features(jnp.zeros((n, 0, d), x.dtype), x.reshape(n, h * w, d), (h, w))
 
 
+class TokenBackbone(nn.Module):
+    """A model that computes one token for each patch."""
+
+    def features(
+        self, images: Float[Array, "n H W c"], *, train: bool, keep: Int[Array, "n k"] | None = None
+    ) -> Features:
+        """The encoder's tokens; of the patches only those that `keep` names are computed, all without it.
+
+        They are normalised unless `norm_after_pooling`. With positions in the logits, `keep` raises `UserError`.
+        """
+        return self(images, train=train, keep=keep, return_features=True)
+
+
 class MapBackbone(nn.Module):
     """A model that computes every place of an image."""
 
-    def features(self, images: Float[Array, "n H W c"], *, train: bool, keep: jax.Array | None = None) -> Features:
+    def features(self, images: Float[Array, "n H W c"], *, train: bool, keep: Array | None = None) -> Features:
         """The last map; no part of it can be left out by `keep`."""
         if keep is not None:
             raise UserError(f"{type(self).__name__} computes all places of an image; keep= needs a ViT")

@@ -11,11 +11,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.command import UserError
-from vit_jax.models.bit import StdConv
+from vit_jax.models import sizes
+from vit_jax.models.bit import ResidualStage, StdConv
+from vit_jax.models.layers import square
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import GROUPS
-from vit_jax.models.vit import SIZES as VITS
-from vit_jax.models.vit import ViT, square
+from vit_jax.models.vit import ViT
 
 # Units of each stage, size of the ViT, side of a patch of the map; a name ends with the side of a patch in pixels.
 # Steiner et al. 2022, arXiv:2106.10270, table 2; R50+B16: Dosovitskiy et al. 2021, s. 4.1.
@@ -29,12 +30,11 @@ HYBRIDS: dict[str, tuple[tuple[int, ...], str, int]] = {
 
 def table() -> dict[str, dict[str, Any]]:
     """The fields of each published hybrid: `R26+S32` is a ResNet-26 below a ViT of size S, patches of 32 pixels."""
-    rows = {}
-    for name, (stage_sizes, size, patch) in HYBRIDS.items():
-        width, depth, mlp_dim, heads, _ = VITS[size]
-        vit = {"patch_size": (patch,), "width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": heads}
-        rows[name] = {"stage_sizes": stage_sizes, **vit}
-    return rows
+    vits = sizes.vit_table()
+    return {
+        name: {**vits[f"{size}16"], "patch_size": (patch,), "stage_sizes": stage_sizes}
+        for name, (stage_sizes, size, patch) in HYBRIDS.items()
+    }
 
 
 def std_conv(features: int, size: int, stride: int, dtype: str, name: str) -> StdConv:
@@ -61,21 +61,6 @@ class ResidualUnit(nn.Module):
             x = std_conv(4 * c, 1, self.stride, self.dtype, "conv_proj")(x)
             x = nn.GroupNorm(GROUPS, dtype=self.dtype, name="gn_proj")(x)
         return nn.relu(x + y)
-
-
-class ResidualStage(nn.Module):
-    """Units `unit1`, `unit2` ..., the first of which strides."""
-
-    units: int
-    channels: int
-    stride: int
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        for i in range(self.units):
-            x = ResidualUnit(self.channels, 1 if i else self.stride, self.dtype, name=f"unit{i + 1}")(x)
-        return x
 
 
 class Hybrid(ViT):
@@ -126,7 +111,7 @@ class Hybrid(ViT):
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         for i, units in enumerate(self.stage_sizes):
             channels, stride = self.resnet_width * 2**i, 2 if i else 1
-            x = ResidualStage(units, channels, stride, self.dtype, name=f"block{i + 1}")(x)
+            x = ResidualStage(ResidualUnit, units, channels, stride, self.dtype, "unit{}", name=f"block{i + 1}")(x)
         return super().embed(x)
 
     def _map(self, image_shape: tuple[int, ...]) -> tuple[int, int]:

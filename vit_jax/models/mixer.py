@@ -1,5 +1,6 @@
 """MLP-Mixer (Tolstikhin et al. 2021, arXiv:2105.01601): MLPs across patches and channels, not attention."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -9,8 +10,11 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.checks import check_patches, check_positive, check_rates
 from vit_jax.models.features import Features, MapBackbone, of_map
-from vit_jax.models.layers import Activation, Dtype, MlpBlock, PatchEmbedding, Remat, square
+from vit_jax.models.head import linear_head, new_head
+from vit_jax.models.layers import Activation, Dtype, MlpBlock, PatchEmbedding, square
 from vit_jax.models.naming import Naming
+from vit_jax.models.sizes import with_patches
+from vit_jax.models.stack import Remat
 from vit_jax.ops.dropout import drop_path
 from vit_jax.ops.remat import recompute
 
@@ -25,17 +29,7 @@ SIZES: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
 
 def table() -> dict[str, dict[str, Any]]:
     """The fields of each published size: `B16` is size B with 16-pixel patches."""
-    return {
-        f"{size}{patch}": {
-            "patch_size": (patch,),
-            "width": width,
-            "depth": depth,
-            "token_mlp_dim": token_mlp_dim,
-            "channel_mlp_dim": channel_mlp_dim,
-        }
-        for size, (width, depth, token_mlp_dim, channel_mlp_dim, patches) in SIZES.items()
-        for patch in patches
-    }
+    return with_patches(SIZES, "width", "depth", "token_mlp_dim", "channel_mlp_dim")
 
 
 class MixerBlock(nn.Module):
@@ -53,27 +47,25 @@ class MixerBlock(nn.Module):
     def __call__(self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n l d"]:
         rngs = jax.random.split(rng, 4)
 
-        def mlp(width: int, name: str) -> MlpBlock:
-            return MlpBlock(
-                width,
-                activation=self.activation,
-                dropout=self.dropout,
-                dtype=self.dtype,
-                kernel_init=nn.initializers.lecun_normal(),  # as the authors, unlike in a ViT
-                bias_init=nn.initializers.zeros,
-                name=name,
-            )
+        mlp = partial(
+            MlpBlock,
+            activation=self.activation,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.lecun_normal(),  # as the authors, unlike in a ViT
+            bias_init=nn.initializers.zeros,
+        )
 
         def residual(y: Float[Array, "n l d"], rng: Key[Array, ""]) -> Float[Array, "n l d"]:
             return drop_path(y, jnp.float32(self.stochastic_depth), rng) if train and self.stochastic_depth else y
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="LayerNorm_0")(x)
         y = jnp.swapaxes(y, 1, 2)  # n d l
-        y = mlp(self.token_mlp_dim, "token_mixing")(y, rngs[0], train=train)
+        y = mlp(self.token_mlp_dim, name="token_mixing")(y, rngs[0], train=train)
         x = x + residual(jnp.swapaxes(y, 1, 2), rngs[1])
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="LayerNorm_1")(x)
-        y = mlp(self.channel_mlp_dim, "channel_mixing")(y, rngs[2], train=train)
+        y = mlp(self.channel_mlp_dim, name="channel_mixing")(y, rngs[2], train=train)
         x = x + residual(y, rngs[3])
         self.sow("intermediates", "tokens", x)
         return self.perturb("tokens", x)
@@ -126,27 +118,20 @@ class Mixer(MapBackbone):
 
         layer = recompute(layer, self.remat)
         for i in range(self.depth):
-            x = layer(self._block(i), x, jax.random.fold_in(rng, i))
+            block = MixerBlock(
+                self.token_mlp_dim,
+                self.channel_mlp_dim,
+                self.activation,
+                self.norm_epsilon,
+                self.dropout,
+                self.stochastic_depth * i / max(self.depth - 1, 1),
+                self.dtype,
+                name=f"MixerBlock_{i}",
+            )
+            x = layer(block, x, jax.random.fold_in(rng, i))
 
         x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="pre_head_layer_norm")(x)
         if return_features:
             return of_map(x.reshape(n, h, w, d))
-        x = x.mean(axis=1)
-        if not self.num_classes:
-            return x
-        kernel_init = nn.initializers.zeros if self.zero_head else nn.initializers.xavier_uniform()
-        bias_init = nn.initializers.constant(self.head_bias)
-        head = nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype, name="head")
-        return head(x).astype(jnp.float32)
-
-    def _block(self, i: int) -> MixerBlock:
-        return MixerBlock(
-            self.token_mlp_dim,
-            self.channel_mlp_dim,
-            self.activation,
-            self.norm_epsilon,
-            self.dropout,
-            self.stochastic_depth * i / max(self.depth - 1, 1),
-            self.dtype,
-            name=f"MixerBlock_{i}",
-        )
+        options = new_head(zero=self.zero_head, bias=self.head_bias)
+        return linear_head(x.mean(axis=1), self.num_classes, dtype=self.dtype, **options)

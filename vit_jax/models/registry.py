@@ -13,7 +13,7 @@ from typing import Any
 from flax import linen as nn
 
 from vit_jax.command import UserError
-from vit_jax.models import bit, cnn, compact, deit, hybrid, mixer, resnet, resnetv2, visual_transformer, vit
+from vit_jax.models import bit, cnn, compact, hybrid, mixer, resnet, resnetv2, sizes, visual_transformer, vit
 from vit_jax.names import claim
 
 Table = Mapping[str, Mapping[str, Any]]  # variant -> fields; the variant "" holds what all of the family have
@@ -49,8 +49,8 @@ def register(family: str, module: type[nn.Module], table: Table | None = None) -
     FAMILIES[family] = module, table or {}
 
 
-register("vit", vit.ViT, vit.table())
-register("deit", vit.ViT, deit.table())
+register("vit", vit.ViT, sizes.vit_table())
+register("deit", vit.ViT, sizes.deit_table())
 register("compact", compact.Compact, compact.table())
 register("mixer", mixer.Mixer, mixer.table())
 register("hybrid", hybrid.Hybrid, hybrid.table())

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.command import UserError
 from vit_jax.models.checks import check_positive, check_rates
 from vit_jax.models.features import Features, MapBackbone, of_map
+from vit_jax.models.head import linear_head
 from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.ops.convolution import conv_general_dilated
@@ -145,9 +146,7 @@ class ResNet(MapBackbone):
             return self.last_features(x, summary_rng, train=train)
         x = self.summarise(x, summary_rng, train=train)
         x = dropout(x, self.dropout, head_rng, train=train)
-        if not self.num_classes:
-            return x
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        return linear_head(x, self.num_classes, dtype=self.dtype)
 
     def _trunk(self, x: Float[Array, "n H W c"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n h w c2"]:
         """Stem and stages."""

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.models.checks import check_positive, check_rates, check_widths
 from vit_jax.models.features import Features, MapBackbone, of_map
+from vit_jax.models.head import linear_head
 from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import Layer, check_stages
@@ -92,13 +93,11 @@ class ResNetV2(MapBackbone):
         if return_features:
             return of_map(x)
         x = x.reshape(x.shape[0], -1) if self.pooling == "flatten" else x.mean(axis=(1, 2))
-        dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        options: dict[str, Any] = {"kernel_init": nn.initializers.xavier_uniform(), "dtype": self.dtype}
         for i, width in enumerate(self.head_widths):
-            x = nn.relu(dense(width, name=f"head_hidden_{i}")(x))
+            x = nn.relu(nn.Dense(width, name=f"head_hidden_{i}", **options)(x))
             x = gaussian_dropout(x, self.gaussian_dropout, jax.random.fold_in(rng, i), train=train)
-        if not self.num_classes:
-            return x
-        return dense(self.num_classes, name="head")(x).astype(jnp.float32)
+        return linear_head(x, self.num_classes, **options)
 
     def _backbone(self, x: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n h w c2"]:
         conv = partial(

@@ -11,19 +11,17 @@ PARITY = 0x1BD11BDA  # of the key schedule
 
 
 def dropout(
-    x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: bool, tokens: int = 0
+    x: Float[Array, "..."], rate: float, rng: Key[Array, ""], *, train: bool, num_tokens: int = 0
 ) -> Float[Array, "..."]:
     """Zeroes entries with probability `rate` and scales the others by 1 / (1 - rate); the identity outside training.
 
     The key is an argument, not a Linen RNG, so that a scanned and a looped stack of layers draw the same. If x
-    [... l c] holds only the first of so many `tokens`, they draw what they would among all.
+    [... l c] holds the first of `num_tokens`, they draw what they would among all.
     """
     if not train or rate == 0.0:
         return x
-    if not tokens:
-        return jnp.where(bernoulli(rng, 1.0 - rate, x.shape), x / (1.0 - rate), 0)
     *n, l, c = x.shape
-    keep = bernoulli(rng, 1.0 - rate, (*n, tokens, c))[..., :l, :]
+    keep = bernoulli(rng, 1.0 - rate, (*n, num_tokens or l, c))[..., :l, :]
     return jnp.where(keep, x / (1.0 - rate), 0)
 
 

@@ -79,8 +79,8 @@ def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor
 
     def noted(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto" and not module.tokens
-        if ours and context.method_name == "__call__":
+        ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto"
+        if ours and context.method_name == "__call__" and args[0].shape == args[1].shape:
             num_heads = module.num_heads // tensor if module.num_heads % tensor == 0 else module.num_heads
             found.add(Layer(module.clone(parent=None, name=None, num_heads=num_heads), args[0].shape))
         return call(*args, **kwargs)

@@ -10,12 +10,12 @@ from typing import Any
 
 from vit_jax.command import UserError
 from vit_jax.models.layers import square
-from vit_jax.models.vit import SIZES
+from vit_jax.models.sizes import VITS
 from vit_jax.pretrained.layout import Entry, Shape, count, patch_field, prepend_zeros, settings
 from vit_jax.pretrained.pytorch.table import Table
 
 # By width and depth. Most published models have 64 channels a head; these sizes do not.
-HEADS = {(width, depth): heads for width, depth, _, heads, _ in SIZES.values()}
+HEADS = {(width, depth): heads for width, depth, _, heads, _ in VITS.values()}
 HEADS[1152, 27] = 16  # SoViT-400m: Alabdulmohsin et al. 2023, arXiv:2305.13035
 
 BLOCK, ATTENTION, MLP = "Transformer/encoderblock_{}/", "MultiHeadDotProductAttention_1", "MlpBlock_3"
