@@ -16,7 +16,6 @@ from vit_jax.config.sweep import file_name
 from vit_jax.data import Data, Preprocessing
 from vit_jax.files import write_atomically
 from vit_jax.log import read_metrics
-from vit_jax.tasks import classification
 
 PURPOSES = ("train", "validation", "test")
 T = TypeVar("T")
@@ -40,8 +39,6 @@ class Workdir:
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.result_file = self.path / "result.json"  # with it the run is finished
-        self.predictions_file = self.path / classification.PREDICTIONS
-        self.confusion_file = self.path / classification.CONFUSION
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -121,7 +118,7 @@ class Workdir:
     def with_kernel(self, given: Config) -> Config:
         """The configuration with the kernel that `kernel` finds, if it finds one."""
         kernel = self.kernel(given)
-        return dataclasses.replace(given, model={**given.model, "attention": kernel}) if kernel else given
+        return given.with_model(attention=kernel) if kernel else given
 
     def result(self) -> dict[str, Any]:
         """The result of the finished run."""

@@ -5,6 +5,7 @@
 
 from vit_jax.metrics.classification import (
     NO_CLASS,
+    NO_EXAMPLES,
     Examples,
     check_labels,
     confusion,
@@ -17,7 +18,6 @@ from vit_jax.metrics.classification import (
     per_example,
     predict,
     shape_bias,
-    summarize,
 )
 from vit_jax.metrics.registry import METRICS, Metric, register, score
 
@@ -26,6 +26,7 @@ register("loss", Metric("loss", "loss", percent=False, higher_is_better=False, b
 __all__ = [
     "METRICS",
     "NO_CLASS",
+    "NO_EXAMPLES",
     "Examples",
     "Metric",
     "check_labels",
@@ -41,5 +42,4 @@ __all__ = [
     "register",
     "score",
     "shape_bias",
-    "summarize",
 ]

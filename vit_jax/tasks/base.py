@@ -5,6 +5,7 @@ step (`vit_jax.step`), the loop and every command work with any task. To add one
 of its own and give it to `tasks.register`: see docs/extend.md.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,12 @@ class Task:
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         """What is wrong with a run whose mean training metrics are these. Each text has "Likely" before its causes."""
-        return []
+        if math.isfinite(scalars["loss"]):
+            return []
+        return [
+            f"the training loss is {scalars['loss']}: the parameters are lost. Likely: the learning rate is too high, "
+            "the gradient is not clipped or the warm-up too short, a low precision overflows, or the images hold NaN."
+        ]
 
 
 def make_forward(model: nn.Module, settings: augment.Settings) -> Callable[[PyTree, Any], Array]:
