@@ -203,7 +203,9 @@ def test_the_workdir_holds_what_the_contract_says(finished):
     counted = {"best_step", "parameters", "flops_per_image", "steps", "seconds", "images_per_second"}
     assert found.keys() >= measured | counted | {"config", "energy_kwh", "device", "warnings"}
     assert found["steps"] == 23 and found["seconds"] > 0 and found["images_per_second"] > 0
-    assert found["config"]["model"]["num_classes"] == 10 and found["best_step"] in (9, 18, 23) and found["test_step"] == 23
+    assert (
+        found["config"]["model"]["num_classes"] == 10 and found["best_step"] in (9, 18, 23) and found["test_step"] == 23
+    )
     assert found["device"].startswith("4 x CPU") and found["skipped_images"] == 0
 
 

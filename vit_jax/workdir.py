@@ -139,16 +139,13 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
                 raise PermissionError(0, "no permission")
-            if given.model.get("attention") == "auto" != prepared.model["attention"]:
-                self._write_kernel(prepared.model["attention"])
+            if given.model.get("attention") == "auto" != (kernel := prepared.model["attention"]):
+                found = {"device": jax.local_devices()[0].device_kind, "kernel": kernel}
+                write_atomically(self.attention_file, json.dumps(found) + "\n")
             if not self.has_begun():
                 self._write_description(given, prepared, data)
         except OSError as error:
             raise UserError(f"cannot write to --workdir {self}: {error.strerror}; give another one") from error
-
-    def _write_kernel(self, kernel: str) -> None:
-        found = {"device": jax.local_devices()[0].device_kind, "kernel": kernel}
-        write_atomically(self.attention_file, json.dumps(found) + "\n")
 
     def _write_description(self, given: Config, prepared: Config, data: Data) -> None:
         used = prepared.augment

@@ -5,5 +5,3 @@
 
 from vit_jax.inference.opening import canonical_arrays, find_weights, load
 from vit_jax.inference.predictor import Predictions, Predictor
-
-__all__ = ["Predictions", "Predictor", "canonical_arrays", "find_weights", "load"]

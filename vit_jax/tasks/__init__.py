@@ -26,31 +26,6 @@ from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
 from vit_jax.tasks.means import Means
 from vit_jax.text import meant
 
-__all__ = [
-    "TASKS",
-    "Aux",
-    "Distill",
-    "Evaluator",
-    "Examples",
-    "Means",
-    "Parts",
-    "Rngs",
-    "Task",
-    "TaskSettings",
-    "Teacher",
-    "check",
-    "check_settings",
-    "chosen",
-    "create",
-    "fields",
-    "gathered",
-    "make_forward",
-    "model_fields",
-    "names",
-    "register",
-    "settings",
-]
-
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "masked_autoencoder": MaskedAutoencoder,

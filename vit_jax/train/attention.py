@@ -81,7 +81,8 @@ def attention_layers(task: Task, loader: Loader, n: int, tensor: int) -> set[Lay
         return call(*args, **kwargs)
 
     def loss(batch: Any, constants: Any) -> Any:
-        params, batch_stats = step.init_variables(task.module, 0, task.parts.image_shape).values()
+        variables = step.init_variables(task.module, 0, task.parts.image_shape)
+        params, batch_stats = variables["params"], variables["batch_stats"]
         state, rngs = task.init_state(params), step.rngs_for(0, 0, jnp.arange(n))
         with nn.intercept_methods(noted):
             return task.loss(params, batch_stats, state, gathered(batch, constants), rngs, constants)

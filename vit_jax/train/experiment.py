@@ -78,17 +78,11 @@ def set_up(
 ) -> Experiment:
     """The experiment of a configuration, or of what `open_inputs` found for it.
 
-    Args:
-        given: the configuration or its inputs.
-        devices: those of another machine; (): all that there are.
-        described: reads no image and puts nothing on a device, to plan a run or to check it: any mean and deviation
-            stand for those of the images, and a teacher is left out.
-        device_memory: bytes of each device, for `model.remat='auto'`; 0: as the devices say.
-        kernel: of attention, where an earlier start found it and the configuration says auto.
-        console: where the times of attention kernels are printed.
-
-    Raises:
-        UserError: the configuration does not fit the data or the devices.
+    On `devices` of another machine, or on all that there are. `described` reads no image and puts nothing on a device,
+    to plan a run or to check it: any mean and deviation stand for those of the images, and a teacher is left out.
+    `device_memory`: bytes of each device, for `model.remat='auto'`; 0: as the devices say. `kernel`: of attention,
+    where an earlier start found it and the configuration says auto. Raises `UserError` where the configuration does
+    not fit the data or the devices.
     """
     inputs = open_inputs(given) if isinstance(given, Config) else given
     with distributed.raise_on_all_processes():
