@@ -14,6 +14,7 @@ from tests.conftest import REPOSITORY
 from vit_jax import augment, config, evaluate, inference, models
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing, open_data
+from vit_jax.tasks import classification
 from vit_jax.workdir import Workdir, default_workdir
 
 CLASSES = ["Kätzchen", "犬", "bird"]
@@ -49,7 +50,8 @@ def test_a_finished_run_has_the_files_that_are_named_here_and_no_others(finished
     named = {path.name for path in vars(workdir).values() if path.parent == workdir.path}
     there = {path.name for path in finished.iterdir()}
     assert named - there == {"attention.json", "tensorboard"}  # of a ViT; switched off
-    assert {name for name in there - named if not name.startswith("evaluation-")} == set()
+    of_its_evaluator = {classification.PREDICTIONS, classification.CONFUSION}
+    assert {name for name in there - named if not name.startswith("evaluation-")} == of_its_evaluator
 
 
 def test_a_run_is_read_as_it_was_written(finished):

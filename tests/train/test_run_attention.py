@@ -1,6 +1,7 @@
 """`model.attention='auto'` takes the kernel that the devices run fastest."""
 
 import dataclasses
+import functools
 import logging
 import signal
 
@@ -13,7 +14,7 @@ from tests.described import described
 from vit_jax import config, distributed, flops, inference, models, sharding, tasks
 from vit_jax.models.attention import MultiHeadDotProductAttention as Attention
 from vit_jax.ops import fused_attention
-from vit_jax.train import attention
+from vit_jax.train import Experiment, attention
 from vit_jax.workdir import Workdir
 
 SHAPE = (16, 16, 3)
@@ -71,19 +72,24 @@ def slow_plain(monkeypatch):
     monkeypatch.setattr(Attention, "_plain", lambda self, q, *others: plain(self, slowed(q), *others))
 
 
-def layers_of(n: int, tensor: int = 1, given: config.Config = GIVEN) -> set[attention.Layer]:
+@functools.cache
+def built(*fields: tuple[str, object]) -> Experiment:
+    return described(GIVEN.with_model(**dict(fields)), SHAPE, classes=3, images=50)
+
+
+def layers_of(n: int, tensor: int = 1, found: Experiment | None = None) -> set[attention.Layer]:
     """Those of a step of `n` images."""
-    built = described(given, SHAPE, classes=3, images=50)
-    return attention.attention_layers(built.task, built.loader, n, tensor)
+    found = found or built()
+    return attention.attention_layers(found.task, found.loader, n, tensor)
 
 
 def fastest(deterministic=False, **overrides):
     """The kernel taken, and those timed."""
     train = dataclasses.replace(GIVEN.train, deterministic=deterministic)
     given = dataclasses.replace(GIVEN, train=train).with_model(**overrides)
-    built = described(given, SHAPE, classes=3, images=50)
+    found = built(*(field for field in overrides.items() if field[0] != "attention"))
     mesh = sharding.make_mesh(MESH_OF, jax.devices()[:4])
-    chosen, seconds = attention.fastest_attention(given, mesh, built.task, built.loader)
+    chosen, seconds = attention.fastest_attention(given, mesh, found.task, found.loader)
     assert chosen == given.with_model(attention=chosen.model["attention"])
     assert all(0 < of_all < 60 for of_all in seconds.values())
     return chosen.model["attention"], set(seconds)
@@ -147,7 +153,7 @@ def test_a_cpu_has_no_choice():
 @pytest.mark.parametrize("scan", [False, True])
 def test_layers_are_those_of_one_device(scan):
     """Two of the three, all alike; the last block has one query, unless layers are scanned."""
-    (layer,) = layers_of(5, tensor=2, given=GIVEN.with_model(scan=scan))
+    (layer,) = layers_of(5, tensor=2, found=built(("scan", scan)))
     assert layer.tokens == (5, 4 * 4 + 1, 16) and layer.module.num_heads == 1 and layer.module.head_dim == 8
     (shared,) = layers_of(5, tensor=3)
     assert shared.module.num_heads == 2, "three devices cannot share two heads"
@@ -156,7 +162,8 @@ def test_layers_are_those_of_one_device(scan):
 def test_a_masked_autoencoder_s_layers_see_few_patches():
     """Those of its encoder, which is what `model.attention` is about: a quarter of 16, and the class token."""
     task = tasks.settings("masked_autoencoder", decoder_width=12, decoder_depth=1, decoder_heads=3)
-    (layer,) = layers_of(5, given=dataclasses.replace(GIVEN.with_model(num_classes=0), task=task))
+    given = dataclasses.replace(GIVEN.with_model(num_classes=0), task=task)
+    (layer,) = layers_of(5, found=described(given, SHAPE, classes=3, images=50))
     assert layer.tokens == (5, 4 + 1, 16) and layer.module.num_heads == 2
 
 

@@ -97,7 +97,6 @@ class Evaluator(Protocol):
     @property
     def size(self) -> int:
         """How many examples it has."""
-        ...
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         """Takes the next examples: `index`, the place of each in its split, its targets, and the task's outputs.
@@ -105,23 +104,18 @@ class Evaluator(Protocol):
         Each example comes once, in the split's order; padding and broken images do not come. Raises `UserError` for
         targets that the task cannot have.
         """
-        ...
 
     def scalars(self) -> dict[str, float]:
         """The metrics of all examples, by their names in `metrics.METRICS`; raises `UserError` where there are none."""
-        ...
 
     def details(self) -> dict[str, Any]:
         """What a report says beyond the scalars, ready for JSON."""
-        ...
 
     def warnings(self) -> list[str]:
         """What is wrong with a model that predicts so. Each text has the word "Likely" before its causes."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Writes what later commands read of the examples, and the details."""
-        ...
 
 
 class Task:
