@@ -304,8 +304,8 @@ def test_energy_is_read_and_waiting_for_images_measured_at_each_log_line(tmp_pat
     assert tiny.start(tmp_path, "cnn", "log.every_steps=1", "train.steps=7")[0] == 0
     assert len(reads) > 7 and tiny.result(tmp_path)["energy_kwh"] == (0.25 if machines == 1 else None)
     lines = [line for line in log.read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in line]
-    assert len(lines) == 7 and all(0 < line["train/input_wait_fraction"] <= 1 for line in lines)
-    assert np.median([line["train/input_wait_fraction"] for line in lines]) > 0.5
+    waited = [line["train/input_wait_fraction"] * 40 / line["train/images_per_second"] for line in lines]
+    assert len(lines) == 7 and min(waited[1:]) > 0.049  # the first batch was there before the step was compiled
 
 
 def test_training_that_diverges_stops_in_one_line(tmp_path):
