@@ -14,7 +14,8 @@ LAUNCH = Path(__file__).parents[1] / "launch" / "README.md"
 
 def configuration() -> str:
     """Every field of a configuration, with its type, its default and its comment in the source."""
-    from vit_jax.config import reference
+    sys.path.append(str(LAUNCH.parents[1]))  # wherever mkdocs is started
+    from docs import reference
 
     return (
         "# Configuration\n\n"

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
@@ -11,6 +12,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests s
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402 - after the flags that it reads
+import pytest  # noqa: E402
 
 # Machines that are busy with other work are slow, not wrong.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -22,3 +24,19 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 REPOSITORY = Path(__file__).parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "tfds"  # prepared TFDS data sets of real images, where a machine has them
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of whole runs compile more than they compute: in their files, and what they start, XLA optimises little.
+
+    These are the files that train `tiny` runs; another one says so itself, or that it measures the compiled step.
+    """
+    if not getattr(request.module, "QUICK_TO_COMPILE", hasattr(request.module, "tiny")):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)

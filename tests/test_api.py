@@ -16,20 +16,28 @@ from tests import tiny
 from vit_jax import config, inference, trees
 from vit_jax.command import UserError
 
-LIGHT = """
+IMPORTS = """
 import sys, vit_jax
 print(dir(vit_jax), sorted({"jax", "flax", "numpy", "PIL"} & set(sys.modules)))
 vit_jax.list_models()
 print("jax" in sys.modules)
+for first in ("", "import vit_jax.train", "from vit_jax.train import train as again"):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vit_jax"]:
+        del sys.modules[name]
+    exec(first)
+    from vit_jax import train
+    from vit_jax.evaluate import main
+    import vit_jax.evaluate
+    assert callable(vit_jax.train) and callable(vit_jax.evaluate)
+    assert vit_jax.train is sys.modules["vit_jax.train"] is train and train.train
+    print("imported")
 """
 
 
-def test_importing_imports_no_jax():
-    found = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True).stdout
-    assert found.splitlines() == [
-        "['create', 'evaluate', 'list_models', 'list_weights', 'load', 'train'] []",
-        "True",
-    ]
+def test_importing_imports_no_jax_and_train_and_evaluate_are_modules_and_functions_in_any_order():
+    found = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True).stdout
+    light = "['create', 'evaluate', 'list_models', 'list_weights', 'load', 'train'] []"
+    assert found.splitlines() == [light, "True", *["imported"] * 3]
 
 
 @pytest.mark.parametrize("size", [16, 48])
@@ -80,18 +88,18 @@ def as_nested_dict(spec):
     return {name: tree[name] for name in tree if name not in ("mesh", "augment")}  # these are at their defaults
 
 
-@pytest.mark.parametrize("form", [as_file, as_config, as_config_dict, as_nested_dict])
-def test_a_run_is_trained_and_evaluated_from_python(form, tmp_path):
-    output = io.StringIO()
-    console = Console(file=output, width=100)
-    short = ["train.steps=3", "log.tensorboard=false"]
-    vit_jax.train(form(tiny.spec("cnn")), tmp_path / "run", short, console)
-    assert "test accuracy" in " ".join(output.getvalue().split())
-    found = vit_jax.evaluate(str(tmp_path / "run"))
-    result = tiny.result(tmp_path / "run")
-    assert result["steps"] == found["step"] == 3
-    assert found["test/loss"] == pytest.approx(result["test/loss"], rel=1e-6)
-    validation = vit_jax.evaluate(tmp_path / "run", overrides=["evaluate.split=validation"])
+def test_a_run_is_trained_and_evaluated_from_python(tmp_path):
+    """The same run in whatever form its configuration is given: the second finds the first's result."""
+    workdir, short = tmp_path / "run", ["train.steps=3", "log.tensorboard=false"]
+    for number, form in enumerate((as_nested_dict, as_file, as_config, as_config_dict)):
+        output = io.StringIO()
+        run = vit_jax.train(form(tiny.spec("cnn")), workdir, short, Console(file=output, width=100))
+        assert "test accuracy" in " ".join(output.getvalue().split()) and run.finished
+        assert ("This run is finished" in output.getvalue()) == (number > 0)
+    found = vit_jax.evaluate(str(workdir))
+    assert tiny.result(workdir) == run.metrics and run.metrics["steps"] == found["step"] == 3
+    assert found["test/loss"] == pytest.approx(run.metrics["test/loss"], rel=1e-6)
+    validation = vit_jax.evaluate(workdir, overrides=["evaluate.split=validation"])
     assert validation["images"] == 20 and validation["validation/loss"] > 0
 
 
@@ -103,22 +111,6 @@ def test_the_default_folder_is_that_of_the_command(tmp_path, monkeypatch):
         vit_jax.train(config.load(tiny.spec("cnn")))
     with pytest.raises(UserError, match="optim.lr changes nothing in the evaluation of a finished run"):
         vit_jax.evaluate(tmp_path / "runs" / "tiny-cnn", ["optim.lr=3"])
-
-
-MODULES = """
-import importlib, sys, vit_jax
-{first}
-from vit_jax import train
-from vit_jax.evaluate import main
-import vit_jax.evaluate
-assert callable(vit_jax.train) and callable(vit_jax.evaluate)
-assert vit_jax.train is sys.modules["vit_jax.train"] is train and train.train
-"""
-
-
-@pytest.mark.parametrize("first", ["", "import vit_jax.train", "from vit_jax.train import train as again"])
-def test_train_and_evaluate_are_modules_and_functions_however_they_are_imported(first):
-    subprocess.run([sys.executable, "-c", MODULES.format(first=first)], check=True)
 
 
 def test_a_run_is_loaded(tmp_path_factory):

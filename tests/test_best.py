@@ -19,7 +19,8 @@ def test_the_best_in_validation_meets_the_test_split(tmp_path, monkeypatch):
     assert tiny.start(tmp_path, "cnn", "evaluate.use=best")[0] == 0
     assert Workdir(tmp_path).saved_steps() == [9, 23]
     best, last = inference.load(tmp_path), inference.load(tmp_path, use="last")
-    assert (best.step, last.step) == (9, 23) and tiny.result(tmp_path)["best_step"] == 9
+    result = tiny.result(tmp_path)
+    assert (best.step, last.step) == (9, 23) and result["best_step"] == result["test_step"] == 9
     split = open_data(best.config.data).split("test").load()
     logits = np.load(tmp_path / "predictions.npz")["logits"]
     np.testing.assert_allclose(logits, best.logits(split.arrays["image"]), atol=1e-5)
@@ -51,4 +52,4 @@ def test_a_damaged_best_checkpoint_is_no_traceback(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train.Trainer, "validate", damaged)
     code, text = tiny.start(tmp_path, "cnn", "evaluate.use=best")
-    assert code == 0 and tiny.result(tmp_path)["test/accuracy"] > 0.5
+    assert code == 0 and tiny.result(tmp_path)["test/accuracy"] > 0.5 and tiny.result(tmp_path)["test_step"] == 23

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -68,11 +69,15 @@ def test_mean_and_spread(compared):
     assert len(markdown) == 6 and markdown[0].startswith("| run | parameters | FLOPs |") and " ± " in markdown[2]
 
 
-def test_what_is_finished_is_not_trained_again(compared, monkeypatch):
+def test_what_is_finished_is_not_trained_again_and_names_are_printed_whole(compared, monkeypatch, capsys):
     monkeypatch.setattr(compare, "train", None)
+    monkeypatch.setenv("COLUMNS", "80")
     before = (compared / "comparison.json").read_text()
     assert compare.main(flags(compared)) == 0
     assert (compared / "comparison.json").read_text() == before
+    lines = capsys.readouterr().out.splitlines()
+    assert "tiny-cnn dense_widths=(17,) batch_size=40" in [line.strip()[:41] for line in lines]
+    assert "test acc" in "".join(lines) and "left out for lack of width" in "".join(lines)
 
 
 def test_a_run_that_fails_leaves_the_others(tmp_path, capsys):
@@ -141,15 +146,6 @@ def test_a_clean_row_has_no_severity_and_comes_once(compared, tmp_path):
     assert clean["test/accuracy"] == plain["test/accuracy"] and strong["test/ece"] != weak["test/ece"]
 
 
-def test_names_are_printed_whole(compared, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(compare, "train", None)
-    compare.main(flags(compared))
-    lines = capsys.readouterr().out.splitlines()
-    assert "tiny-cnn dense_widths=(17,) batch_size=40" in [line.strip()[:41] for line in lines]
-    assert "test acc" in "".join(lines) and "left out for lack of width" in "".join(lines)
-
-
 def test_an_interruption_stops_the_comparison(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "train", lambda given, workdir, console: stopped(workdir))
     assert compare.main([SPEC, "--out", str(tmp_path)]) == 130
@@ -187,12 +183,22 @@ def test_a_mistake_is_told_before_anything_is_trained(words, expected, tmp_path,
         compare.main([*words, "--out", str(tmp_path)])
 
 
-def test_a_model_is_compared_on_several_splits(compared, tmp_path):
-    words = [SPEC, "--config.train.steps=12", "--config.model.dense_widths=(5,)", "--out", str(tmp_path)]
+@pytest.fixture
+def one(compared, tmp_path):
+    """The words of a comparison of one run, which is finished, and its folder."""
+    [name] = [path.name for path in compared.iterdir() if path.name.endswith("widths=_5-seed0")]
+    workdir = shutil.copytree(compared / name, tmp_path / name)
+    sweep = ["--sweep", "model.dense_widths=(5,)", "--config.train.steps=12"]
+    return [SPEC, *sweep, "--out", str(tmp_path)], workdir
+
+
+def test_a_model_is_compared_on_several_splits(one, monkeypatch):
+    words, workdir = one
+    monkeypatch.setattr(compare, "train", None)
     assert compare.main([*words, "--evaluate", "evaluate.split=train[:7],validation,test"]) == 0
-    table = json.loads((tmp_path / "comparison.json").read_text())
-    assert [row["run"] for row in table] == [f"tiny-cnn split={s}" for s in ("train[:7]", "validation", "test")]
-    [workdir] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    table = json.loads((workdir.parent / "comparison.json").read_text())
+    splits = ("train[:7]", "validation", "test")
+    assert [row["run"] for row in table] == [f"tiny-cnn dense_widths=(5,) split={s}" for s in splits]
     found = tiny.result(workdir)
     assert table[2]["test/accuracy"] == [found["test/accuracy"]]
     assert table[1]["test/accuracy"] == [found["val/accuracy"]] and len(table[0]["test/ece"]) == 1
@@ -207,18 +213,19 @@ def test_names_that_folders_cannot_have_stay_apart(tmp_path):
     assert plain.runs[0][1] == tmp_path / "tiny-cnn_lr=0.5-seed0"
 
 
-def test_a_flag_that_perturbs_is_for_the_evaluation(compared, tmp_path):
-    words = [SPEC, "--config.train.steps=12", "--config.model.dense_widths=(5,)", "--out", str(tmp_path)]
+def test_a_flag_that_perturbs_is_for_the_evaluation(one, monkeypatch):
+    words, workdir = one
+    monkeypatch.setattr(compare, "train", None)
     evaluated = ["--evaluate", "corruption.kind=blur", "--config.corruption.severity=3"]
-    assert compare.main([*words, *evaluated, "--sweep", "optim.lr=3e-2"]) == 0
-    [row] = json.loads((tmp_path / "comparison.json").read_text())
-    assert row["run"] == "tiny-cnn lr=3e-2 kind=blur severity=3"
-    [workdir] = [path for path in tmp_path.iterdir() if path.is_dir()]
-    assert row["test/accuracy"] != [tiny.result(workdir)["test/accuracy"]]
+    assert compare.main([*words, *evaluated]) == 0
+    [row] = json.loads((workdir.parent / "comparison.json").read_text())
+    assert row["run"] == "tiny-cnn dense_widths=(5,) kind=blur severity=3"
+    assert row["test/ece"] != [tiny.result(workdir)["test/ece"]]
     (workdir / "images.json").write_text('{"train": 1, "validation": 20, "test": 40}')
-    for more in (["--seeds", "2", "--sweep", "optim.lr=3e-2"], ["--sweep", "optim.lr=3e-2,1e-2"]):
+    wider = [word.replace("(5,)", "(5,),(7,)") for word in words]
+    for more in ([*words, "--seeds", "2"], wider):
         with pytest.raises(UserError, match=r"are not those that the run .* began with: 1 images to train, now 180"):
-            compare.main([*words, *more])
+            compare.main(more)
 
 
 def test_a_file_is_no_folder(tmp_path, monkeypatch):

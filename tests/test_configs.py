@@ -82,6 +82,13 @@ def opened(given: config.Config, patch: pytest.MonkeyPatch) -> data.Data:
     return data.open_data(given.data, SOURCE.size)
 
 
+def shallow(given: config.Config) -> config.Config:
+    """With two blocks, or one in each stage: the others are like them, and take minutes to trace."""
+    fewer = {"depth": lambda depth: min(depth, 2), "stage_sizes": lambda sizes: (1,) * len(sizes)}
+    task = {**given.task, **({"decoder_depth": 1} if "decoder_depth" in given.task else {})}
+    return replace(given, task=task).with_model(**{k: f(given.model[k]) for k, f in fewer.items() if k in given.model})
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_config(spec, monkeypatch):
     given = config.load(spec)
@@ -90,7 +97,7 @@ def test_config(spec, monkeypatch):
     if given.init.weights:
         given = start.follow(given, images, SOURCE)
     check_data(given, images)
-    one_device = replace(given, mesh=sharding.Settings())
+    one_device = shallow(replace(given, mesh=sharding.Settings()))
     built = set_up(Inputs(one_device, images), devices=jax.devices()[:1], described=True)
     state, metrics = jax.eval_shape(built.train_step, *built.arguments)
     shapes, expected = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x) for x in (state, built.abstract_state))

@@ -41,26 +41,21 @@ def test_a_teacher_sees_the_images_as_it_learned_to(teacher):
         np.testing.assert_allclose(logits, trained.logits(images), rtol=1e-4, atol=1e-4)
 
 
-def test_without_labels_a_student_learns_what_its_teacher_knows(teacher, tmp_path):
-    code, _ = learn(teacher, tmp_path, "distill.weight=1.0", "distill.kind=soft", "distill.temperature=2.0")
-    lines = [line for line in tiny.metric_lines(tmp_path) if "train/loss" in line]
+def test_without_labels_a_student_learns_what_its_teacher_knows_and_resumes_exactly(teacher, tmp_path):
+    soft = ("distill.weight=1.0", "distill.kind=soft", "distill.temperature=2.0")
+    code, _ = learn(teacher, tmp_path / "whole", *soft)
+    lines = [line for line in tiny.metric_lines(tmp_path / "whole") if "train/loss" in line]
     assert code == 0 and lines[-1]["train/loss"] < 0.2 * lines[0]["train/loss"]  # what is left between the two models
     assert lines[-1]["train/accuracy"] > 0.8  # of labels that it was never shown
-
-
-def test_a_distilled_run_resumes_exactly(teacher, tmp_path):
-    import signal
-
-    assert learn(teacher, tmp_path / "whole")[0] == 0
     with pytest.MonkeyPatch.context() as patch:
-        tiny.interrupt_at(11, signal.SIGTERM, patch)
-        assert learn(teacher, tmp_path / "stopped")[0] == 143
-    assert learn(teacher, tmp_path / "stopped")[0] == 0
+        tiny.interrupt_at(11, tiny.signal.SIGTERM, patch)
+        assert learn(teacher, tmp_path / "stopped", *soft)[0] == 143
+    assert learn(teacher, tmp_path / "stopped", *soft)[0] == 0
     tiny.assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_a_distillation_token_needs_and_takes_a_teacher(tmp_path, tmp_path_factory):
-    vit = tiny.finished(tmp_path_factory, "vit")
+    vit = tiny.finished(tmp_path_factory, "vit", "data.cache=device")
     token = ("model.distillation_token=true", "train.steps=4")
     with pytest.raises(UserError, match=r"set distill\.teacher"):
         tiny.start(tmp_path / "alone", "vit", *token)

@@ -19,10 +19,14 @@ LOGITS = RNG.normal(0, 2, (101, K)).astype(np.float32) + 2 * np.eye(K, dtype=np.
 PREDICTIONS = LOGITS.argmax(axis=1)
 
 
+def summarize(logits, labels, names=(), loss="softmax") -> dict[str, float]:
+    return metrics.of_examples(metrics.per_example(logits, labels, loss), labels, logits.shape[1], names)
+
+
 def test_metrics_agree_with_scikit_learn():
     p = np.exp(LOGITS.astype(np.float64))
     p /= p.sum(axis=1, keepdims=True)
-    summary = metrics.summarize(LOGITS, LABELS)
+    summary = summarize(LOGITS, LABELS)
     assert summary.keys() == {"loss", "accuracy", "top5", "f1_macro", "ece"}
     assert summary["loss"] == pytest.approx(log_loss(LABELS, p), rel=1e-12)
     assert summary["accuracy"] == pytest.approx(np.mean(PREDICTIONS == LABELS), rel=1e-12)
@@ -32,7 +36,7 @@ def test_metrics_agree_with_scikit_learn():
 
 def test_metrics_by_hand():
     logits = np.log(np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]))
-    summary = metrics.summarize(logits, np.array([0, 1, 1, 0]))
+    summary = summarize(logits, np.array([0, 1, 1, 0]))
     assert summary["loss"] == pytest.approx((2 * math.log(2) + 2 * math.log(4)) / 4)
     assert summary["accuracy"] == 0.5
     assert "top5" not in summary  # of three classes
@@ -42,7 +46,7 @@ def test_metrics_by_hand():
 
 @pytest.mark.parametrize("loss", ["sigmoid", "multi_hot"])
 def test_where_each_class_is_judged_by_itself_so_are_loss_and_confidence(loss):
-    summary, softmax = (metrics.summarize(LOGITS, LABELS, loss=kind) for kind in (loss, "softmax"))
+    summary, softmax = (summarize(LOGITS, LABELS, loss=kind) for kind in (loss, "softmax"))
     p, hot = 1 / (1 + np.exp(-LOGITS.astype(np.float64))), np.eye(K)[LABELS]
     of_classes = -(hot * np.log(p) + (1 - hot) * np.log(1 - p)).sum(axis=1)
     expected = of_classes.mean() / (K if loss == "multi_hot" else 1)
@@ -52,7 +56,7 @@ def test_where_each_class_is_judged_by_itself_so_are_loss_and_confidence(loss):
     assert {k: summary[k] for k in ("accuracy", "top5", "f1_macro")} == {
         k: softmax[k] for k in ("accuracy", "top5", "f1_macro")
     }
-    large = metrics.summarize(np.array([[900.0, -900.0]]), np.array([0]), loss=loss)
+    large = summarize(np.array([[900.0, -900.0]]), np.array([0]), loss=loss)
     assert (large["loss"], large["ece"]) == (0, 0)
 
 
@@ -71,7 +75,7 @@ def test_calibration_bins_include_their_upper_edge():
 
 
 def test_ties_go_to_the_lowest_class():
-    summary = metrics.summarize(np.zeros((K, K), np.float32), np.arange(K))
+    summary = summarize(np.zeros((K, K), np.float32), np.arange(K))
     assert summary["accuracy"] == pytest.approx(1 / K)
     assert summary["top5"] == pytest.approx(5 / K)
     np.testing.assert_array_equal(metrics.predict(np.zeros((2, K))), [0, 0])
@@ -83,7 +87,7 @@ def test_logits_that_are_not_finite_count_as_wrong(bad, loss):
     logits = 9 * np.eye(3, dtype=np.float32)
     logits[1, 0] = bad
     with warnings.catch_warnings(action="error"):
-        summary = metrics.summarize(logits, np.arange(3), ["a", "b", "c"], loss)
+        summary = summarize(logits, np.arange(3), ["a", "b", "c"], loss)
     np.testing.assert_array_equal(metrics.predict(logits), [0, -1, 2])
     assert math.isnan(summary["loss"]) and math.isnan(summary["ece"])
     assert summary["accuracy"] == summary["f1_macro"] == pytest.approx(2 / 3)
@@ -109,7 +113,7 @@ def test_per_class_accuracy_is_recall_and_nan_without_examples():
 
 
 def test_class_names_add_the_accuracy_of_each_class_that_occurs():
-    summary = metrics.summarize(np.eye(3), np.array([0, 1, 1]), ["cat", "dog", "cow"])
+    summary = summarize(np.eye(3), np.array([0, 1, 1]), ["cat", "dog", "cow"])
     assert {name: summary[name] for name in summary if "/" in name} == {"accuracy/cat": 1, "accuracy/dog": 0.5}
 
 
@@ -119,15 +123,15 @@ def test_macro_f1_ignores_classes_that_never_occur():
 
 
 def test_blocks_of_rows_do_not_show(monkeypatch):
-    whole = metrics.summarize(LOGITS, LABELS)
+    whole = summarize(LOGITS, LABELS)
     monkeypatch.setattr(metrics.classification, "ROWS_AT_ONCE", 13)
-    assert metrics.summarize(LOGITS, LABELS) == whole
+    assert summarize(LOGITS, LABELS) == whole
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.permutations(range(len(LABELS))))
 def test_order_does_not_matter_to_the_last_bit(order):
-    assert metrics.summarize(LOGITS[order], LABELS[order]) == metrics.summarize(LOGITS, LABELS)
+    assert summarize(LOGITS[order], LABELS[order]) == summarize(LOGITS, LABELS)
 
 
 @settings(deadline=None, max_examples=50)
@@ -135,7 +139,7 @@ def test_order_does_not_matter_to_the_last_bit(order):
 def test_metrics_stay_in_range_and_agree_with_scikit_learn(k, labels, seed):
     labels = np.array(labels) % k
     logits = np.random.default_rng(seed).integers(-2, 3, (len(labels), k)).astype(np.float32)  # many ties
-    summary = metrics.summarize(logits, labels)
+    summary = summarize(logits, labels)
     predictions = metrics.predict(logits)
     assert summary["accuracy"] == pytest.approx(np.mean(predictions == labels))
     assert 0 <= summary["accuracy"] <= summary.get("top5", 1) <= 1 and 0 <= summary["ece"] <= 1 and summary["loss"] >= 0
@@ -150,17 +154,17 @@ def test_most_predicted():
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "names", "message"),
+    ("labels", "names", "message"),
     [
-        (np.zeros((0, 3)), np.zeros(0, int), (), "no examples"),
-        (np.zeros((2, 3)), np.array([0, 3]), (), "0 to 3.*3 classes"),
-        (np.zeros((2, 3)), np.array([-1, 2]), (), "-1 to 2"),
-        (np.zeros((2, 3)), np.array([0, 1]), ("a", "b"), "2 class names for 3 classes"),
+        ([], (), "no examples"),
+        ([0, 3], (), "0 to 3.*3 classes"),
+        ([-1, 2], (), "-1 to 2"),
+        ([0, 1], ("a", "b"), "2 class names for 3 classes"),
     ],
 )
-def test_mistakes_are_explained(logits, labels, names, message):
+def test_mistakes_are_explained(labels, names, message):
     with pytest.raises(UserError, match=message):
-        metrics.summarize(logits, labels, names)
+        metrics.of_examples(metrics.per_example(LOGITS, LABELS), np.array(labels, int), 3, names)
 
 
 def test_shape_bias_by_hand():

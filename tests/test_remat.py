@@ -12,6 +12,8 @@ from vit_jax import config, flops, models
 from vit_jax.step import init_variables
 from vit_jax.train import Experiment, remat
 
+QUICK_TO_COMPILE = False  # the compiler says how much memory a step takes
+
 N, SHAPE = 64, (32, 32, 3)
 AUTO = config.from_dict(
     {

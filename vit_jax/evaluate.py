@@ -18,7 +18,7 @@ from vit_jax import augment, command, config, distributed, inference, log, model
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
-from vit_jax.inference.predictor import load_variables
+from vit_jax.inference.opening import load_variables
 from vit_jax.text import listed
 from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import compile_eval_step, make_task, prefer_determinism

@@ -16,7 +16,6 @@ from vit_jax.config.sweep import file_name
 from vit_jax.data import Data, Preprocessing
 from vit_jax.files import write_atomically
 from vit_jax.log import read_metrics
-from vit_jax.tasks import classification
 
 PURPOSES = ("train", "validation", "test")
 T = TypeVar("T")
@@ -40,8 +39,6 @@ class Workdir:
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.result_file = self.path / "result.json"  # with it the run is finished
-        self.predictions_file = self.path / classification.PREDICTIONS
-        self.confusion_file = self.path / classification.CONFUSION
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -121,7 +118,7 @@ class Workdir:
     def with_kernel(self, given: Config) -> Config:
         """The configuration with the kernel that `kernel` finds, if it finds one."""
         kernel = self.kernel(given)
-        return dataclasses.replace(given, model={**given.model, "attention": kernel}) if kernel else given
+        return given.with_model(attention=kernel) if kernel else given
 
     def result(self) -> dict[str, Any]:
         """The result of the finished run."""
@@ -142,16 +139,13 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
                 raise PermissionError(0, "no permission")
-            if given.model.get("attention") == "auto" != prepared.model["attention"]:
-                self._write_kernel(prepared.model["attention"])
+            if given.model.get("attention") == "auto" != (kernel := prepared.model["attention"]):
+                found = {"device": jax.local_devices()[0].device_kind, "kernel": kernel}
+                write_atomically(self.attention_file, json.dumps(found) + "\n")
             if not self.has_begun():
                 self._write_description(given, prepared, data)
         except OSError as error:
             raise UserError(f"cannot write to --workdir {self}: {error.strerror}; give another one") from error
-
-    def _write_kernel(self, kernel: str) -> None:
-        found = {"device": jax.local_devices()[0].device_kind, "kernel": kernel}
-        write_atomically(self.attention_file, json.dumps(found) + "\n")
 
     def _write_description(self, given: Config, prepared: Config, data: Data) -> None:
         used = prepared.augment

@@ -7,10 +7,9 @@ import sys
 import pytest
 import yaml
 
-from docs import generate
+from docs import generate, reference
 from tests.conftest import REPOSITORY
 from vit_jax import models
-from vit_jax.config import reference
 
 PAGES = {path.name for path in (REPOSITORY / "docs").glob("*.md")}
 

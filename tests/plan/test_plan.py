@@ -22,6 +22,8 @@ from vit_jax.plan.collectives import Collective
 from vit_jax.plan.memory import Memory
 from vit_jax.plan.topology import Machine
 
+QUICK_TO_COMPILE = False  # the compiler says how much memory a step takes
+
 IMAGENET = "configs/imagenet.py:vit_b16"
 SMALL = ("model.depth=1", "model.width=16", "model.mlp_dim=32", "model.num_heads=2", "augment.policy=none")
 

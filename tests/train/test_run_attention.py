@@ -1,6 +1,7 @@
 """`model.attention='auto'` takes the kernel that the devices run fastest."""
 
 import dataclasses
+import functools
 import logging
 import signal
 
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from tests import tiny
-from vit_jax import config, distributed, flops, inference, models, sharding
+from tests.described import described
+from vit_jax import config, distributed, flops, inference, models, sharding, tasks
 from vit_jax.models.attention import MultiHeadDotProductAttention as Attention
 from vit_jax.ops import fused_attention
-from vit_jax.train import attention
+from vit_jax.train import Experiment, attention
 from vit_jax.workdir import Workdir
 
 SHAPE = (16, 16, 3)
@@ -53,6 +55,9 @@ def broken(q, k, v):
 def has(monkeypatch):
     """Makes this machine's devices have these kernels."""
 
+    monkeypatch.setattr(attention, "ROUNDS", 3)
+    monkeypatch.setattr(attention, "CALLS", 2)
+
     def has(**kernels):
         monkeypatch.setattr(fused_attention, "runs_on", lambda name, platform, kind: name in kernels)
         for name, kernel in kernels.items():
@@ -67,12 +72,25 @@ def slow_plain(monkeypatch):
     monkeypatch.setattr(Attention, "_plain", lambda self, q, *others: plain(self, slowed(q), *others))
 
 
+@functools.cache
+def built(*fields: tuple[str, object]) -> Experiment:
+    return described(GIVEN.with_model(**dict(fields)), SHAPE, classes=3, images=50)
+
+
+def layers_of(n: int, tensor: int = 1, found: Experiment | None = None) -> set[attention.Layer]:
+    """Those of a step of `n` images."""
+    found = found or built()
+    return attention.attention_layers(found.task, found.loader, n, tensor)
+
+
 def fastest(deterministic=False, **overrides):
     """The kernel taken, and those timed."""
     train = dataclasses.replace(GIVEN.train, deterministic=deterministic)
-    given = dataclasses.replace(GIVEN, train=train, model={**SMALL, **overrides})
-    chosen, seconds = attention.fastest_attention(given, sharding.make_mesh(MESH_OF, jax.devices()[:4]), SHAPE)
-    assert chosen == dataclasses.replace(given, model={**given.model, "attention": chosen.model["attention"]})
+    given = dataclasses.replace(GIVEN, train=train).with_model(**overrides)
+    found = built(*(field for field in overrides.items() if field[0] != "attention"))
+    mesh = sharding.make_mesh(MESH_OF, jax.devices()[:4])
+    chosen, seconds = attention.fastest_attention(given, mesh, found.task, found.loader)
+    assert chosen == given.with_model(attention=chosen.model["attention"])
     assert all(0 < of_all < 60 for of_all in seconds.values())
     return chosen.model["attention"], set(seconds)
 
@@ -91,7 +109,7 @@ def test_what_is_computed_again_is_timed(has):
     """With full all products of the forward pass; with dots the fused kernel's, and of the plain one the logits."""
     has(cudnn=fast)
     n, (tokens, width) = 4, (17, 16)
-    (layer,) = attention.attention_layers(models.create(SMALL), (n, *SHAPE), tensor=1)
+    (layer,) = layers_of(n)
 
     def products(kernel: str, recomputed: str) -> int:
         both = attention.forwards_and_backwards(layer, kernel, recomputed)
@@ -135,10 +153,18 @@ def test_a_cpu_has_no_choice():
 @pytest.mark.parametrize("scan", [False, True])
 def test_layers_are_those_of_one_device(scan):
     """Two of the three, all alike; the last block has one query, unless layers are scanned."""
-    (layer,) = attention.attention_layers(models.create({**SMALL, "scan": scan}), (5, *SHAPE), tensor=2)
+    (layer,) = layers_of(5, tensor=2, found=built(("scan", scan)))
     assert layer.tokens == (5, 4 * 4 + 1, 16) and layer.module.num_heads == 1 and layer.module.head_dim == 8
-    (shared,) = attention.attention_layers(models.create(SMALL), (5, *SHAPE), tensor=3)
+    (shared,) = layers_of(5, tensor=3)
     assert shared.module.num_heads == 2, "three devices cannot share two heads"
+
+
+def test_a_masked_autoencoder_s_layers_see_few_patches():
+    """Those of its encoder, which is what `model.attention` is about: a quarter of 16, and the class token."""
+    task = tasks.settings("masked_autoencoder", decoder_width=12, decoder_depth=1, decoder_heads=3)
+    given = dataclasses.replace(GIVEN.with_model(num_classes=0), task=task)
+    (layer,) = layers_of(5, found=described(given, SHAPE, classes=3, images=50))
+    assert layer.tokens == (5, 4 + 1, 16) and layer.module.num_heads == 2
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "auto"])
@@ -163,7 +189,7 @@ def test_the_first_process_decides(has, monkeypatch):
 def test_a_device_other_than_the_first_is_timed_itself():
     """Its arrays are there, and stay."""
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[2:3])
-    (layer,) = attention.attention_layers(models.create(SMALL), (4, *SHAPE), tensor=1)
+    (layer,) = layers_of(4)
     found = attention._compiled(layer, "plain", mesh, "none")()
     assert {device for leaf in jax.tree.leaves(found) for device in leaf.devices()} == {jax.devices()[2]}
 

@@ -10,20 +10,3 @@ from vit_jax.config.older import rename_flags
 from vit_jax.config.parse import differences, from_dict, to_dict, to_json
 from vit_jax.config.recipe import choose, default, load, run_file, variants
 from vit_jax.config.schema import Config, validate
-
-__all__ = [
-    "Config",
-    "check_effect",
-    "check_read",
-    "choose",
-    "default",
-    "differences",
-    "from_dict",
-    "load",
-    "rename_flags",
-    "run_file",
-    "to_dict",
-    "to_json",
-    "validate",
-    "variants",
-]

@@ -106,6 +106,10 @@ class Config:
     mesh: Mesh = setting(Mesh(), read_by="evaluate")
     log: Log = Log()
 
+    def with_model(self, **fields: Any) -> "Config":
+        """The same with other values of these fields of the model."""
+        return dataclasses.replace(self, model={**self.model, **fields})
+
 
 def schema(names: Mapping[str, str]) -> Schema:
     """Every field, of the model and the task of these names."""

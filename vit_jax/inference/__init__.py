@@ -1,10 +1,7 @@
 """Trained models, ready to use: `load` the folder of a run or published weights, then `predict` or get `features`.
 
-`predictor` has the model, `images` brings images of any form to its size, `weights` tells what lies at an address
-before a model is made of it.
+`predictor` has the model, `images` brings images of any form to its size, `opening` finds what lies at an address.
 """
 
-from vit_jax.inference.predictor import Predictions, Predictor, load
-from vit_jax.inference.weights import canonical_arrays, find_weights
-
-__all__ = ["Predictions", "Predictor", "canonical_arrays", "find_weights", "load"]
+from vit_jax.inference.opening import canonical_arrays, find_weights, load
+from vit_jax.inference.predictor import Predictions, Predictor

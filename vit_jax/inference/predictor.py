@@ -1,8 +1,5 @@
 """A trained model, ready to use: `load` a run or published weights, then `predict` or get `features`."""
 
-import dataclasses
-import json
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from vit_jax import augment, checkpoint, config, distributed, losses, models, pretrained, sharding, step, tasks, trees
+from vit_jax import augment, losses, tasks, trees
 from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Preprocessing as HostPreprocessing
 from vit_jax.inference.images import Batch, Images, Pictures, all_files, batches, one_by_one
-from vit_jax.pretrained import Preprocessing, Weights
+from vit_jax.pretrained import Preprocessing
 from vit_jax.trees import PyTree
-from vit_jax.workdir import Workdir
 
 BATCH_SIZE = 128
 
@@ -231,165 +226,6 @@ def whole_preprocessing(prepared: Config, view: HostPreprocessing) -> Preprocess
         mean=prepared.augment.mean,
         std=prepared.augment.std,
     )
-
-
-def load(
-    address: str | Path | Workdir, *, use: str = "", overrides: Sequence[str] = (), mesh: Mesh | None = None
-) -> Predictor:
-    """The trained model at an address: the folder of a run, or published weights.
-
-    Args:
-        address: a run's folder; or a file (.npz, .safetensors), a folder with one, https://, gs://, s3:// or
-            hf://org/name, see `pretrained.address.locate`.
-        use: of a run the "last" or the "best" checkpoint; "": as its configuration says.
-        overrides: changes of the configuration, `field=value`. Published weights are made to fit another
-            data.image_size.
-        mesh: the devices that hold the variables, divided by the rules of training; of every process, which then all
-            open it. None: the first device of this process.
-
-    Raises:
-        UserError: neither a run nor weights there; a run without a usable checkpoint; weights of no layout that is
-            known.
-    """
-    if use not in ("", "last", "best"):
-        raise UserError(f"{use=} is not last or best")
-    workdir = Workdir(address)
-    if workdir.is_run():
-        return _load_run(workdir, use, list(overrides), mesh)
-    try:
-        weights = pretrained.open_weights(str(address))
-    except UserError as mistake:
-        if "://" in str(address) or Path(address).is_file():
-            raise
-        lacking = f"{workdir.config_file.name} and {workdir.preprocessing_file.name}"
-        raise UserError(
-            f"{address} is neither a run (it has no {lacking}) nor published weights: {mistake}"
-        ) from mistake
-    if use:
-        raise UserError(f"{use=} chooses a checkpoint of a run; {address} holds published weights: leave it out")
-    return _load_weights(weights, overrides, mesh)
-
-
-def _load_run(workdir: Workdir, use: str, overrides: list[str], mesh: Mesh | None) -> Predictor:
-    given = workdir.config(overrides)
-    if not any(override.startswith("model.") for override in overrides):  # a changed model is not what was timed
-        given = workdir.with_kernel(given)
-    class_names = workdir.class_names() if has_head(given) else ()
-    stored, filled = workdir.preprocessing(given.augment)
-    view = dataclasses.replace(stored, draft=given.data.draft)
-    model_fields = {**given.model, "num_classes": len(class_names)}
-    prepared = dataclasses.replace(given, model=model_fields, augment=filled)
-    model = models.create(model_fields)
-    model.check(input_shape(prepared.augment, view.shape))
-    shape, task_module = input_shape(prepared.augment, view.shape), model
-    if not class_names:  # the run trained more than this model
-        parts = tasks.Parts(model, shape, workdir.class_names(), prepared.augment, prepared.augment)
-        task_module = tasks.create(given.task, parts).module
-    at, variables = load_variables(workdir, task_module, shape, prepared, use, mesh)
-    wanted = jax.eval_shape(lambda: step.init_variables(model, 0, shape))
-    return Predictor(prepared, model, _part(variables, wanted), class_names, view, at)
-
-
-def _part(tree: PyTree, wanted: PyTree) -> PyTree:
-    """Of nested dicts those entries that are wanted; raises `UserError` for one that is not there."""
-    if not isinstance(wanted, Mapping):
-        return tree
-    if missing := [key for key in wanted if key not in tree]:
-        raise UserError(f"the run's task keeps no {missing[0]!r} of its backbone: its module does not share its scope")
-    return {key: _part(tree[key], value) for key, value in wanted.items()}
-
-
-def has_head(config: Config) -> bool:
-    """Whether a run of this configuration trains the model's own head, of one output for each class."""
-    return tasks.chosen(config.task, config.distill).needs_head
-
-
-def load_variables(
-    workdir: Workdir,
-    module: nn.Module,
-    shape: tuple[int, int, int],
-    prepared: Config,
-    use: str = "",
-    mesh: Mesh | None = None,
-) -> tuple[int, PyTree]:
-    """The step and the variables of the best or the newest checkpoint of a run that is not damaged.
-
-    `module`: all that the run's task trains; `shape` [h w c]: of its images.
-    """
-    directory, use = workdir.checkpoints, use or prepared.evaluate.use
-    abstract, rules = jax.eval_shape(lambda: step.init_variables(module, 0, shape)), models.naming_of(module).rules
-    steps = checkpoint.saved_steps(directory)
-    best = checkpoint.best_step(directory) if use == "best" else None
-    part = "ema" if prepared.optim.ema_decay else ""
-    damaged, order = False, ([best] if best is not None else []) + steps[::-1]
-    if mesh is not None:  # all processes read the same ones
-        order = json.loads(distributed.broadcast_from_first(json.dumps(order[:50])))
-    for at in order:
-        try:
-            variables = checkpoint.restore_variables(directory, at, abstract, part, mesh, rules)
-        except checkpoint.Damaged as damage:
-            logging.getLogger(__name__).warning("checkpoint %s is damaged (%s): trying another", at, damage)
-            damaged = True
-            continue
-        if damaged:
-            logging.getLogger(__name__).warning("the model is that of checkpoint %s", at)
-        return at, variables
-    raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
-
-
-def _load_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Predictor:
-    prepared = _configuration_of(weights, overrides)
-    settings, size = prepared.data, prepared.data.image_size
-    view = HostPreprocessing(
-        size=(size[0], size[-1]),
-        resize=settings.resize,
-        channels=settings.channels,
-        crop_fraction=settings.crop_fraction,
-        interpolation=settings.interpolation,
-        draft=settings.draft,
-    )
-    shape = input_shape(prepared.augment, view.shape)
-    model = models.create(prepared.model)
-    model.check(shape)
-    rules = models.naming_of(model).rules
-    unnamed = tuple(f"class {label}" for label in range(weights.model["num_classes"]))
-    arrays, _ = pretrained.fit(
-        weights.read(),
-        source=weights.model,
-        grid=weights.grid,
-        model=prepared.model,
-        image_shape=shape,
-        shapes=pretrained.parameter_shapes(prepared.model, shape),
-        head="keep",
-        interpolation=prepared.init.interpolation,
-    )
-    nested = {"batch_stats": {}} | traverse_util.unflatten_dict(arrays, sep="/")
-    if mesh is None:
-        variables = jax.tree.map(jnp.asarray, nested)
-    else:
-        variables = jax.tree.map(sharding.put, nested, sharding.tree_shardings(nested, mesh, rules))
-    if getattr(model, "scan", False):
-        stacked = jax.eval_shape(trees.stack_layers, variables)
-        places = None if mesh is None else sharding.tree_shardings(stacked, mesh, rules)
-        variables = jax.jit(trees.stack_layers, out_shardings=places)(variables)
-    return Predictor(prepared, model, variables, weights.class_names or unnamed, view, step=0)
-
-
-def _configuration_of(weights: Weights, overrides: Sequence[str]) -> Config:
-    """The default configuration with what is known of the weights: the model and its images."""
-    known = weights.preprocessing
-    tree = {
-        "model": weights.model,
-        "data": {
-            "image_size": known.size,
-            "resize": known.resize,
-            "crop_fraction": known.crop_fraction,
-            "interpolation": known.interpolation,
-            "channels": len(known.mean),
-        },
-        "augment": {"mean": known.mean, "std": known.std},
-    }
-    return config.from_dict(tree, overrides)
 
 
 def _fetched(batch: Batch, result: Any) -> tuple[Batch, Any]:

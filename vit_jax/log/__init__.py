@@ -10,20 +10,3 @@ from vit_jax.log.fitted import fitted_table
 from vit_jax.log.progress import Progress
 from vit_jax.log.tables import class_table, metric_text, metric_value, overview, result_table, weights_table
 from vit_jax.log.writers import MetricsWriter, read_metrics
-
-__all__ = [
-    "MetricsWriter",
-    "Progress",
-    "class_table",
-    "fitted_table",
-    "human_bytes",
-    "human_count",
-    "human_percent",
-    "human_seconds",
-    "metric_text",
-    "metric_value",
-    "overview",
-    "read_metrics",
-    "result_table",
-    "weights_table",
-]

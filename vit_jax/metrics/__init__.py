@@ -5,6 +5,7 @@
 
 from vit_jax.metrics.classification import (
     NO_CLASS,
+    NO_EXAMPLES,
     Examples,
     check_labels,
     confusion,
@@ -17,29 +18,7 @@ from vit_jax.metrics.classification import (
     per_example,
     predict,
     shape_bias,
-    summarize,
 )
 from vit_jax.metrics.registry import METRICS, Metric, register, score
 
 register("loss", Metric("loss", "loss", percent=False, higher_is_better=False, brief=True))
-
-__all__ = [
-    "METRICS",
-    "NO_CLASS",
-    "Examples",
-    "Metric",
-    "check_labels",
-    "confusion",
-    "error_consistency",
-    "expected_calibration_error",
-    "f1_macro",
-    "most_predicted",
-    "of_examples",
-    "per_class_accuracy",
-    "per_example",
-    "predict",
-    "register",
-    "score",
-    "shape_bias",
-    "summarize",
-]

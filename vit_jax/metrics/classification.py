@@ -16,6 +16,7 @@ from vit_jax.losses import LOSSES
 from vit_jax.metrics.registry import METRICS, Metric, register
 
 NO_CLASS = -1
+NO_EXAMPLES = "the split has no examples, so it has no metrics; choose another split or a larger share"
 ROWS_AT_ONCE = 1024  # bounds the memory: 21,841 classes in float64 are 180 MB
 
 
@@ -28,30 +29,15 @@ class Examples(NamedTuple):
     rank: Int64[np.ndarray, " n"]  # how many classes stand before the label; k when the logits are not finite
 
 
-def summarize(
-    logits: Float[np.ndarray, "n k"],
-    labels: Integer[np.ndarray, " n"],
-    class_names: Sequence[str] = (),
-    loss: str = "softmax",
-) -> dict[str, float]:
-    """`loss` (cross-entropy), `accuracy`, `top5` (where there are more classes), `f1_macro` and `ece`.
-
-    What a class's probability is, and hence loss and confidence, the model's `loss` says, one of `losses.LOSSES`.
-    With `class_names` also `accuracy/<name>` for each class that occurs among the labels.
-    Equal logits rank by class index, as `predict` does: constant logits are right for class 0 only.
-    Raises `UserError` for an empty split, labels outside 0..k-1, or a wrong number of rows or names.
-    """
-    if len(logits) != len(labels):
-        raise UserError(f"{len(logits)} rows of logits for labels of shape {labels.shape}; give one label per row")
-    k = logits.shape[1]
-    _check(labels, k, class_names)
-    return of_examples(per_example(logits, labels, loss), labels, k, class_names)
-
-
 def of_examples(
     examples: Examples, labels: Integer[np.ndarray, " n"], k: int, class_names: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The same, of what the logits of k classes left of each example."""
+    """`loss` and every metric of classification that is registered, of what the logits of k classes left.
+
+    With `class_names` also `accuracy/<name>` for each class that occurs among the labels.
+    Equal logits rank by class index, as `predict` does: constant logits are right for class 0 only.
+    Raises `UserError` for an empty split, labels outside 0..k-1, or a wrong number of names.
+    """
     _check(labels, k, class_names)
     metrics = {"loss": math.fsum(examples.loss) / len(labels)}
     for name, metric in METRICS.items():
@@ -65,7 +51,7 @@ def of_examples(
 
 def _check(labels: np.ndarray, k: int, class_names: Sequence[str]) -> None:
     if not len(labels):
-        raise UserError("the split has no examples, so it has no metrics; choose another split or a larger share")
+        raise UserError(NO_EXAMPLES)
     check_labels(labels, k)
     if class_names and len(class_names) != k:
         raise UserError(f"{len(class_names)} class names for {k} classes; give one per class, or none")

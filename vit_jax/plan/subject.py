@@ -90,7 +90,7 @@ def build(planned: Planned, machine: Machine) -> Subject:
 def untimed(subject: Subject) -> tuple[str, ...]:
     """What a run would find out by timing its devices, as an assumption."""
     experiment = subject.experiment
-    _, kernels = kernel_choice(experiment.config, experiment.mesh, experiment.task.parts.image_shape)
+    _, kernels = kernel_choice(experiment.config, experiment.mesh, experiment.task, experiment.loader)
     if not kernels:
         return ()
     return (f"attention is plain: a run takes {' or '.join(kernels)} if that is faster (model.attention to plan it)",)

@@ -1,7 +1,6 @@
 """The tasks by name: `settings("classification")` gives a config's `task` group, `create` builds the task."""
 
 import dataclasses
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,31 +24,7 @@ from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
 from vit_jax.tasks.means import Means
-
-__all__ = [
-    "TASKS",
-    "Aux",
-    "Distill",
-    "Evaluator",
-    "Examples",
-    "Means",
-    "Parts",
-    "Rngs",
-    "Task",
-    "TaskSettings",
-    "Teacher",
-    "check",
-    "check_settings",
-    "chosen",
-    "create",
-    "fields",
-    "gathered",
-    "make_forward",
-    "model_fields",
-    "names",
-    "register",
-    "settings",
-]
+from vit_jax.text import meant
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
@@ -81,9 +56,7 @@ def names(pattern: str = "*") -> list[str]:
 def fields(name: str) -> dict[str, dataclasses.Field[Any]]:
     """The fields of a task."""
     if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(TASKS)}"
-        raise UserError(f"task {name!r} is unknown; {hint}")
+        raise UserError(f"task {name!r} is unknown; {meant(name, TASKS)}")
     return {f.name: f for f in dataclasses.fields(TASKS[name].Settings)}
 
 
@@ -92,9 +65,7 @@ def settings(name: str, **overrides: Any) -> dict[str, Any]:
     known = fields(name)
     for given in overrides:
         if given not in known:
-            close = difflib.get_close_matches(given, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-            raise UserError(f"task {name!r} has no field {given!r}; {hint}")
+            raise UserError(f"task {name!r} has no field {given!r}; {meant(given, known)}")
     return {"name": name} | {key: overrides.get(key, f.default) for key, f in known.items()}
 
 

@@ -5,6 +5,7 @@ step (`vit_jax.step`), the loop and every command work with any task. To add one
 of its own and give it to `tasks.register`: see docs/extend.md.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,6 @@ class Evaluator(Protocol):
     @property
     def size(self) -> int:
         """How many examples it has."""
-        ...
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         """Takes the next examples: `index`, the place of each in its split, its targets, and the task's outputs.
@@ -104,23 +104,18 @@ class Evaluator(Protocol):
         Each example comes once, in the split's order; padding and broken images do not come. Raises `UserError` for
         targets that the task cannot have.
         """
-        ...
 
     def scalars(self) -> dict[str, float]:
         """The metrics of all examples, by their names in `metrics.METRICS`; raises `UserError` where there are none."""
-        ...
 
     def details(self) -> dict[str, Any]:
         """What a report says beyond the scalars, ready for JSON."""
-        ...
 
     def warnings(self) -> list[str]:
         """What is wrong with a model that predicts so. Each text has the word "Likely" before its causes."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Writes what later commands read of the examples, and the details."""
-        ...
 
 
 class Task:
@@ -175,7 +170,12 @@ class Task:
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         """What is wrong with a run whose mean training metrics are these. Each text has "Likely" before its causes."""
-        return []
+        if math.isfinite(scalars["loss"]):
+            return []
+        return [
+            f"the training loss is {scalars['loss']}: the parameters are lost. Likely: the learning rate is too high, "
+            "the gradient is not clipped or the warm-up too short, a low precision overflows, or the images hold NaN."
+        ]
 
 
 def make_forward(model: nn.Module, settings: augment.Settings) -> Callable[[PyTree, Any], Array]:

@@ -128,10 +128,7 @@ class Classification(Task):
         """
         loss, k = scalars["loss"], self.num_classes
         if not math.isfinite(loss):
-            return [
-                f"the training loss is {loss}: the parameters are lost. Likely: the learning rate is too high, the "
-                "gradient is not clipped or the warm-up too short, a low precision overflows, or the images hold NaN."
-            ]
+            return super().warnings(scalars)
         guessed, formula = losses.LOSSES[self.settings.loss].guess(k)
         guesses = loss >= (1 - NEAR) * guessed and scalars["accuracy"] < LEARNED / k
         if k == 1 or not (guesses or abs(loss - guessed) < AT * guessed):
@@ -172,7 +169,7 @@ class ClassificationEvaluator:
     def found(self) -> _Part:
         """All examples, in one part; logits are None where they are too many to keep."""
         if not self._parts:
-            raise UserError("the split has no examples, so it has no metrics; choose another split or a larger share")
+            raise UserError(metrics.NO_EXAMPLES)
         examples = metrics.Examples(*map(np.concatenate, zip(*(part.examples for part in self._parts), strict=True)))
         place, label = (np.concatenate([getattr(part, name) for part in self._parts]) for name in ("place", "label"))
         logits = [part.logits for part in self._parts if part.logits is not None]

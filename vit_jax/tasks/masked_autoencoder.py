@@ -23,6 +23,7 @@ from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layers import MlpBlock, square
 from vit_jax.models.vit import Encoder, EncoderBlock, ViT
 from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Task, TaskSettings
+from vit_jax.tasks.means import Means
 from vit_jax.trees import PyTree
 
 PICTURE = "reconstructions.png"
@@ -221,48 +222,28 @@ class MaskedAutoencoder(Task):
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         loss = scalars["loss"]
-        if not math.isfinite(loss):
-            return [
-                f"the training loss is {loss}: the parameters are lost. Likely: the learning rate is too high, the "
-                "warm-up is too short, or a low precision overflows."
-            ]
         values = math.prod(self.patch_size) * self.parts.image_shape[2]
         guessed = (values - 1) / values  # by the deviation that `target` divides by
-        if self.settings.normalize_patches and loss > 0.98 * guessed:
+        if self.settings.normalize_patches and 0.98 * guessed < loss < math.inf:
             return [
                 f"the training loss {loss:.3f} is still about {guessed:.3f}, that of painting each patch in its mean "
                 "colour. Likely: the learning rate is much too low or too high, or it has had too few steps yet."
             ]
-        return []
+        return super().warnings(scalars)
 
 
-class ReconstructionEvaluator:
+class ReconstructionEvaluator(Means):
     """The mean loss of a split, and a picture of its first images: hidden, painted, true."""
 
     def __init__(self) -> None:
-        self._losses: list[np.ndarray] = []
+        super().__init__()
         self._pictures: dict[str, list[np.ndarray]] = {"masked": [], "painted": [], "picture": []}
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self._losses))
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         room = max(0, SHOWN - self.size)
-        self._losses.append(rows["loss"])
+        super().add({name: rows[name] for name in ("index", "loss")})
         for name, found in self._pictures.items():
             found += [rows[name][:room].copy()] if room else []  # a view would keep the whole batch
-
-    def scalars(self) -> dict[str, float]:
-        if not self.size:
-            raise UserError("the split has no examples, so it has no loss; choose another split or a larger share")
-        return {"loss": math.fsum(np.concatenate(self._losses).astype(np.float64)) / self.size}
-
-    def details(self) -> dict[str, Any]:
-        return {}
-
-    def warnings(self) -> list[str]:
-        return []
 
     def picture(self) -> Image.Image:
         """A row of images as the encoder sees them, one as they are painted, one as they are."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import metrics
 from vit_jax.command import UserError
 
 
@@ -26,7 +27,7 @@ class Means:
     def scalars(self) -> dict[str, float]:
         """Exact sums: they depend on no batch size and no order. Targets have no mean."""
         if not self._parts:
-            raise UserError("the split has no examples, so it has no metrics; choose another split or a larger share")
+            raise UserError(metrics.NO_EXAMPLES)
         names = [name for name, values in self._parts[0].items() if np.issubdtype(values.dtype, np.floating)]
         return {name: math.fsum(x for part in self._parts for x in part[name].tolist()) / self.size for name in names}
 

@@ -84,7 +84,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
         if interruption.signal and int(state.step) < trainer.length.steps:
             console.print(f"Stopped at step {int(state.step)}, and saved: the same command goes on from there.")
             return Result(workdir, interruption.exit_code, {})
-        result = trainer.finish(choose_variables(experiment, checkpoints, state))
+        result = trainer.finish(*choose_variables(experiment, checkpoints, state))
     log.result_table(console, result)
     return Result(workdir, command.DONE, result)
 
@@ -127,8 +127,8 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, inputs: In
     return state, TrainerState(**about[SAVED_AS])
 
 
-def choose_variables(experiment: Experiment, checkpoints: Checkpoints, state: PyTree) -> PyTree:
-    """The variables that meet the test split: the last, or those that validated best."""
+def choose_variables(experiment: Experiment, checkpoints: Checkpoints, state: PyTree) -> tuple[PyTree, int]:
+    """The variables that meet the test split, the last or those that validated best, and their step."""
     best = json.loads(distributed.broadcast_from_first(json.dumps(checkpoints.best_step())))  # all read the same one
     if experiment.config.evaluate.use == "best" and best is not None and best != int(state.step):
         try:
@@ -137,4 +137,4 @@ def choose_variables(experiment: Experiment, checkpoints: Checkpoints, state: Py
             logging.getLogger(__name__).warning(
                 "the best checkpoint, %s, is damaged (%s): using the last", best, damage
             )
-    return evaluation_variables(state)
+    return evaluation_variables(state), int(state.step)

@@ -1,6 +1,5 @@
 """Which kernel computes a run's attention: the one that its own devices run fastest."""
 
-import dataclasses
 import logging
 import statistics
 import time
@@ -13,12 +12,14 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from vit_jax import distributed, models, sharding, step
+from vit_jax import distributed, sharding, step
 from vit_jax.command import UserError
 from vit_jax.config import Config
+from vit_jax.data import Loader
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.ops import fused_attention
 from vit_jax.ops.remat import kept
+from vit_jax.tasks import Task, gathered
 from vit_jax.train import remat
 
 ROUNDS, CALLS = 5, 10  # the kernels take turns of so many calls; the median of the turns counts
@@ -31,67 +32,62 @@ class Layer(NamedTuple):
     tokens: tuple[int, ...]
 
 
-def fastest_attention(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> tuple[Config, dict[str, float]]:
+def fastest_attention(prepared: Config, mesh: Mesh, task: Task, loader: Loader) -> tuple[Config, dict[str, float]]:
     """The configuration with the fastest kernel in place of `model.attention` auto, and the seconds of each kernel.
 
-    Each different attention layer of the model, for images of this shape [h w c], runs forwards and backwards on one of
-    this process's devices, with as many images and heads as the device has of a batch, and with the recomputation of
-    `model.remat` (of auto, the least that it may choose). A kernel that fails there is left out, with a warning. The
-    first process decides for all.
-
-    Nothing is timed, and auto stays, which is plain, where there is no choice: see `kernel_choice`.
+    Each different attention layer of the task's loss runs forwards and backwards on one of this process's devices,
+    with as many images and heads as the device has of a batch, and with the recomputation of `model.remat` (of auto,
+    the least that it may choose). A kernel that fails there is left out, with a warning. The first process decides
+    for all. Where there is no choice (see `kernel_choice`) nothing is timed, and auto stays, which is plain.
     """
-    layers, kernels = kernel_choice(prepared, mesh, shape)
+    layers, kernels = kernel_choice(prepared, mesh, task, loader)
     if not kernels:
         return prepared, {}
     own = Mesh(np.array(mesh.local_devices[:1]).reshape(1, 1, 1), mesh.axis_names)
     seconds = time_kernels(("plain", *kernels), layers, own, remat.least(prepared, mesh))
     fastest = min(seconds, key=lambda kernel: seconds[kernel], default="auto")
-    chosen = distributed.broadcast_from_first(fastest)
-    return dataclasses.replace(prepared, model={**prepared.model, "attention": chosen}), seconds
+    return prepared.with_model(attention=distributed.broadcast_from_first(fastest)), seconds
 
 
-def kernel_choice(prepared: Config, mesh: Mesh, shape: tuple[int, int, int]) -> tuple[set[Layer], list[str]]:
+def kernel_choice(prepared: Config, mesh: Mesh, task: Task, loader: Loader) -> tuple[set[Layer], list[str]]:
     """The layers that `model.attention` auto is about, and the kernels other than plain that can compute them all.
 
     None on CPUs, and with `train.deterministic`, which a clock is not.
     """
     device = mesh.devices.flat[0]
-    there = [
-        kernel
-        for kernel in fused_attention.KERNELS
-        if fused_attention.runs_on(kernel, device.platform, device.device_kind)
-    ]
+    platform, kind = device.platform, device.device_kind
+    there = [kernel for kernel in fused_attention.KERNELS if fused_attention.runs_on(kernel, platform, kind)]
     if prepared.model.get("attention") != "auto" or prepared.train.deterministic or not there:
         return set(), []
     n = prepared.train.batch_size // (sharding.batch_shards(mesh) * prepared.train.accumulate)
-    layers = attention_layers(models.create(prepared.model), (n, *shape), mesh.shape["tensor"])
+    layers = attention_layers(task, loader, n, mesh.shape["tensor"])
     can = [kernel for kernel in there if layers and all(_can_compute(kernel, layer.module) for layer in layers)]
     return layers, can
 
 
-def attention_layers(model: nn.Module, images: tuple[int, int, int, int], tensor: int) -> set[Layer]:
-    """The different layers whose kernel is auto in a training step's forward pass.
+def attention_layers(task: Task, loader: Loader, n: int, tensor: int) -> set[Layer]:
+    """The different layers whose kernel is auto in the task's loss of `n` images.
 
-    Of heads that `tensor` devices share, a layer has those of one device.
+    Not those of a teacher, which trains nothing. Of heads that `tensor` devices share, a layer has those of one device.
     """
     found: set[Layer] = set()
 
     def noted(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto"
+        ours = isinstance(module, MultiHeadDotProductAttention) and module.kernel == "auto" and kwargs.get("train")
         if ours and context.method_name == "__call__" and args[0].shape == args[1].shape:
             num_heads = module.num_heads // tensor if module.num_heads % tensor == 0 else module.num_heads
             found.add(Layer(module.clone(parent=None, name=None, num_heads=num_heads), args[0].shape))
         return call(*args, **kwargs)
 
-    def forward() -> Any:
-        variables = step.init_variables(model, 0, images[1:])
+    def loss(batch: Any, constants: Any) -> Any:
+        variables = step.init_variables(task.module, 0, task.parts.image_shape)
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        state, rngs = task.init_state(params), step.rngs_for(0, 0, jnp.arange(n))
         with nn.intercept_methods(noted):
-            x, rngs = jnp.zeros(images), {"dropout": jax.random.key(0)}
-            return model.apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats", "distillation"])
+            return task.loss(params, batch_stats, state, gathered(batch, constants), rngs, constants)
 
-    jax.eval_shape(forward)
+    jax.eval_shape(loss, loader.spec(n), {**loader.constants_spec(), **task.constants})
     return found
 
 

@@ -78,59 +78,78 @@ def set_up(
 ) -> Experiment:
     """The experiment of a configuration, or of what `open_inputs` found for it.
 
-    Args:
-        given: the configuration or its inputs.
-        devices: those of another machine; (): all that there are.
-        described: reads no image and puts nothing on a device, to plan a run or to check it: any mean and deviation
-            stand for those of the images, and a teacher is left out.
-        device_memory: bytes of each device, for `model.remat='auto'`; 0: as the devices say.
-        kernel: of attention, where an earlier start found it and the configuration says auto.
-        console: where the times of attention kernels are printed.
-
-    Raises:
-        UserError: the configuration does not fit the data or the devices.
+    On `devices` of another machine, or on all that there are. `described` reads no image and puts nothing on a device,
+    to plan a run or to check it: any mean and deviation stand for those of the images, and a teacher is left out.
+    `device_memory`: bytes of each device, for `model.remat='auto'`; 0: as the devices say. `kernel`: of attention,
+    where an earlier start found it and the configuration says auto. Raises `UserError` where the configuration does
+    not fit the data or the devices.
     """
     inputs = open_inputs(given) if isinstance(given, Config) else given
-    config, data = inputs.config, inputs.data
     with distributed.raise_on_all_processes():
-        mesh = sharding.make_mesh(config.mesh, devices) if devices else make_mesh(config, data)
-        check_batch(config, mesh)
-        crop = host_crop(config, data, certain=inputs.crops_on_host)
-        fields = ("image", *tasks.chosen(config.task, config.distill).targets)
-        loader = data.loader(data.split("train"), mesh, on_device=True, crop=crop, fields=fields)
-        prepared = with_data(config, data, None if described else loader.load().split)
-        teaches = config.distill.teacher and not described
-        teacher = open_teacher(config.distill.teacher, prepared, data.class_names) if teaches else None
-    if kernel:
-        prepared = dataclasses.replace(prepared, model={**prepared.model, "attention": kernel})
+        materials, prepared = prepare(inputs, devices, described)
     seconds: dict[str, float] = {}
-    if not (kernel or described):
-        prepared, seconds = choose_attention(prepared, mesh, data.preprocessing.shape, console)
-    constants: dict[str, Any] = dict(loader.constants_spec() if described else loader.constants)
-    own = make_task(prepared, data.class_names, data.preprocessing.shape, cropped=crop is not None, teacher=teacher)
-    everywhere = sharding.replicated(mesh)
-    for name, tree in own.constants.items():
-        placed = jax.tree.map(lambda array: array if described else sharding.put(array, everywhere), tree)
-        constants[name] = jax.eval_shape(lambda tree=placed: tree) if described else placed
+    if kernel:
+        prepared = prepared.with_model(attention=kernel)
+    elif not described:
+        prepared, seconds = choose_attention(prepared, materials, console)
+    build = partial(materials.build, constants=materials.constants(prepared), attention_seconds=seconds)
+    return remat.fitting(prepared, build, device_memory or (0 if described else remat.device_memory(materials.mesh)))
 
-    def build(config: Config) -> Experiment:
-        task = make_task(config, data.class_names, data.preprocessing.shape, cropped=crop is not None, teacher=teacher)
-        per_epoch = steps_per_epoch(config.train.batch_size, len(loader.split))
+
+@dataclass(frozen=True)
+class Materials:
+    """What an experiment is built of, however its model then computes."""
+
+    data: Data
+    mesh: Mesh
+    loader: Loader
+    teacher: tasks.Teacher | None
+    described: bool
+
+    def task(self, config: Config) -> tasks.Task:
+        """The task of a prepared configuration."""
+        names, shape = self.data.class_names, self.data.preprocessing.shape
+        return make_task(config, names, shape, cropped=self.loader.crop is not None, teacher=self.teacher)
+
+    def constants(self, config: Config) -> dict[str, Any]:
+        """What steps read beside a batch: the task's arrays and the loader's, or their shapes."""
+        own = dict(self.task(config).constants)
+        if self.described:
+            return {**self.loader.constants_spec(), **jax.eval_shape(lambda: own)}
+        everywhere = sharding.replicated(self.mesh)
+        return {**self.loader.constants, **jax.tree.map(lambda array: sharding.put(array, everywhere), own)}
+
+    def build(self, config: Config, constants: dict[str, Any], attention_seconds: dict[str, float]) -> Experiment:
+        """The experiment of a prepared configuration."""
+        task = self.task(config)
+        per_epoch = steps_per_epoch(config.train.batch_size, len(self.loader.split))
         return Experiment(
             config=config,
-            data=data,
-            loader=loader,
-            mesh=mesh,
+            data=self.data,
+            loader=self.loader,
+            mesh=self.mesh,
             task=task,
             steps_per_epoch=per_epoch,
             total_steps=num_steps(config, per_epoch),
-            batch=loader.spec(config.train.batch_size),
+            batch=self.loader.spec(config.train.batch_size),
             constants=constants,
-            attention_seconds=seconds,
-            **compiled_parts(config, task, mesh, per_epoch),
+            attention_seconds=attention_seconds,
+            **compiled_parts(config, task, self.mesh, per_epoch),
         )
 
-    return remat.fitting(prepared, build, device_memory or (0 if described else remat.device_memory(mesh)))
+
+def prepare(inputs: Inputs, devices: Sequence[jax.Device], described: bool) -> tuple[Materials, Config]:
+    """Mesh, loader and teacher, and the configuration with what the data decides."""
+    config, data = inputs.config, inputs.data
+    mesh = sharding.make_mesh(config.mesh, devices) if devices else make_mesh(config, data)
+    check_batch(config, mesh)
+    crop = host_crop(config, data, certain=inputs.crops_on_host)
+    fields = ("image", *tasks.chosen(config.task, config.distill).targets)
+    loader = data.loader(data.split("train"), mesh, on_device=True, crop=crop, fields=fields)
+    prepared = with_data(config, data, None if described else loader.load().split)
+    teaches = config.distill.teacher and not described
+    teacher = open_teacher(config.distill.teacher, prepared, data.class_names) if teaches else None
+    return Materials(data, mesh, loader, teacher, described), prepared
 
 
 def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int) -> dict[str, Any]:
@@ -234,10 +253,11 @@ def with_data(config: Config, data: Data, train: Split | None) -> Config:
 
 
 def choose_attention(
-    prepared: Config, mesh: Mesh, image_shape: tuple[int, int, int], console: Console | None
+    prepared: Config, materials: Materials, console: Console | None
 ) -> tuple[Config, dict[str, float]]:
     """As `fastest_attention`, which it tells."""
-    chosen, seconds = fastest_attention(prepared, mesh, input_shape(prepared.augment, image_shape))
+    task, loader = materials.task(prepared), materials.loader
+    chosen, seconds = fastest_attention(prepared, materials.mesh, task, loader)
     if seconds and console is not None:
         times = ", ".join(f"{kernel} {1000 * of_all:.3g} ms" for kernel, of_all in seconds.items())
         console.print(f"A layer's attention takes {times}: {chosen.model['attention']} is taken", soft_wrap=True)

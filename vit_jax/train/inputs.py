@@ -13,8 +13,8 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, MissingDataset, open_data
 from vit_jax.data.batching import steps_per_epoch
+from vit_jax.inference import opening
 from vit_jax.pretrained import Weights
-from vit_jax.train import start
 from vit_jax.train.start import Arrays, default_size, follow
 from vit_jax.workdir import Workdir
 
@@ -127,7 +127,11 @@ def fit_weights(weights: Weights | None, config: Config, data: Data, console: Co
     """The arrays of the weights that the model takes, with a table of what became of each; none without weights."""
     if weights is None:
         return {}
-    arrays, report = start.fit_weights(weights, config, data)
+    model = tasks.model_fields(config.model, config.task, config.distill, data.class_names)
+    shape = input_shape(config.augment, data.preprocessing.shape)
+    prepared = dataclasses.replace(config, model=model)
+    arrays, report = opening.fit_weights(weights, prepared, shape, config.init.head, data.class_names)
     if jax.process_index() == 0:
-        log.weights_table(console, f"{weights.address} ({weights.layout_name})", report.groups())
+        loaded = f"{log.human_count(report.parameters_loaded)} parameters start from it"
+        log.weights_table(console, f"{weights.address} ({weights.layout_name}): {loaded}", report.groups())
     return arrays

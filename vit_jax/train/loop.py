@@ -21,6 +21,7 @@ from vit_jax.tasks import Evaluator
 from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import UNKNOWN, Length
+from vit_jax.train.overview import describe, needed_memory
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
 
@@ -319,8 +320,8 @@ class Trainer:
         if used is not None and self.one_machine:
             self.so_far.energy_kwh = (self.earlier_kwh or 0.0) + used
 
-    def finish(self, variables: PyTree) -> dict[str, Any]:
-        """Evaluates the test split with the chosen variables, and writes what the evaluator keeps and the result."""
+    def finish(self, variables: PyTree, at: int) -> dict[str, Any]:
+        """Evaluates the test split with the variables of step `at`; writes what the evaluator keeps and the result."""
         loader = self.split("test")
         found = self.evaluate(variables, loader)
         self.account()
@@ -333,6 +334,7 @@ class Trainer:
             **so_far.before,
             "monitor": self.monitor(),
             "best_step": self.checkpoints.best_step(),
+            "test_step": at,
             "parameters": trees.count(self.experiment.abstract_state.params),
             "flops_per_image": self.experiment.flops_per_image,
             "steps": steps,
@@ -349,41 +351,6 @@ class Trainer:
             found.save(self.workdir.path)
             self.workdir.write_result(result)
         return result
-
-
-def describe(experiment: Experiment) -> dict[str, str]:
-    """The overview's rows."""
-    settings, data, loader = experiment.config, experiment.data, experiment.loader
-    height, width, channels = experiment.task.parts.image_shape
-    sizes = {"train": len(loader.split), **{purpose: data.size(purpose) for purpose in ("validation", "test")}}
-    kept = "on the device" if loader.on_device else "in memory" if loader.in_memory else "streamed"
-    mesh = "".join(f", {axis} {n}" for axis, n in experiment.mesh.shape.items() if n > 1)
-    parts = f" in {settings.train.accumulate} parts" if settings.train.accumulate > 1 else ""
-    epochs = experiment.total_steps / experiment.steps_per_epoch
-    length = f"{experiment.total_steps:,} ({epochs:.3g} epochs of {experiment.steps_per_epoch:,})"
-    if settings.train.seconds:
-        seconds = log.human_seconds(settings.train.seconds)
-        length = f"as many as take {seconds} ({experiment.steps_per_epoch:,} an epoch)"
-    recomputed = settings.model.get("remat", "none")
-    return {
-        "images": ", ".join(f"{purpose} {size:,}" for purpose, size in sizes.items() if size) + f" ({kept})",
-        "input": f"{height} x {width} x {channels}, {len(data.class_names)} classes",
-        "batch": f"{settings.train.batch_size}{parts}",
-        "steps": length,
-        "optimizer": f"{settings.optim.name}, learning rate {settings.optim.lr:g} {settings.optim.schedule}",
-        "device": sharding.device_name(experiment.mesh) + mesh,
-        "forward pass": f"{log.human_count(experiment.flops_per_image)}FLOP per image",
-        **({} if recomputed == "none" else {"recomputed": recomputed}),
-    }
-
-
-def needed_memory(compiled: Any) -> str:
-    """What the compiled step needs on each device."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return "not known on this backend"
-    kept, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-    return f"{log.human_bytes(kept)} kept + {log.human_bytes(temporary)} while a step runs, per device"
 
 
 def _floats(window: Sequence[dict[str, Any]]) -> list[dict[str, float]]:

@@ -1,6 +1,5 @@
 """How much a run computes again in its backward pass: as little as its devices' memory allows."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -38,7 +37,7 @@ def fitting(prepared: Config, build: Callable[[Config], Built], memory: int) -> 
     if prepared.model.get("remat") != "auto":
         return build(prepared)
     for policy in POLICIES:
-        built = build(dataclasses.replace(prepared, model={**prepared.model, "remat": policy}))
+        built = build(prepared.with_model(remat=policy))
         if policy == "none" and least(prepared, built.mesh) != "none":
             continue
         if not memory or policy == POLICIES[-1] or needed(built) <= SHARE * memory:

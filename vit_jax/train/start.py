@@ -6,11 +6,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from vit_jax import pretrained, sharding, tasks, trees
-from vit_jax.augment import input_shape
+from vit_jax import sharding, trees
 from vit_jax.config import Config
 from vit_jax.data import Data
-from vit_jax.pretrained import Preprocessing, Report, Weights
+from vit_jax.pretrained import Preprocessing
 from vit_jax.step import TrainState
 
 Arrays = Mapping[str, np.ndarray]
@@ -41,27 +40,6 @@ def follow(given: Config, data: Data, source: Preprocessing | None) -> Config:
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Statistics of colour images for grey ones: the mean over the channels."""
     return values if len(values) in (1, channels) else (float(np.mean(values)),)
-
-
-def fit_weights(weights: Weights, given: Config, data: Data) -> tuple[dict[str, np.ndarray], Report]:
-    """The arrays of `weights` for the model of a configuration, by their paths, and what became of each.
-
-    Arrays that the weights do not have are left out. Raises `UserError` where the two do not fit. Touches no device.
-    """
-    model = tasks.model_fields(given.model, given.task, given.distill, data.class_names)
-    shape = input_shape(given.augment, data.preprocessing.shape)
-    return pretrained.fit(
-        weights.read(),
-        source=weights.model,
-        grid=weights.grid,
-        model=model,
-        image_shape=shape,
-        shapes=pretrained.parameter_shapes(model, shape),
-        head=given.init.head,
-        class_names=data.class_names,
-        source_names=weights.class_names,
-        interpolation=given.init.interpolation,
-    )
 
 
 def start_from(state: TrainState, found: Arrays) -> TrainState:

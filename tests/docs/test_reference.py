@@ -5,8 +5,8 @@ from typing import Literal
 
 import pytest
 
+from docs.reference import comments, markdown
 from vit_jax import models
-from vit_jax.config.reference import comments, markdown
 from vit_jax.config.schema import schema
 from vit_jax.setting import setting
 
