@@ -51,10 +51,9 @@ forward() {
   signals=$((signals + 1))
   send "$([[ $signals -gt 1 ]] && echo KILL || echo "$1")"
 }
-trap 'rm -r "$logs"' EXIT
-trap 'forward INT' INT
-trap 'forward TERM' TERM
-trap 'forward TERM' HUP # the terminal is gone
+early= # a signal that comes before all processes are there is sent until they end: one that just starts may miss it
+trap 'early=INT' INT
+trap 'early=TERM' TERM HUP # HUP: the terminal is gone
 
 set -m # each process in its own group: the terminal's Ctrl-C comes once, from here
 for ((i = 0; i < processes; i++)); do
@@ -67,11 +66,16 @@ for ((i = 0; i < processes; i++)); do
   pids+=($!)
 done
 set +m
+trap 'rm -r "$logs"' EXIT # not before: a process that a signal meets before it runs its program would do it
+trap 'forward INT' INT
+trap 'forward TERM' TERM HUP
+[[ ! $early ]] || signals=1
 
 codes=()
 first=
 running=$processes
 while ((running)); do
+  [[ ! $early ]] || send "$early"
   sleep 0.2 || true
   for ((i = 0; i < processes; i++)); do
     if [[ ${codes[i]-} ]] || kill -0 "${pids[i]}"; then

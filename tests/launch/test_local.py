@@ -223,3 +223,11 @@ def test_signals_reach_all_processes_once(tmp_path, number, code):
     launcher.send_signal(number)
     assert launcher.wait(timeout=SECONDS) == code
     assert sorted((tmp_path / "got").read_text().split()) == ["0", "1"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("TERM", 143), ("INT", 130)])
+def test_a_signal_while_processes_are_started_ends_them_all(tmp_path, name, code):
+    python = f"trap 'exit {code}' {name}; ((JAX_PROCESS_ID)) || kill -{name} $PPID\nwhile true; do sleep 0.1; done"
+    command = [str(SCRIPT), "3", "--config", "x.py"]
+    done = subprocess.run(command, env=imitate(tmp_path, python), capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == code
