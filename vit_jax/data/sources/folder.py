@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def open_folder(name: str) -> Dataset:
     if not root.is_dir():
         raise UserError(f"{name} is {'not a folder' if root.exists() else 'not there'}; expected a folder of images")
     try:
-        folders = _split_folders(root)
+        folders = split_folders(root)
         found = {split: _classes(root, path) for split, path in folders.items()} if folders else _divided(root)
     except OSError as fault:
         raise UserError(f"cannot read the folder {name}: {fault}") from fault
@@ -54,7 +54,8 @@ def open_folder(name: str) -> Dataset:
     sizes = {split: len(paths) for split, (paths, _) in splits.items()}
     classes_in = tuple(map(str, folders.values() or [root]))
     opener = partial(_FolderSource, str(root), splits)
-    return Dataset(name, classes, _image_shape(root, splits), sizes, opener, classes_in)
+    shape = image_shape(root, [path for paths, _ in splits.values() for path in paths])
+    return Dataset(name, classes, shape, sizes, opener, classes_in)
 
 
 class _FolderSource:
@@ -75,7 +76,7 @@ class _FolderSource:
         return os.path.join(self._root, self._paths[index])
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
     """train, validation and test, where the root is laid out so; empty where its folders are classes."""
     folders: dict[str, Path] = {}
     for path in _visible_folders(root):
@@ -128,7 +129,7 @@ def _divided(root: Path) -> dict[str, Files]:
         count = max(1, (len(paths) + 2) // 5) if len(paths) > 1 else 0
         if not count:
             logging.getLogger(__name__).warning("class %r has a single image: none of it is in the test split", label)
-        by_hash = sorted(paths, key=_hash)
+        by_hash = sorted(paths, key=hash_of)
         train[label], test[label] = by_hash[count:], by_hash[:count]
     return {"train": train, "test": test}
 
@@ -147,14 +148,14 @@ def _ordered(files: Files, classes: tuple[str, ...]) -> Split:
     """Paths and labels: each class in the order of its hashes, the classes interleaved in proportion."""
     keyed = []
     for label, name in enumerate(classes):
-        hashes = sorted((_hash(path), path) for path in files[name])
+        hashes = sorted((hash_of(path), path) for path in files[name])
         keyed += [((rank + 0.5) / len(hashes), key, path, label) for rank, (key, path) in enumerate(hashes)]
     keyed.sort()
     return [path for *_, path, _ in keyed], np.array([label for *_, label in keyed], np.int32)
 
 
-def _image_shape(root: Path, splits: Mapping[str, Split]) -> tuple[int, int, int]:
-    paths = [path for names, _ in splits.values() for path in names]
+def image_shape(root: Path, paths: Sequence[str]) -> tuple[int, int, int]:
+    """What the headers of up to 1,000 files say, evenly spaced: h, w, c, or (0, 0, c) where sizes differ."""
     sample = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _HEADERS_READ)).astype(int))
     shapes: set[tuple[int, int, int]] = set()
     broken = None
@@ -213,7 +214,8 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _hash(path: str) -> bytes:
+def hash_of(path: str) -> bytes:
+    """By which the images of a folder are ordered and divided: the same on any machine."""
     name = _normal(path.replace(os.sep, "/"))
     return hashlib.sha1(name.encode("utf-8", "surrogateescape"), usedforsecurity=False).digest()
 
