@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.command import UserError
+from vit_jax.data import Split
 from vit_jax.names import claim
 from vit_jax.tasks.base import (
     Aux,
@@ -25,6 +26,7 @@ from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
 from vit_jax.tasks.means import Means
+from vit_jax.tasks.segmentation import Segmentation
 
 __all__ = [
     "TASKS",
@@ -49,11 +51,13 @@ __all__ = [
     "names",
     "register",
     "settings",
+    "with_data",
 ]
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "masked_autoencoder": MaskedAutoencoder,
+    "segmentation": Segmentation,
 }
 
 
@@ -124,6 +128,15 @@ def check_settings(task: Mapping[str, Any], distill: Distill) -> None:
     """Raises `UserError` for a value of the groups `task` and `distill` that is out of its range."""
     distill.check()
     _settings_of(chosen(task, distill), task).check()
+
+
+def with_data(
+    task: Mapping[str, Any], distill: Distill, train: Split | None, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The group `task` with what the training images decide; `train` is None where they are not read."""
+    kind = chosen(task, distill)
+    settings = kind.with_data(_settings_of(kind, task), train, len(class_names))
+    return {"name": task["name"], **{f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}}
 
 
 def create(task: Mapping[str, Any], parts: Parts) -> Task:
