@@ -18,9 +18,7 @@ register("pixel_accuracy", Metric("pixel accuracy", "pixels", brief=True))
 register("boundary_f1", Metric("boundary F1", "BF"))
 
 
-def confusion(
-    predicted: UInt8[Array, "n h w"], truth: UInt8[Array, "n h w"], k: int
-) -> Int[Array, "n {k} {k}"]:
+def confusion(predicted: UInt8[Array, "n h w"], truth: UInt8[Array, "n h w"], k: int) -> Int[Array, "n {k} {k}"]:
     """Pixels of each true class (row) that are predicted as each class (column), for each image."""
     true, found = (jax.nn.one_hot(labels.astype(jnp.int32), k) for labels in (truth, predicted))
     return jnp.einsum("nhwk,nhwq->nkq", true, found).astype(jnp.int32)  # exact below 2**24 pixels

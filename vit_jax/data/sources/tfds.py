@@ -182,7 +182,7 @@ def image_keys(features: Any, keys: Iterable[str]) -> list[str]:
     from tensorflow_datasets.core.features import Image, LabeledImage
 
     images = (key for key in keys if isinstance(features[key], Image) and not isinstance(features[key], LabeledImage))
-    return [key for key in images if features[key].np_dtype.kind == "u"]
+    return [key for key in images if np.dtype(features[key].np_dtype).kind == "u"]
 
 
 def _missing(name: str, data_dir: Path) -> str:

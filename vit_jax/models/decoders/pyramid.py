@@ -20,7 +20,7 @@ from vit_jax.models.visual_transformer import FilterTokenizer, Projector, TokenT
 from vit_jax.ops.convolution import conv_general_dilated
 
 GROUPS = 32  # of group norm, at most
-Map = Float[Array, "n h w c"]
+Map = Float[Array, "_ _ _ _"]  # n h w c, each of its own size
 
 
 def convolution(channels: int, size: int, dtype: str, name: str, *, bias: bool = False) -> nn.Conv:
