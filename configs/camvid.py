@@ -2,8 +2,8 @@
 
 python -m vit_jax.main --config configs/camvid.py:fpn --data_dir FOLDER
 
-FOLDER holds `camvid/{train,val,test}/{images,masks}` and `camvid/classes.json`; see docs/segmentation.md. All start from
-random weights and train on crops of 256 x 192; the CNNs are evaluated on whole images, the ViTs in windows.
+FOLDER holds `camvid/{train,val,test}/{images,masks}` and `camvid/classes.json`: see docs/segmentation.md. All but the
+last two start from random weights, and train on crops of 256 x 192. CNNs are evaluated on whole images, ViTs in windows.
 """
 
 from ml_collections import ConfigDict
@@ -70,7 +70,7 @@ def pretrained(decoder: str) -> ConfigDict:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`fpn`, `vt_fpn`: CNNs; `vit_linear`, `vit_mask_transformer`, `vit_simple_pyramid`; `resnet50_fpn`, `..._vt_fpn`."""
+    """Small CNNs: `fpn`, `vt_fpn`; small ViTs: `vit_linear`, `vit_mask_transformer` ...; large: `resnet50_fpn` ..."""
     return config.choose(
         arg,
         {

@@ -47,7 +47,7 @@ def test_iou_against_sets_of_pixels():
     assert math.isnan(found[3])
     kept = known & (TRUTH != 3) & (PREDICTED != 3)
     for k in (0, 1, 2, 4):
-        true, predicted = kept & (TRUTH == k), kept & (PREDICTED == k)
+        true, predicted = kept & (k == TRUTH), kept & (k == PREDICTED)
         assert found[k] == pytest.approx((true & predicted).sum() / (true | predicted).sum(), rel=1e-12)
 
 

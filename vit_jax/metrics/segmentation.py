@@ -29,8 +29,8 @@ def edges(labels: UInt8[Array, "n h w"], k: int) -> Bool[Array, "n h w {k}"]:
     padded = jnp.pad(labels, ((0, 0), (1, 1), (1, 1)), constant_values=VOID)
     h, w = labels.shape[1:]
     others = (padded[:, y : y + h, x : x + w] for y, x in ((0, 1), (2, 1), (1, 0), (1, 2)))
-    beside = sum(((other != labels) & (other != VOID)).astype(jnp.int32) for other in others)
-    return (beside[..., None] > 0) & (labels[..., None] == jnp.arange(k)[None, None, None])
+    beside = jnp.stack([(other != labels) & (other != VOID) for other in others]).any(axis=0)
+    return beside[..., None] & (labels[..., None] == jnp.arange(k)[None, None, None])
 
 
 def near(marked: Bool[Array, "n h w k"], radius: int) -> Bool[Array, "n h w k"]:

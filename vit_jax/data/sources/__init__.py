@@ -33,7 +33,8 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
     `digits` and `synthetic[/HxWxC/CLASSES/TRAIN_IMAGES]` are built in. A name that starts with `./`, `../`, `/` or
     `~` is a folder of images. Any other is looked up in `data_dir`, then taken as a folder where one of that name
     exists. Folders `images/` and `masks/` in it make it a data set with masks, which may lie in `data_dir`, too;
-    `masks/NAME` is a TFDS data set with its masks instead of its labels. Raises `MissingDataset`, or `UserError` for a data set that is there but cannot be used.
+    `masks/NAME` is a TFDS data set with its masks instead of its labels. Raises `MissingDataset`, or `UserError` for a
+    data set that is there but cannot be used.
     """
     if not name:
         raise UserError("the data set's name is empty; give one, such as digits, cifar10 or ./folder_of_images")

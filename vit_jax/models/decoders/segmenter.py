@@ -28,5 +28,5 @@ class Segmenter(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n h w k"]:
         rng = self.make_rng("dropout") if train else jax.random.key(0)
-        features = self.backbone.features(images, train=train)  # type: ignore[attr-defined]
+        features = self.backbone.features(images, train=train)
         return self.decoder(features, rng, train=train).astype(jnp.float32)
