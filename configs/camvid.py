@@ -2,8 +2,8 @@
 
 python -m vit_jax.main --config configs/camvid.py:fpn --data_dir FOLDER
 
-FOLDER holds `camvid/{train,val,test}/{images,masks}` and `camvid/classes.json`: see docs/segmentation.md. All but the
-last two start from random weights, and train on crops of 256 x 192. CNNs are evaluated on whole images, ViTs in windows.
+FOLDER holds `camvid/{train,val,test}/{images,masks}` and `camvid/classes.json`: see docs/segmentation.md. Small ones
+start from random weights, and train on crops of 256 x 192. CNNs are evaluated on whole images, ViTs in windows.
 """
 
 from ml_collections import ConfigDict

@@ -16,14 +16,15 @@ from rich.console import Console
 
 from tests import quick, street, tiny
 from tests.step.small import assert_close, assert_same_bits
-from vit_jax import augment, config, evaluate, inference, models, optim, predict, sharding, step, tasks, train
+from tests.step.small import start as start_of
+from vit_jax import augment, config, evaluate, inference, models, optim, predict, sharding, step, tasks, train, trees
 from vit_jax.augment import VOID
 from vit_jax.command import UserError
 from vit_jax.tasks.segmentation import evaluation, losses, pictures, task
 from vit_jax.train import experiment
 
 N, SHAPE, K = 12, (8, 12, 3), 3
-VIEW = augment.Settings(flip=0.5, crop_area=(0.3, 1.0), rotation=10.0, mean=(0.4,), std=(0.3,))
+VIEW = augment.Settings(flip=0.5, crop_padding=2, mean=(0.4,), std=(0.3,))
 MODEL = models.settings("vit", patch_size=(4,), width=8, depth=2, mlp_dim=10, num_heads=2, qkv_bias=False)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (29, *SHAPE), np.uint8)
@@ -81,16 +82,16 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole(state, after):
         np.testing.assert_allclose(metrics[name], after[1][name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scanned_layers_are_looped_ones(state, after):
     scanned = task_of(model=MODEL | {"scan": True}, dice=0.5, class_weights=(1.0, 2.0, 0.5))
     start = quick.jit(lambda: step.init_state(scanned, SGD, 5, ema=True))()
-    from vit_jax import trees
-
     assert_close(trees.unstack_layers(start.params), state.params)
     found, _ = stepped(scanned, state=start, ema_decay=0.9)
     assert_close(trees.unstack_layers(found.params), after[0].params)
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_losses_of_one(state):
     given = config.from_dict({"model": MODEL, "optim": {"lr": 0.1, "name": "sgd", "clip_norm": 1.0}})
     given = dataclasses.replace(given, train=dataclasses.replace(given.train, batch_size=N, steps=9))
@@ -99,8 +100,8 @@ def test_four_devices_give_the_losses_of_one(state):
         mesh = sharding.make_mesh(sharding.Settings(data=devices), jax.devices()[:devices])
         parts = experiment.compiled_parts(given, TASK, mesh, per_epoch=2)
         places = sharding.tree_shardings(parts["abstract_state"], mesh, models.naming_of(TASK.module).rules)
-        at = step.init_state(TASK, optim.create(given.optim), 5, ema=False)
-        at = jax.device_put(at.replace(params=jax.tree.map(jnp.copy, state.params)), places)
+        at = start_of(state.params, optim.create(given.optim)).replace(ema={})
+        at = jax.device_put(jax.tree.map(jnp.copy, at), places)
         compiled = parts["train_step"].lower(at, BATCH, {}).compile(quick.OPTIONS)
         found[devices] = []
         for _ in range(3):
@@ -203,11 +204,11 @@ def test_what_cannot_be_built():
         task_of(dataclasses.replace(VIEW, resize=(8, 8)), evaluation="whole")
 
 
-def rows(masks: np.ndarray, predicted: np.ndarray, loss: np.ndarray) -> dict[str, np.ndarray]:
+def rows(masks: np.ndarray, predicted: np.ndarray, loss: np.ndarray, begin: int = 0) -> dict[str, np.ndarray]:
     counts = np.stack(
         [np.bincount(m[m != VOID] * K + p[m != VOID], minlength=K * K) for m, p in zip(masks, predicted, strict=True)]
     )
-    blank = {"boundary": np.zeros((len(masks), K, 4), np.int32), "image": IMAGES[: len(masks)]}
+    blank = {"boundary": np.zeros((len(masks), K, 4), np.int32), "image": IMAGES[begin : begin + len(masks)]}
     return {"mask": masks, "predicted": predicted, "confusion": counts.reshape(-1, K, K), "loss": loss} | blank
 
 
@@ -216,7 +217,7 @@ def test_an_evaluation_does_not_depend_on_batches():
     whole, parts = (evaluation.MaskEvaluator("abc") for _ in range(2))
     whole.add(rows(MASKS, predicted, loss))
     for begin in range(0, 29, 5):
-        parts.add(rows(MASKS[begin : begin + 5], predicted[begin : begin + 5], loss[begin : begin + 5]))
+        parts.add(rows(MASKS[begin : begin + 5], predicted[begin : begin + 5], loss[begin : begin + 5], begin))
     assert parts.scalars() == whole.scalars() and parts.details() == whole.details() and parts.size == 29
     known = MASKS != VOID
     assert whole.scalars()["pixel_accuracy"] == pytest.approx((predicted == MASKS)[known].mean(), rel=1e-12)
@@ -327,8 +328,8 @@ def test_predictions_are_palette_pngs_and_overlays_at_the_original_size(finished
         predict.main(["--workdir", str(finished), str(photos)])
 
 
-def test_its_backbone_and_any_other_start_it(finished, streets, tmp_path):
-    """Weights of a run fit by their names, positions of another grid too; the decoder is new."""
+def test_its_backbone_starts_another_run(finished, streets):
+    """Its arrays fit by their names; the decoder is new."""
     given = config.from_dict(get_config(streets), [f"init.weights={finished}"])
     inputs = train.open_inputs(given)
     theirs = inference.load(finished).variables["params"]
