@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -134,24 +135,47 @@ def _predict_masks(flags: argparse.Namespace, overrides: Sequence[str], files: S
     """
     if flags.out is None or flags.csv or flags.out.suffix:
         raise UserError("this run predicts masks: give --out FOLDER for them, and --json for a line on each, not --csv")
+    targets = _mask_files(files, flags.out)
     model, broken = inference.load_masks(flags.workdir, overrides=overrides), 0
-    root = os.path.commonpath([path.parent for path in files])
     for found, faults in model.predict_files(files, min(flags.batch_size, MASKS_AT_ONCE)):
         for file, fault in faults.items():
             print(f"{file} is left out: {fault}", file=sys.stderr)
         broken += len(faults)
         for one in found:
-            line = _write_mask(one, flags.out / os.path.relpath(one.name, root), model.class_names)
+            line = _write_mask(one, targets[one.name], model.class_names)
             if flags.json:
                 print(json.dumps(line, ensure_ascii=False), flush=True)
     print(f"{len(files) - broken:,} masks in {flags.out}", file=sys.stderr)
     return command.FAULT if broken else command.DONE
 
 
-def _write_mask(one: Segmented, path: Path, class_names: Sequence[str]) -> dict[str, Any]:
-    """Writes `NAME.png` and `NAME-overlay.png`; what --json tells of them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask, overlay, k = path.with_suffix(".png"), path.with_name(f"{path.stem}-overlay.png"), len(class_names)
+def _mask_files(files: Sequence[Path], out: Path) -> dict[str, Path]:
+    """Where the mask of each file goes: `NAME.png`, or of two files that differ in their endings alone `NAME.jpg.png`.
+
+    Raises `UserError` where a mask or an overlay would take the place of an image.
+    """
+    root = os.path.commonpath([path.parent for path in files])
+    plain = {str(path): out / os.path.relpath(path.with_suffix(""), root) for path in files}
+    twice = {path for path, count in Counter(plain.values()).items() if count > 1}
+    targets = {
+        name: path.with_name(f"{Path(name).name}.png" if path in twice else f"{path.name}.png")
+        for name, path in plain.items()
+    }
+    given = {path.resolve() for path in files}
+    for name, path in targets.items():
+        if given & {path.resolve(), _overlay_file(path).resolve()}:
+            raise UserError(f"--out {out}: the mask of {name} would replace an image, {path}; give another folder")
+    return targets
+
+
+def _overlay_file(mask: Path) -> Path:
+    return mask.with_name(f"{mask.stem}-overlay.png")
+
+
+def _write_mask(one: Segmented, mask: Path, class_names: Sequence[str]) -> dict[str, Any]:
+    """Writes the mask and the overlay; what --json tells of them."""
+    mask.parent.mkdir(parents=True, exist_ok=True)
+    overlay, k = _overlay_file(mask), len(class_names)
     pictures.save_mask(mask, one.mask, k)
     Image.fromarray(pictures.overlay(one.image, one.mask, k)).save(overlay)
     shares = np.bincount(one.mask.reshape(-1), minlength=k) / one.mask.size

@@ -328,6 +328,19 @@ def test_predictions_are_palette_pngs_and_overlays_at_the_original_size(finished
         predict.main(["--workdir", str(finished), str(photos)])
 
 
+def test_masks_replace_no_image_and_no_other_mask(tmp_path):
+    files = [tmp_path / name for name in ("a.png", "a.jpg", "b/c.jpg")]
+    found = predict._mask_files(files, tmp_path / "out")
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in found.values()] == [
+        "a.png.png",
+        "a.jpg.png",
+        "b/c.png",
+    ]
+    for out, files in ((tmp_path, [tmp_path / "a.png"]), (tmp_path, [tmp_path / "b.jpg", tmp_path / "b-overlay.png"])):
+        with pytest.raises(UserError, match="would replace an image"):
+            predict._mask_files(files, out)
+
+
 def test_its_backbone_starts_another_run(finished, streets):
     """Its arrays fit by their names; the decoder is new."""
     given = config.from_dict(get_config(streets), [f"init.weights={finished}"])
