@@ -31,7 +31,9 @@ DATA_SETS = {
     "imagenette/160px-v2": ((0, 0, 3), 10, 9469, 3925),
     "imagenet21k": ((0, 0, 3), 21843, 14145922, 51200),
     "imagenet2012": ((0, 0, 3), 1000, 1281167, 50000),
+    "camvid": ((360, 480, 3), 11, 367, 233),
 }
+MASKED = {"camvid"}  # whose examples have a mask instead of a label
 # What published weights bring along; they are not here.
 SOURCE = pretrained.Preprocessing((224, 224), "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 ELSEWHERE = ("runs/", "hf://", "./")  # commands in docstrings name what only their reader has
@@ -76,7 +78,8 @@ def opened(given: config.Config, patch: pytest.MonkeyPatch) -> data.Data:
     """The configuration's data set as far as metadata goes."""
     shape, k, train, test = DATA_SETS[given.data.name]
     classes = tuple(f"class {i}" for i in range(k))
-    dataset = Dataset(given.data.name, classes, shape, {"train": train, "test": test}, Unread)
+    fields = ("image", "mask" if given.data.name in MASKED else "label")
+    dataset = Dataset(given.data.name, classes, shape, {"train": train, "test": test}, Unread, fields=fields)
     patch.setattr(data.opening, "open_dataset", lambda name, data_dir: dataset)
     patch.setattr(data.opening, "choose_classes", lambda dataset, names: replace(dataset, class_names=names))
     return data.open_data(given.data, SOURCE.size)

@@ -99,6 +99,8 @@ def _publish(report: dict[str, Any], workdir: Path, split: str) -> None:
     log.result_table(console, {**found, "images": report["images"], "workdir": str(workdir)})
     if "per_class_accuracy" in report:
         log.class_table(console, report["per_class_accuracy"])
+    if "iou_per_class" in report:
+        log.class_table(console, report["iou_per_class"], "IoU by class")
     changed = f", with {' '.join(report['with'])}" if report["with"] else ""
     console.print(
         f"step {report['step']}, {report['images']:,} images{changed}; all of it, with the confusion matrix, in {path}",

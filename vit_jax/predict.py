@@ -4,7 +4,8 @@
     python -m vit_jax.predict --weights hf://google/vit-base-patch16-224 photos/ --out predictions.csv
 
 Folders are searched at any depth. JSON lines and CSV are written as the images are read, so there may be any number,
-and nothing else is on stdout. A broken file is named on stderr, the others go on, and the exit code is 1.
+and nothing else is on stdout. Of a segmentation, --out is a folder: each image gets a PNG of its mask, with a palette,
+and one of the image under its mask. A broken file is named on stderr, the others go on, and the exit code is 1.
 """
 
 import argparse
@@ -12,12 +13,16 @@ import contextlib
 import csv
 import io
 import json
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,10 +31,13 @@ from vit_jax import command, config, download, inference, log
 from vit_jax.command import UserError
 from vit_jax.data.files import find_images
 from vit_jax.inference import Predictor
+from vit_jax.inference.masks import Segmented
+from vit_jax.tasks.segmentation import pictures
 from vit_jax.workdir import Workdir
 
 Result = tuple[str, list[tuple[str, float]]]  # file, and its best classes with their probabilities, best first
 SUFFIXES = {".jsonl": "json", ".csv": "csv"}  # of --out
+MASKS_AT_ONCE = 8  # images at most: each is kept at its own size
 WIDE = 10_000  # columns of a table that no terminal limits
 
 
@@ -101,7 +109,6 @@ def main(argv: Sequence[str]) -> int:
     for name in ("top", "batch_size"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} {getattr(flags, name)} is not positive")
-    form = _form(flags)
     if flags.workdir and not (workdir := Workdir(flags.workdir)).is_run():
         raise UserError(
             f"{workdir} holds no run: it has no {workdir.config_file.name} and {workdir.preprocessing_file.name}; "
@@ -109,6 +116,9 @@ def main(argv: Sequence[str]) -> int:
         )
     config.check_read(overrides, "predict" if flags.workdir else "weights")
     files = find_images(flags.paths)
+    if flags.workdir and inference.predicts_masks(workdir.config(overrides)):
+        return _predict_masks(flags, overrides, files)
+    form = _form(flags)
     predictor = inference.load(flags.workdir or flags.weights, overrides=overrides)
     top, broken = min(flags.top, len(predictor.class_names)), dict[str, str]()
     with _opened(flags.out) as out:
@@ -116,6 +126,61 @@ def main(argv: Sequence[str]) -> int:
     if broken:
         print(f"{len(broken):,} of {len(files):,} files could not be read", file=sys.stderr)
     return command.FAULT if broken else command.DONE
+
+
+def _predict_masks(flags: argparse.Namespace, overrides: Sequence[str], files: Sequence[Path]) -> int:
+    """Writes the mask of each file, and the image under its mask, into the folder --out.
+
+    With --json stdout gets a line for each: the file, its mask and overlay, and the share of each class in its pixels.
+    """
+    if flags.out is None or flags.csv or flags.out.suffix:
+        raise UserError("this run predicts masks: give --out FOLDER for them, and --json for a line on each, not --csv")
+    targets = _mask_files(files, flags.out)
+    model, broken = inference.load_masks(flags.workdir, overrides=overrides), 0
+    for found, faults in model.predict_files(files, min(flags.batch_size, MASKS_AT_ONCE)):
+        for file, fault in faults.items():
+            print(f"{file} is left out: {fault}", file=sys.stderr)
+        broken += len(faults)
+        for one in found:
+            line = _write_mask(one, targets[one.name], model.class_names)
+            if flags.json:
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+    print(f"{len(files) - broken:,} masks in {flags.out}", file=sys.stderr)
+    return command.FAULT if broken else command.DONE
+
+
+def _mask_files(files: Sequence[Path], out: Path) -> dict[str, Path]:
+    """Where the mask of each file goes: `NAME.png`, or of two files that differ in their endings alone `NAME.jpg.png`.
+
+    Raises `UserError` where a mask or an overlay would take the place of an image.
+    """
+    root = os.path.commonpath([path.parent for path in files])
+    plain = {str(path): out / os.path.relpath(path.with_suffix(""), root) for path in files}
+    twice = {path for path, count in Counter(plain.values()).items() if count > 1}
+    targets = {
+        name: path.with_name(f"{Path(name).name}.png" if path in twice else f"{path.name}.png")
+        for name, path in plain.items()
+    }
+    given = {path.resolve() for path in files}
+    for name, path in targets.items():
+        if given & {path.resolve(), _overlay_file(path).resolve()}:
+            raise UserError(f"--out {out}: the mask of {name} would replace an image, {path}; give another folder")
+    return targets
+
+
+def _overlay_file(mask: Path) -> Path:
+    return mask.with_name(f"{mask.stem}-overlay.png")
+
+
+def _write_mask(one: Segmented, mask: Path, class_names: Sequence[str]) -> dict[str, Any]:
+    """Writes the mask and the overlay; what --json tells of them."""
+    mask.parent.mkdir(parents=True, exist_ok=True)
+    overlay, k = _overlay_file(mask), len(class_names)
+    pictures.save_mask(mask, one.mask, k)
+    Image.fromarray(pictures.overlay(one.image, one.mask, k)).save(overlay)
+    shares = np.bincount(one.mask.reshape(-1), minlength=k) / one.mask.size
+    of_class = {name: float(share) for name, share in zip(class_names, shares, strict=True) if share}
+    return {"file": one.name, "mask": str(mask), "overlay": str(overlay), "shares": of_class}
 
 
 def _parser() -> command.Parser:
@@ -137,7 +202,9 @@ def _parser() -> command.Parser:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="JSON lines: one object for each image")
     form.add_argument("--csv", action="store_true", help="a header, and a row for each image")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="instead of stdout: a file .jsonl or .csv")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="instead of stdout: a file .jsonl or .csv; of masks a folder"
+    )
     return parser
 
 

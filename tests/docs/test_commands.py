@@ -17,7 +17,7 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 from tests.docs import written
 from tests.docs.written import Command
-from vit_jax import cli, command, models, tasks
+from vit_jax import cli, command, config, models, tasks
 from vit_jax.command import UserError
 from vit_jax.config.older import rename
 from vit_jax.config.schema import schema
@@ -51,6 +51,9 @@ PARSED_ONLY = {
     "train --config configs/fashion_mnist.py:cnn --workdir runs/teacher-cnn": "it takes half an hour",
     "train --config configs/cifar100.py": "it compiles for minutes",
     "prepare cifar100": "the archive comes from the network",
+    "train --config configs/camvid.py": "the images are not here",
+    "evaluate --workdir runs/camvid-fpn": "the same",
+    "predict --workdir runs/camvid-fpn": "the same",
     "plan --config configs/imagenet.py": "wants the compilers of TPUs and GPUs, and minutes; tests/plan has small ones",
     "plan --config configs/scaling.py": "wants the compiler of TPUs, and minutes",
 }
@@ -95,6 +98,9 @@ def home(tmp_path_factory) -> Path:
         "vit_or_cnn/b-seed0",
     ):
         shutil.copytree(run, folder / "runs" / name)
+    segmentation = folder / "runs" / "camvid-fpn"
+    shutil.copytree(run, segmentation)
+    (segmentation / "config.json").write_text(config.to_json(config.load(str(REPOSITORY / "configs/camvid.py:fpn"))))
     return folder
 
 
@@ -119,6 +125,7 @@ def accept(found: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert cli.dispatch([found.name, *found.argv]) == command.DONE
         return
     monkeypatch.setattr(WORK[found.name], work)
+    monkeypatch.setattr("vit_jax.inference.load_masks", work)
     with pytest.raises(Accepted):
         cli.dispatch([found.name, *argv(found, INSTEAD)])
 

@@ -111,11 +111,8 @@ class Split:
 
     def statistics(self) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
         """Mean and standard deviation of each channel, on the 0..1 scale, exact over the images looked at."""
-        arrays, good = self.arrays, self.good
-        if "image" not in arrays or good is None:
-            spaced = np.unique(np.linspace(0, len(self) - 1, STATISTICS_IMAGES).astype(int))
-            arrays, good = self._decode(spaced, ["image"])
-        images, channels = arrays["image"], self.preprocessing.channels
+        images, good = self._sample("image")
+        channels = self.preprocessing.channels
         counts = np.zeros((channels, 256), np.int64)
         for start in range(0, len(images), IMAGES_AT_ONCE):  # counting takes eight bytes for each value
             block = images[start : start + IMAGES_AT_ONCE][good[start : start + IMAGES_AT_ONCE]]
@@ -123,6 +120,27 @@ class Split:
         levels, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
         mean = np.array([share @ levels for share in shares])
         return mean, np.array([np.sqrt(share @ (levels - m) ** 2) for share, m in zip(shares, mean, strict=True)])
+
+    def class_frequencies(self, k: int) -> Float[np.ndarray, " {k}"]:
+        """Of each class its share of the pixels, void ones apart, of the images that show it; 0 where none does.
+
+        Over the images looked at, as in `statistics`.
+        """
+        masks, good = self._sample("mask")
+        of_class, of_images = np.zeros(k), np.zeros(k)
+        for mask in masks[good]:
+            counts = np.bincount(mask[mask < k], minlength=k)
+            of_class += counts
+            of_images += np.where(counts, counts.sum(), 0)
+        return of_class / np.maximum(of_images, 1)
+
+    def _sample(self, name: str) -> tuple[np.ndarray, Bool[np.ndarray, " n"]]:
+        """A field of all examples, where they are loaded, else of some, evenly spaced; and which of them are good."""
+        if name in self.arrays and self.good is not None:
+            return self.arrays[name], self.good
+        spaced = np.unique(np.linspace(0, len(self) - 1, STATISTICS_IMAGES).astype(int))
+        arrays, good = self._decode(spaced, [name])
+        return arrays[name], good
 
     def _decode(
         self,

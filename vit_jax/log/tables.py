@@ -98,11 +98,11 @@ def weights_table(console: Console, title: str, rows: Sequence[tuple[str, str, s
     console.print()
 
 
-def class_table(console: Console, accuracies: Mapping[str, float | None]) -> None:
-    """Prints the accuracy of each class, worst first; None: the class has no image. Long lists keep their worst 20."""
+def class_table(console: Console, accuracies: Mapping[str, float | None], title: str = "Accuracy by class") -> None:
+    """Prints a share for each class, worst first; None: the class has no image. Long lists keep their worst 20."""
     known = sorted((share, name) for name, share in accuracies.items() if share is not None)
     console.print()
-    console.print(Text("Accuracy by class" + (", the worst 20" if len(known) > 20 else ""), style="bold"))
+    console.print(Text(title + (", the worst 20" if len(known) > 20 else ""), style="bold"))
     console.print(_facts({name: human_percent(share) for share, name in known[:20]}))
 
 

@@ -15,6 +15,7 @@ class Features(struct.PyTreeNode):
     prefix: PyTree  # [n p d]: class, distillation and register tokens, in this order; p is 0 without any
     patches: PyTree  # [n l d]: l is h * w, or as many as `keep` named
     grid: tuple[int, int] = struct.field(pytree_node=False)  # h and w, of all patches
+    stages: tuple[PyTree, ...] = ()  # of a CNN the last map [n h w c] of each stage, the finest first
 
 
 def of_map(x: Float[Array, "n h w d"]) -> Features:

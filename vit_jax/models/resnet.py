@@ -141,15 +141,16 @@ class ResNet(MapBackbone):
     ) -> Float[Array, "n k"] | Features:
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         trunk_rng, summary_rng, head_rng = jax.random.split(rng, 3)
-        x = self._trunk(images.astype(self.dtype), trunk_rng, train=train)
+        stages = self._trunk(images.astype(self.dtype), trunk_rng, train=train)
+        x = stages[-1]
         if return_features:
-            return self.last_features(x, summary_rng, train=train)
+            return self.last_features(x, summary_rng, train=train).replace(stages=tuple(stages))
         x = self.summarise(x, summary_rng, train=train)
         x = dropout(x, self.dropout, head_rng, train=train)
         return linear_head(x, self.num_classes, dtype=self.dtype)
 
-    def _trunk(self, x: Float[Array, "n H W c"], rng: Key[Array, ""], *, train: bool) -> Float[Array, "n h w c2"]:
-        """Stem and stages."""
+    def _trunk(self, x: Float[Array, "n H W c"], rng: Key[Array, ""], *, train: bool) -> list[Array]:
+        """Stem and stages: the last map of each stage."""
         conv = partial(convolution, dtype=self.dtype)
         norm = normalization(self.norm, self.norm_epsilon, self.norm_momentum, self.dtype, train=train)
         size, stride = (3, 1) if self.stem == "small" else (7, 2)
@@ -157,6 +158,7 @@ class ResNet(MapBackbone):
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         blocks = [(i, j) for i, size in enumerate(self.stage_sizes) for j in range(size)]
+        stages = []
         for number, (i, j) in enumerate(blocks):
             block = ResidualBlock(
                 self.width * 2**i,
@@ -168,7 +170,9 @@ class ResNet(MapBackbone):
                 name=f"stage{i + 1}_block{j + 1}",
             )
             x = block(x, jax.random.fold_in(rng, number), self.drop_rate(number), train=train)
-        return x
+            if j == self.stage_sizes[i] - 1:
+                stages.append(x)
+        return stages
 
     @property
     def depth(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.command import UserError
+from vit_jax.data import Split
 from vit_jax.names import claim
 from vit_jax.tasks.base import (
     Aux,
@@ -24,11 +25,13 @@ from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
 from vit_jax.tasks.means import Means
+from vit_jax.tasks.segmentation import Segmentation
 from vit_jax.text import meant
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "masked_autoencoder": MaskedAutoencoder,
+    "segmentation": Segmentation,
 }
 
 
@@ -95,6 +98,15 @@ def check_settings(task: Mapping[str, Any], distill: Distill) -> None:
     """Raises `UserError` for a value of the groups `task` and `distill` that is out of its range."""
     distill.check()
     _settings_of(chosen(task, distill), task).check()
+
+
+def with_data(
+    task: Mapping[str, Any], distill: Distill, train: Split | None, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The group `task` with what the training images decide; `train` is None where they are not read."""
+    kind = chosen(task, distill)
+    settings = kind.with_data(_settings_of(kind, task), train, len(class_names))
+    return {"name": task["name"], **{f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}}
 
 
 def create(task: Mapping[str, Any], parts: Parts) -> Task:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from vit_jax import augment
 from vit_jax.augment import Settings as Augment
 from vit_jax.command import UserError
+from vit_jax.data import Split
 from vit_jax.setting import setting
 from vit_jax.trees import PyTree
 
@@ -135,6 +136,11 @@ class Task:
     @classmethod
     def check(cls, settings: Any, model: Mapping[str, Any], distill: Distill) -> None:
         """Raises `UserError` where the settings do not fit the config group `model`; touches no device."""
+
+    @classmethod
+    def with_data(cls, settings: Any, train: Split | None, num_classes: int) -> Any:
+        """The settings with what the training images decide, e.g. the weights of classes; None: they are not read."""
+        return settings
 
     def init_state(self, params: PyTree) -> PyTree:
         """What the task changes beside the parameters, e.g. a teacher's; {} where there is nothing."""

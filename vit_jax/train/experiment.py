@@ -239,7 +239,7 @@ def make_task(
 
 
 def with_data(config: Config, data: Data, train: Split | None) -> Config:
-    """The configuration with what the data decides filled in: the number of classes, and mean and deviation.
+    """The configuration with what the data decides filled in: number of classes, mean, deviation, task's settings.
 
     Where the configuration gives no mean, that of the training split normalises; without the split, any.
     """
@@ -249,7 +249,8 @@ def with_data(config: Config, data: Data, train: Split | None) -> Config:
         std = np.maximum(std, 1 / 255)  # a constant channel
         settings = dataclasses.replace(settings, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     fields = tasks.model_fields(config.model, config.task, config.distill, data.class_names)
-    return dataclasses.replace(config, model=fields, augment=settings)
+    task = tasks.with_data(config.task, config.distill, train, data.class_names)
+    return dataclasses.replace(config, model=fields, task=task, augment=settings)
 
 
 def choose_attention(

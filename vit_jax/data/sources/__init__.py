@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_jax.command import UserError
-from vit_jax.data.sources import arrays, folder, tfds
+from vit_jax.data.sources import arrays, folder, masks, tfds, tfds_masks
 from vit_jax.data.sources.dataset import Dataset, Example, MissingDataset, Rows, Source, read_labels
 from vit_jax.names import claim
 
@@ -32,7 +32,9 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
 
     `digits` and `synthetic[/HxWxC/CLASSES/TRAIN_IMAGES]` are built in. A name that starts with `./`, `../`, `/` or
     `~` is a folder of images. Any other is looked up in `data_dir`, then taken as a folder where one of that name
-    exists. Raises `MissingDataset`, or `UserError` for a data set that is there but cannot be used.
+    exists. Folders `images/` and `masks/` in it make it a data set with masks, which may lie in `data_dir`, too;
+    `masks/NAME` is a TFDS data set with its masks instead of its labels. Raises `MissingDataset`, or `UserError` for a
+    data set that is there but cannot be used.
     """
     if not name:
         raise UserError("the data set's name is empty; give one, such as digits, cifar10 or ./folder_of_images")
@@ -41,6 +43,8 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
 
 
 def _open_prepared_or_folder(name: str, data_dir: Path) -> Dataset:
+    if root := masks.find_masks(name, data_dir):
+        return masks.open_masks(name, root)
     try:
         return tfds.open_prepared(name, data_dir)
     except MissingDataset:
@@ -49,10 +53,16 @@ def _open_prepared_or_folder(name: str, data_dir: Path) -> Dataset:
         raise
 
 
+def _open_folder(name: str, data_dir: Path) -> Dataset:
+    root = masks.find_masks(name, data_dir)
+    return masks.open_masks(name, root) if root else folder.open_folder(name)
+
+
 register(lambda name: True, _open_prepared_or_folder)
 register(
     lambda name: name in (".", "..") or name.startswith(("./", "../", "/", "~")),
-    lambda name, data_dir: folder.open_folder(name),
+    _open_folder,
 )
+register("masks", lambda name, data_dir: tfds_masks.open_prepared_masks(name.removeprefix("masks/"), data_dir))
 register("synthetic", lambda name, data_dir: arrays.open_synthetic(name))
 register("digits".__eq__, lambda name, data_dir: arrays.open_digits())

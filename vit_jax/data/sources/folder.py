@@ -40,7 +40,7 @@ def open_folder(name: str) -> Dataset:
     if not root.is_dir():
         raise UserError(f"{name} is {'not a folder' if root.exists() else 'not there'}; expected a folder of images")
     try:
-        folders = _split_folders(root)
+        folders = split_folders(root)
         found = {split: _classes(root, path) for split, path in folders.items()} if folders else _divided(root)
     except OSError as fault:
         raise UserError(f"cannot read the folder {name}: {fault}") from fault
@@ -54,7 +54,8 @@ def open_folder(name: str) -> Dataset:
         files, labels = splits[split]
         return Images(labels, partial(_content, root, files), partial(_path, root, files))
 
-    return Dataset(name, classes, _image_shape(root, splits), sizes, open_split, classes_in)
+    shape = image_shape(root, [path for paths, _ in splits.values() for path in paths])
+    return Dataset(name, classes, shape, sizes, open_split, classes_in)
 
 
 def _path(root: Path, files: Sequence[str], index: int) -> str:
@@ -65,7 +66,7 @@ def _content(root: Path, files: Sequence[str], index: int) -> bytes:
     return (root / files[index]).read_bytes()
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
     """train, validation and test, where the root is laid out so; empty where its folders are classes."""
     folders: dict[str, Path] = {}
     for path in _visible_folders(root):
@@ -118,7 +119,7 @@ def _divided(root: Path) -> dict[str, Files]:
         count = max(1, (len(paths) + 2) // 5) if len(paths) > 1 else 0
         if not count:
             logging.getLogger(__name__).warning("class %r has a single image: none of it is in the test split", label)
-        by_hash = sorted(paths, key=_hash)
+        by_hash = sorted(paths, key=hash_of)
         train[label], test[label] = by_hash[count:], by_hash[:count]
     return {"train": train, "test": test}
 
@@ -137,14 +138,14 @@ def _ordered(files: Files, classes: tuple[str, ...]) -> Split:
     """Paths and labels: each class in the order of its hashes, the classes interleaved in proportion."""
     keyed = []
     for label, name in enumerate(classes):
-        hashes = sorted((_hash(path), path) for path in files[name])
+        hashes = sorted((hash_of(path), path) for path in files[name])
         keyed += [((rank + 0.5) / len(hashes), key, path, label) for rank, (key, path) in enumerate(hashes)]
     keyed.sort()
     return [path for *_, path, _ in keyed], np.array([label for *_, label in keyed], np.int32)
 
 
-def _image_shape(root: Path, splits: Mapping[str, Split]) -> tuple[int, int, int]:
-    paths = [path for names, _ in splits.values() for path in names]
+def image_shape(root: Path, paths: Sequence[str]) -> tuple[int, int, int]:
+    """What the headers of up to 1,000 files say, evenly spaced: h, w, c, or (0, 0, c) where sizes differ."""
     sample = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _HEADERS_READ)).astype(int))
     shapes: set[tuple[int, int, int]] = set()
     broken = None
@@ -203,7 +204,8 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _hash(path: str) -> bytes:
+def hash_of(path: str) -> bytes:
+    """By which the images of a folder are ordered and divided: the same on any machine."""
     name = _normal(path.replace(os.sep, "/"))
     return hashlib.sha1(name.encode("utf-8", "surrogateescape"), usedforsecurity=False).digest()
 

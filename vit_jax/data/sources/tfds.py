@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,37 @@ def open_prepared(name: str, data_dir: Path) -> Dataset:
     Raises `MissingDataset`, or `UserError` where what is prepared is damaged, in another format, or has no images
     with labels.
     """
-    folder = _find(name, data_dir)
-    if folder is None:
-        raise MissingDataset(_missing(name, data_dir))
-    builder = _builder(name, folder, data_dir)
+    builder = open_builder(name, data_dir)
     image_key, label_key = _keys(name, builder.info)
-    height, width, channels = (side or 0 for side in builder.info.features[image_key].shape)
-    if not (height and width):
-        height = width = 0
     return Dataset(
         name,
         tuple(builder.info.features[label_key].names),
-        (height, width, 1 if channels == 1 else 3),
+        image_shape(builder.info.features[image_key]),
         {split: info.num_examples for split, info in builder.info.splits.items()},
         partial(_RecordSource, name, builder, image_key, label_key),
     )
+
+
+def open_builder(name: str, data_dir: Path) -> Any:
+    """TFDS's reader of a data set that is prepared; raises as `open_prepared`."""
+    folder = _find(name, data_dir)
+    if folder is None:
+        raise MissingDataset(_missing(name, data_dir))
+    return _builder(name, folder, data_dir)
+
+
+def image_shape(feature: Any) -> tuple[int, int, int]:
+    """h, w, c of a feature's images; (0, 0, c) where sizes differ."""
+    height, width, channels = (side or 0 for side in feature.shape)
+    return *((height, width) if height and width else (0, 0)), 1 if channels == 1 else 3
+
+
+def open_records(name: str, builder: Any, split: str) -> Any:
+    """Random access to the bytes of a split's records; raises `UserError` where a file is missing."""
+    absent = [path.name for path in builder.info.splits[split].filepaths if not path.exists()]
+    if absent:
+        raise UserError(f"{name} {split}: {absent[0]} is not in {builder.data_path}; prepare the data set again")
+    return builder.as_data_source(split).data_source
 
 
 class _RecordSource:
@@ -48,10 +65,7 @@ class _RecordSource:
         self._image_key, self._label_key = image_key, label_key
         features = builder.info.features
         self._classes = features[label_key].num_classes
-        absent = [path.name for path in builder.info.splits[split].filepaths if not path.exists()]
-        if absent:
-            raise UserError(f"{name} {split}: {absent[0]} is not in {builder.data_path}; prepare the data set again")
-        self._records = builder.as_data_source(split).data_source  # of bytes
+        self._records = open_records(name, builder, split)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -146,17 +160,25 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     features = info.features
     supervised = [key for key in info.supervised_keys or () if isinstance(key, str)]
     keys = [key for key in dict.fromkeys([*supervised, *features]) if key in features]
-    images = [key for key in keys if isinstance(features[key], tfds.features.Image)]
-    # A LabeledImage is a segmentation map; float pixels are not stored as an image that others can decode.
-    images = [k for k in images if not isinstance(features[k], tfds.features.LabeledImage)]
-    images = [k for k in images if features[k].np_dtype.kind == "u"]
+    images = image_keys(features, keys)
     labels = [key for key in keys if isinstance(features[key], tfds.features.ClassLabel)]
     if not (images and labels):
         raise UserError(
             f"{name} has no {'class label' if images else '8- or 16-bit image'} among its features "
-            f"{', '.join(features)}; expected a data set for image classification"
+            f"{', '.join(features)}; expected a data set for image classification (masks/{name} reads masks)"
         )
     return images[0], labels[0]
+
+
+def image_keys(features: Any, keys: Iterable[str]) -> list[str]:
+    """Those of the keys that hold images.
+
+    A LabeledImage is a segmentation map; float pixels are not stored as an image that others can decode.
+    """
+    from tensorflow_datasets.core.features import Image, LabeledImage
+
+    images = (key for key in keys if isinstance(features[key], Image) and not isinstance(features[key], LabeledImage))
+    return [key for key in images if np.dtype(features[key].np_dtype).kind == "u"]
 
 
 def _missing(name: str, data_dir: Path) -> str:
