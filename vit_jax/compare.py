@@ -34,10 +34,10 @@ from vit_jax.metrics import METRICS
 from vit_jax.train import check_images, check_workdir, open_inputs, set_up, train
 from vit_jax.train.experiment import prefer_determinism, use_every_core
 from vit_jax.train.teacher import open_teacher
+from vit_jax.workdir import COMPARISON as NAME
 from vit_jax.workdir import Workdir, default_workdir
 
 CLEAN = "corruption.kind=none"
-NAME = "comparison"
 FACTS = {
     "parameters": "parameters",
     "flops_per_image": "FLOPs",
@@ -254,7 +254,14 @@ def rows(variants: Sequence[Variant], sweeps: Sequence[str], overrides: Sequence
                 found = [_replace_metrics(*pair) for pair in zip(results, reports, strict=True)]
             values = {key: [r[key] for r in found if r.get(key) is not None] for key in shown(found[0])}
             table.append(
-                {"run": f"{variant.name} {name}".rstrip(), "seeds": [r["config"]["seed"] for r in found], **values}
+                {
+                    "run": f"{variant.name} {name}".rstrip(),
+                    "variant": variant.name,
+                    "with": chosen,
+                    "monitor": results[0].get("monitor", "accuracy"),
+                    "seeds": [r["config"]["seed"] for r in found],
+                    **values,
+                }
             )
     return table
 

@@ -5,7 +5,7 @@ step (`vit_jax.step`), the loop and every command work with any task. To add one
 of its own and give it to `tasks.register`: see docs/extend.md.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -123,6 +123,17 @@ class Evaluator(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a run's report that only its task has: a picture, a table, or both."""
+
+    title: str
+    text: str = ""
+    picture: Path | None = None  # a file of the run's folder
+    columns: tuple[str, ...] = ()  # those called as a metric of `metrics.METRICS` are written as it is
+    rows: Sequence[tuple[str | float, ...]] = ()
+
+
 class Task:
     """What a run learns. A subclass has at least `loss`, `outputs` and `evaluator`."""
 
@@ -140,6 +151,11 @@ class Task:
     @classmethod
     def check(cls, settings: Any, model: Mapping[str, Any], distill: Distill) -> None:
         """Raises `UserError` where the settings do not fit the config group `model`; touches no device."""
+
+    @classmethod
+    def sections(cls, folder: Path) -> list[Section]:
+        """What a report shows of the files that `Evaluator.save` left in a run's folder, beside the common sections."""
+        return []
 
     def init_state(self, params: PyTree) -> PyTree:
         """What the task changes beside the parameters, e.g. a teacher's; {} where there is nothing."""

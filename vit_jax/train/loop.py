@@ -245,6 +245,9 @@ class Trainer:
         self.so_far.window = _floats(window)
         self.account()
         self.so_far.steps = self.length.steps
+        if self.active:
+            facts = {key: value for key, value in vars(self.so_far).items() if key != "window"}
+            self.workdir.write_progress(at, facts)
         self.checkpoints.save(state, at, {SAVED_AS: vars(self.so_far)}, score)
         memory.give_back_much()
 
