@@ -145,7 +145,9 @@ class Workdir:
 
     def starts(self) -> list[dict[str, Any]]:
         """What was noted at each start, the first one first; [] of a run of an earlier version."""
-        return _read(self.starts_file, list, "delete it: only the report reads it") if self.starts_file.is_file() else []
+        return (
+            _read(self.starts_file, list, "delete it: only the report reads it") if self.starts_file.is_file() else []
+        )
 
     def progress(self) -> dict[str, Any]:
         """What was known at the last checkpoint; {} before it, and of a run of an earlier version."""

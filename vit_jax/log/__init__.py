@@ -1,19 +1,24 @@
 """What a person sees of a run and what is written about it: metric files, progress, tables, warnings.
 
-`writers` keeps `metrics.jsonl` and TensorBoard files, `progress` the bar and its time left, `tables` what is printed
+`writers` keeps `metrics.jsonl` and TensorBoard files, `trackers` those of others, `curves` draws them, `progress` the bar and its time left, `tables` what is printed
 before and after training, `fitted` a table that fits the terminal.
 """
 
 from vit_jax.flops import human as human_count
 from vit_jax.human import human_bytes, human_percent, human_seconds
+from vit_jax.log.curves import print_curves
 from vit_jax.log.fitted import fitted_table
 from vit_jax.log.progress import Progress
 from vit_jax.log.tables import class_table, metric_text, metric_value, overview, result_table, weights_table
-from vit_jax.log.writers import MetricsWriter, read_metrics
+from vit_jax.log.trackers import TRACKERS
+from vit_jax.log.trackers import check as check_trackers
+from vit_jax.log.writers import MetricsWriter, read_metrics, write_pictures
 
 __all__ = [
+    "TRACKERS",
     "MetricsWriter",
     "Progress",
+    "check_trackers",
     "class_table",
     "fitted_table",
     "human_bytes",
@@ -23,7 +28,9 @@ __all__ = [
     "metric_text",
     "metric_value",
     "overview",
+    "print_curves",
     "read_metrics",
     "result_table",
     "weights_table",
+    "write_pictures",
 ]

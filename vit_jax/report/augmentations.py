@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from vit_jax import augment, command, config, inference, sharding, step, tasks
@@ -22,10 +23,15 @@ from vit_jax.train.start import default_size, follow
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def sheet(
-    given: Config, images: int, rows: int, height: int, data: Data | None = None, *, quick: bool = False
-) -> Image.Image:
-    """The first images of the batches of the first `rows` steps, each batch unchanged and then as the model sees it.
+def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
+    """The pictures of `pictures` on one sheet."""
+    return augment.contact_sheet(pictures(given, images, rows), height)
+
+
+def pictures(
+    given: Config, images: int, rows: int, data: Data | None = None, *, quick: bool = False
+) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
+    """Under captions, the first images of the batches of the first `rows` steps, each batch unchanged and then as the model sees it.
 
     With `train.accumulate` they are the first of a batch's first part. Where the configuration leaves their size open,
     the weights that it starts from decide, as in training; or `data`, which is opened as the run has it. `quick`
@@ -54,7 +60,7 @@ def sheet(
         seen, shares = augment.mix(settings, rngs.mix, seen, jnp.eye(len(ends)))
         shown[f"step {at}, unchanged"] = unchanged[:images]
         shown[caption(at, float(shares[0, 0]))] = augment.displayed(settings, np.asarray(seen[:images]))
-    return augment.contact_sheet(shown, height)
+    return shown
 
 
 def caption(at: int, share: float) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL import Image, ImageDraw
 
 from vit_jax import losses, metrics
 from vit_jax.report.runs import Run
@@ -90,9 +91,7 @@ def reliability(found: Classified) -> list[list[float]]:
     confidence, correct = found.confidence[known], (found.prediction == found.label)[known]
     bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)
     parts = [(b, bins == b) for b in range(BINS) if (bins == b).any()]
-    return [
-        [b, float(part.mean()), float(confidence[part].mean()), float(correct[part].mean())] for b, part in parts
-    ]
+    return [[b, float(part.mean()), float(confidence[part].mean()), float(correct[part].mean())] for b, part in parts]
 
 
 def cards(found: Classified) -> dict[str, list[dict[str, Any]]]:
@@ -130,3 +129,18 @@ def cells(found: Classified, shown: list[int]) -> dict[str, list[int]]:
     for turn, (true, predicted) in queue:
         kept.setdefault(f"{true},{predicted}", []).append(rows[true, predicted][turn])
     return kept
+
+
+def picture(found: Classified, side: int = 36) -> Image.Image:
+    """The confusion matrix, rows true, columns predicted: dark where a class is often taken for another."""
+    k = len(found.class_names)
+    matrix = metrics.confusion(found.prediction, found.label, k)
+    shares = np.sqrt(matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True)))
+    shade = np.repeat(np.repeat(255 - np.round(205 * shares).astype(np.uint8), side, axis=0), side, axis=1)
+    drawing = Image.fromarray(shade).convert("RGB")
+    pen = ImageDraw.Draw(drawing)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            ink = "white" if shares[row, column] > 0.6 else "black"
+            pen.text(((column + 0.5) * side, (row + 0.5) * side), str(count), fill=ink, anchor="mm")
+    return drawing

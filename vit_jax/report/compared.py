@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import config
 from vit_jax.config.schema import schema_of, value_of
 from vit_jax.metrics import METRICS
 from vit_jax.report.curves import chart, numbers
@@ -24,12 +23,12 @@ def plots(runs: Sequence[Run], folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [*swept(runs), *compute(runs), *(plot for folder in folders for plot in corrupted(folder))]
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """The fields in which the runs differ, with the value of each run; "" where its model has no such field."""
+def differences(runs: Sequence[Run]) -> dict[str, list[str | None]]:
+    """The fields in which the runs differ, with the value of each run; None where its model has no such field."""
     values = [_values(run) for run in runs]
     keys = dict.fromkeys(key for known in values for key in known)
     return {
-        key: [_text(known[key]) if key in known else "" for known in values]
+        key: [str(known[key]) if key in known else None for known in values]
         for key in keys
         if key not in IGNORED and len({repr(known.get(key)) for known in values}) > 1
     }
@@ -37,10 +36,6 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def _values(run: Run) -> dict[str, Any]:
     return {key: value_of(run.config, key) for key in schema_of(run.config)}
-
-
-def _text(value: Any) -> str:
-    return str(config.to_dict(value)) if isinstance(value, config.Config) else str(value)
 
 
 def _number(run: Run, key: str, value: Any) -> float | None:

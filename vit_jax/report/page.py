@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
-from vit_jax import command, config
+from vit_jax import augment, command, config, log
 from vit_jax.command import UserError
 from vit_jax.data import Data
 from vit_jax.files import write_atomically
 from vit_jax.human import human_bytes
 from vit_jax.log import metric_value
 from vit_jax.metrics import METRICS
-from vit_jax.report import classified, compared, curves, pictures, tables
+from vit_jax.report import augmentations, classified, compared, curves, pictures, tables
 from vit_jax.report.pictures import Album
 from vit_jax.report.runs import COLORS, Run, find, group_name, groups, read_runs
 from vit_jax.tasks import Section, chosen
@@ -34,6 +35,7 @@ from vit_jax.workdir import Workdir
 
 MOST_CLASSIFIED = 12  # runs whose predictions are shown
 MOST_SHEETS = 4  # different augmentations
+IMAGES = 10  # in a row that shows one
 WATCH_SECONDS = 10
 
 
@@ -70,7 +72,7 @@ def render(
         sections=own_sections(runs),
         sheets=sheets(runs, album),
         texture=[row for folder in folders for row in compared.texture(folder)],
-        differences=compared.differences([members[0] for members in groups(runs).values()]),
+        differences=differences(runs),
         differing=[group_name(members) for members in groups(runs).values()],
         how=[tables.how(run) for run in runs],
         configuration=config.to_json(runs[0].config) if len(runs) == 1 else "",
@@ -89,6 +91,13 @@ def subtitle(runs: Sequence[Run]) -> str:
     """The models and the data sets."""
     models, data = (dict.fromkeys(names) for names in ((r.config.model["name"] for r in runs), map(_data_name, runs)))
     return f"{', '.join(models)} on {', '.join(data)}"
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The fields in which the groups differ: those that all have, and those that are of some models alone."""
+    found = compared.differences([members[0] for members in groups(runs).values()])
+    own = [item for item in found.items() if None in item[1]]
+    return {"shared": [item for item in found.items() if item not in own], "own": own}
 
 
 def _data_name(run: Run) -> str:
@@ -163,26 +172,33 @@ def _filled(section: Section) -> dict[str, Any]:
     return {"title": section.title, "text": section.text, "picture": picture, "columns": columns, "rows": rows}
 
 
-def sheets(runs: Sequence[Run], album: Album | None) -> list[dict[str, str]]:
+def sheets(runs: Sequence[Run], album: Album | None) -> list[dict[str, Any]]:
     """Training images before and after augmentation, of each way in which the runs augment."""
-    from vit_jax.report import augmentations
-
-    found: dict[str, dict[str, str]] = {}
-    for run in runs if album is not None else ():
-        key = repr((run.config.data, run.config.augment, run.config.seed if len(runs) == 1 else 0))
-        data = album.data(run) if album is not None else ""
-        if key in found or len(found) == MOST_SHEETS or isinstance(data, str) or (album and album.full):
-            continue
-        try:
-            _, used = run.workdir.preprocessing(run.config.augment)
-            settings = dataclasses.replace(run.config.train, accumulate=1)
-            prepared = dataclasses.replace(run.config, train=settings, augment=used)
-            sheet = augmentations.sheet(prepared, 10, 2, 72, data, quick=True)
-        except Exception as fault:  # a page without the sheet is better than none
-            logging.getLogger(__name__).debug("no contact sheet: %s", fault)
-            continue
-        found[key] = {"name": run.name, "picture": pictures.data_uri(sheet)}
+    found: dict[str, dict[str, Any]] = {}
+    if album is None:
+        return []
+    for run in runs:
+        key = repr((run.config.data, run.config.augment))
+        if key not in found and len(found) < MOST_SHEETS and (rows := augmented(run, album)):
+            strips = {caption: [pictures.thumbnail(image) for image in images] for caption, images in rows.items()}
+            found[key] = {"name": run.name, "rows": strips}
     return list(found.values())
+
+
+def augmented(run: Run, album: Album) -> dict[str, np.ndarray]:
+    """Rows of training images under captions; {} where the data set cannot be opened, or there is no time."""
+    data = album.data(run) if not album.full else ""
+    if isinstance(data, str):
+        return {}
+    _, used = run.workdir.preprocessing(run.config.augment)
+    train = dataclasses.replace(run.config.train, accumulate=1)
+    prepared = dataclasses.replace(run.config, train=train, augment=used)
+    try:
+        album.rows[run.name] = augmentations.pictures(prepared, IMAGES, 2, data, quick=True)
+        return album.rows[run.name]
+    except Exception as fault:  # a page without them is better than none
+        logging.getLogger(__name__).debug("no augmented images: %s", fault)
+        return {}
 
 
 @cache
@@ -234,9 +250,33 @@ def leave(workdir: str | Path, data: Data | None = None, seconds: float = 1.0) -
     folder = Workdir(workdir)
     try:
         album = Album(seconds, {folder.path: data} if data is not None else None)
-        write_atomically(folder.report_file, render(read_runs([folder]), album=album))
+        [run] = read_runs([folder])
+        write_atomically(folder.report_file, render([run], album=album))
+        settings = run.config.log
+        if settings.tensorboard or settings.trackers:
+            trackers = {"tensorboard": settings.tensorboard, "trackers": settings.trackers}
+            log.write_pictures(folder.path, run.step, drawn(run, album), **trackers)
     except Exception as fault:  # the run itself is whole
         logging.getLogger(__name__).warning("%s could not be written: %s", folder.report_file, fault)
+
+
+def leave_comparison(folder: Path) -> None:
+    """Leaves `report.html` in the folder of a comparison; what goes wrong is logged, and no more."""
+    out = folder / Workdir(folder).report_file.name
+    try:
+        write([folder], out)
+    except Exception as fault:  # the runs and their table are whole
+        logging.getLogger(__name__).warning("%s could not be written: %s", out, fault)
+
+
+def drawn(run: Run, album: Album) -> dict[str, Image.Image]:
+    """What TensorBoard and the trackers get to see of the page: the augmented images, and the confusion matrix."""
+    found = {}
+    if rows := album.rows.get(run.name):
+        found["augmentation"] = augment.contact_sheet(rows)
+    if (predictions := classified.read(run)) and len(predictions.class_names) <= classified.SHOWN_CLASSES:
+        found["confusion"] = classified.picture(predictions)
+    return found
 
 
 def main(argv: Sequence[str]) -> int:

@@ -30,6 +30,7 @@ class Album:
 
     def __init__(self, seconds: float = float("inf"), opened: dict[Path, Data] | None = None) -> None:
         self.uris: dict[str, str] = {}
+        self.rows: dict[str, dict[str, np.ndarray]] = {}  # augmented images of a run, by their captions
         self.faults: dict[str, str] = {}  # why a run's images are missing
         self._ends = time.monotonic() + seconds
         self._opened = opened or {}  # as training left it, by the folder of the run

@@ -63,6 +63,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
     console = console or Console(highlight=False, quiet=jax.process_index() > 0)
     with distributed.raise_on_all_processes():
         finished = check_workdir(given, folder)
+        log.check_trackers(given.log.trackers)
     distributed.check_shared(workdir)
     if finished:
         log.result_table(console, finished)
@@ -89,6 +90,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
             return Result(workdir, interruption.exit_code, {}, experiment.data)
         result = trainer.finish(choose_variables(experiment, checkpoints, state))
     log.result_table(console, result)
+    log.print_curves(console, folder.metrics(), trainer.monitor())
     return Result(workdir, command.DONE, result, experiment.data)
 
 

@@ -171,7 +171,12 @@ class Trainer:
     def open_log(self, start: int) -> None:
         settings = self.experiment.config
         self.writer = log.MetricsWriter(
-            self.workdir.path, resume_step=start, tensorboard=settings.log.tensorboard, active=self.active
+            self.workdir.path,
+            resume_step=start,
+            tensorboard=settings.log.tensorboard,
+            trackers=settings.log.trackers,
+            config=config.to_dict(settings),
+            active=self.active,
         )
         self.progress = log.Progress(
             total_steps=start + 1 if self.length.steps == UNKNOWN else self.length.steps,

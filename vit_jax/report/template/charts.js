@@ -103,7 +103,7 @@ function drawChart(host, spec) {
   shape(svg, "line", {x1: left, x2: right, y1: bottom, y2: bottom, class: "base"});
   for (const tick of sx.ticks(Math.max(2, Math.floor(width / 90))))
     shape(svg, "text", {x: sx(tick), y: bottom + 16, "text-anchor": "middle"}, short(tick));
-  shape(svg, "text", {x: right, y: height - 3, "text-anchor": "end"}, about.xLabel);
+  shape(svg, "text", {x: (left + right) / 2, y: height - 3, "text-anchor": "middle"}, about.xLabel);
   const clip = "clip" + Math.random().toString(36).slice(2);
   shape(shape(svg, "clipPath", {id: clip}), "rect", {x: left - 5, y: 0, width: right - left + 10, height: bottom + 5});
   const body = shape(svg, "g", {"clip-path": `url(#${clip})`});

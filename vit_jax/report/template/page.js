@@ -135,6 +135,8 @@ function matrix(found, body) {
   const head = element("tr", {}, element("th", {class: "corner"}, "true ↓ predicted →"));
   for (const name of names) head.append(element("th", {scope: "col", title: name}, element("span", {}, name.length > 13 ? name.slice(0, 12) + "…" : name)));
   table.append(element("thead", {}, head));
+  const longest = Math.min(13, Math.max(...names.map(name => name.length)));
+  table.style.setProperty("--names", `${22 + 5.4 * longest}px`);
   const rows = element("tbody");
   const totals = found.shown.map(c => found.per_class.length ? found.per_class[c][1] : 0);
   let first = null;
@@ -197,8 +199,10 @@ function reliability(found, body) {
   }
   for (const [bin, share, confidence, accuracy] of found.reliability) {
     const place = {x: x(bin / bins) + 1, width: size / bins - 2};
-    shape(svg, "rect", {...place, y: y(accuracy), height: y(0) - y(accuracy), class: "bar"});
+    const sure = Math.min(accuracy, confidence);
+    shape(svg, "rect", {...place, y: y(sure), height: y(0) - y(sure), class: "bar"});
     shape(svg, "rect", {...place, y: Math.min(y(accuracy), y(confidence)), height: Math.abs(y(accuracy) - y(confidence)), class: "gap"});
+    shape(svg, "line", {x1: place.x, x2: place.x + place.width, y1: y(accuracy), y2: y(accuracy), class: "cap"});
     shape(svg, "rect", {...place, y: low + high * (1 - share), height: high * share, class: "share"});
   }
   shape(svg, "line", {x1: x(0), y1: y(0), x2: x(1), y2: y(1), class: "ideal"});
@@ -208,11 +212,16 @@ function reliability(found, body) {
   const verdict = Math.abs(below) < 0.01 ? "On average it is as sure as it is right." : below > 0 ? `On average it is ${(100 * below).toFixed(1)} points too sure of itself.` : `On average it is ${(-100 * below).toFixed(1)} points less sure than it is right.`;
   body.append(element("div", {class: "rel"}, svg, element("div", {},
     element("p", {}, found.ece ? `Calibration error ${found.ece}. ` : "", verdict),
-    element("p", {class: "muted note"}, "Bars: how often predictions of this confidence are right. Red: the distance to the dashed line, where confidence and accuracy agree. Below: how many of the predictions are so sure."))));
+    element("p", {class: "muted note"}, "Blue lines: how often predictions of this confidence are right. Red: their distance to the confidence. Grey, below: how many of the predictions are so sure."))));
 }
 
 function cards(found, name, body) {
   if (!found[name].length) { body.append(element("p", {class: "empty"}, name === "mistakes" ? "It made no mistake." : "It is never right.")); return; }
+  const caption = card => {
+    const p = element("p", {}, element("strong", {}, found.classes[card.label])), taken = card.top[0][0];
+    if (taken !== card.label) p.append(", taken for ", element("strong", {}, found.classes[taken]));
+    return p;
+  };
   const list = found[name].map(card => {
     const text = `image ${card.place} of the split`, bars = element("div", {class: "top5"});
     card.top.forEach(([c, share]) => {
@@ -220,7 +229,7 @@ function cards(found, name, body) {
       bars.append(element("div", {class: tone, style: `--w: ${(100 * (share || 0)).toFixed(1)}%`}, element("span", {title: found.classes[c]}, found.classes[c]), element("span", {}, exact(share, true).replace(/\.(\d)\d /, ".$1 "))));
     });
     const image = thumbnail(card.image, text);
-    return element("div", {class: "card"}, image, element("div", {}, element("p", {}, element("strong", {}, found.classes[card.label])), bars));
+    return element("div", {class: "card"}, image, element("div", {}, caption(card), bars));
   });
   body.append(element("div", {class: "cards"}, ...list));
 }
