@@ -1,7 +1,7 @@
 """What a person sees of a run and what is written about it: metric files, progress, tables, warnings.
 
-`writers` keeps `metrics.jsonl` and TensorBoard files, `trackers` those of others, `curves` draws them, `progress` the bar and its time left, `tables` what is printed
-before and after training, `fitted` a table that fits the terminal.
+`writers` keeps `metrics.jsonl` and TensorBoard files, `trackers` those of others, `progress` the bar and its time left,
+`tables` what is printed before and after training, `curves` the plots there, `fitted` a table that fits the terminal.
 """
 
 from vit_jax.flops import human as human_count

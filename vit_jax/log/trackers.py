@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -18,6 +18,7 @@ FILE = "trackers.json"
 PROJECT = "vit_jax"
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where metrics and pictures go, beside `metrics.jsonl`."""
 
@@ -89,7 +90,7 @@ class Mlflow:
         self._client.set_terminated(self._number)
 
 
-TRACKERS = {"wandb": Wandb, "mlflow": Mlflow}
+TRACKERS: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}
 
 
 def check(names: Sequence[str]) -> None:

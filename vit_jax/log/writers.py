@@ -19,7 +19,7 @@ TENSORBOARD = "tensorboard"
 
 
 class MetricsWriter:
-    """Appends scalars to `workdir/metrics.jsonl`, `workdir/tensorboard/` and trackers; each write reaches the files at once.
+    """Appends scalars to `workdir/metrics.jsonl` and `workdir/tensorboard/`; each write reaches the files at once.
 
     A line is `{"step": 50, "train/loss": 2.5, ...}`: keys in the order given, floats so that they read back exactly.
     JSON has no non-finite numbers, so they are the strings "nan", "inf" and "-inf"; `read_metrics` turns them back.

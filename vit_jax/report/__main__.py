@@ -1,4 +1,4 @@
-"""`python -m vit_jax.report`."""
+"""The command `python -m vit_jax.report`."""
 
 from vit_jax import command
 from vit_jax.report.page import main

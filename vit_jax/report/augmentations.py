@@ -31,7 +31,7 @@ def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
 def pictures(
     given: Config, images: int, rows: int, data: Data | None = None, *, quick: bool = False
 ) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
-    """Under captions, the first images of the batches of the first `rows` steps, each batch unchanged and then as the model sees it.
+    """The first images of the batches of `rows` steps, each unchanged and then as the model sees it, under captions.
 
     With `train.accumulate` they are the first of a batch's first part. Where the configuration leaves their size open,
     the weights that it starts from decide, as in training; or `data`, which is opened as the run has it. `quick`

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from vit_jax import losses, metrics
 from vit_jax.report.runs import Run
@@ -138,9 +138,9 @@ def picture(found: Classified, side: int = 36) -> Image.Image:
     shares = np.sqrt(matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True)))
     shade = np.repeat(np.repeat(255 - np.round(205 * shares).astype(np.uint8), side, axis=0), side, axis=1)
     drawing = Image.fromarray(shade).convert("RGB")
-    pen = ImageDraw.Draw(drawing)
+    pen, font = ImageDraw.Draw(drawing), ImageFont.load_default(size=12)
     for (row, column), count in np.ndenumerate(matrix):
         if count:
             ink = "white" if shares[row, column] > 0.6 else "black"
-            pen.text(((column + 0.5) * side, (row + 0.5) * side), str(count), fill=ink, anchor="mm")
+            pen.text(((column + 0.5) * side, (row + 0.5) * side), str(count), ink, font, "mm")
     return drawing

@@ -84,7 +84,9 @@ def render(
 
 
 def title(runs: Sequence[Run]) -> str:
-    return runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    """The names of the runs, where they are few."""
+    names = [group_name(members) for members in groups(runs).values()]
+    return " · ".join(names) if len(names) <= 3 and sum(map(len, names)) < 60 else f"{len(runs)} runs"
 
 
 def subtitle(runs: Sequence[Run]) -> str:
@@ -254,8 +256,10 @@ def leave(workdir: str | Path, data: Data | None = None, seconds: float = 1.0) -
         write_atomically(folder.report_file, render([run], album=album))
         settings = run.config.log
         if settings.tensorboard or settings.trackers:
-            trackers = {"tensorboard": settings.tensorboard, "trackers": settings.trackers}
-            log.write_pictures(folder.path, run.step, drawn(run, album), **trackers)
+            found = drawn(run, album)
+            log.write_pictures(
+                folder.path, run.step, found, tensorboard=settings.tensorboard, trackers=settings.trackers
+            )
     except Exception as fault:  # the run itself is whole
         logging.getLogger(__name__).warning("%s could not be written: %s", folder.report_file, fault)
 

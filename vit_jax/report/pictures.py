@@ -103,8 +103,8 @@ def data_uri(picture: Image.Image, kind: str = "JPEG") -> str:
 
 def of_file(path: Path, widest: int = 1600) -> str:
     """A data URI of a picture file, made smaller where it is large."""
-    with Image.open(path) as picture:
-        picture.load()
+    with Image.open(path) as file:
+        picture: Image.Image = file.convert("RGB")
         if picture.width > widest:
             picture = picture.resize((widest, round(picture.height * widest / picture.width)), Image.Resampling.LANCZOS)
-        return data_uri(picture.convert("RGB"), "JPEG")
+        return data_uri(picture, "JPEG")

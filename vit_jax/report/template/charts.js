@@ -27,7 +27,7 @@ function short(value) {
     const power = Math.min(UNITS.length - 1, Math.floor(Math.log10(size) / 3 + 1e-9));
     return +(value / 1000 ** power).toPrecision(3) + UNITS[power];
   }
-  return size < 1e-3 ? value.toExponential(1).replace("e-", "e−").replace(".0e", "e") : String(+value.toPrecision(4));
+  return size < 1e-4 ? value.toExponential(1).replace("e-", "e−").replace(".0e", "e") : String(+value.toPrecision(4));
 }
 
 const percent = value => +(100 * value).toPrecision(4) + " %";
@@ -88,8 +88,12 @@ function drawChart(host, spec) {
   const all = name => lines.flatMap(line => [line[name], (line.points || []).map(p => p[name === "x" ? 0 : 1])]);
   const positive = value => value > 0;
   let [x0, x1] = about.range || extent(all("x"), about.logX ? positive : undefined);
+  if (!about.range && lines.every(line => line.x.length < 2)) {  // points alone: none of them lies on the frame
+    const pad = about.logX ? (x1 / x0) ** 0.08 : (x1 - x0) * 0.08;
+    [x0, x1] = about.logX ? [x0 / pad, x1 * pad] : [x0 - pad, x1 + pad];
+  }
   const inside = lines.map(line => line.y.filter((_, i) => line.x[i] >= x0 && line.x[i] <= x1));
-  const shown = inside.some(list => list.length) ? inside.concat(about.range ? [] : all("y")) : all("y");
+  const shown = about.range && inside.some(list => list.some(v => v !== null)) ? inside : all("y");
   let [y0, y1] = extent(shown, about.logY ? positive : undefined);
   if (!isFinite(y0)) [y0, y1] = about.logY ? [0.1, 1] : [0, 1];
   if (!about.logY) { const pad = (y1 - y0) * 0.05; y0 -= y0 >= 0 && y0 - pad < 0 ? y0 : pad; y1 += about.percent && y1 <= 1 ? Math.min(pad, 1 - y1) : pad; }
@@ -111,8 +115,9 @@ function drawChart(host, spec) {
     const group = shape(body, "g", {class: "c" + line.color});
     const style = {"stroke-width": line.thin ? 1.1 : 2, "stroke-dasharray": line.thin ? "4 3" : DASHES[line.dash || 0], opacity: line.thin ? 0.85 : 1};
     shape(group, "path", {d: path(line, sx, sy, about), ...style});
-    for (const [x, y] of line.points || (line.x.length < 2 ? [[line.x[0], line.y[0]]] : []))
-      if (y !== null) shape(group, "circle", {cx: sx(x), cy: sy(y), r: 3.2, class: "point"});
+    if (line.x.length === 1 && !line.mark) shape(group, "circle", {cx: sx(line.x[0]), cy: sy(line.y[0]), r: 4, class: "point mean"});
+    for (const [x, y] of line.points || [])
+      if (y !== null && (line.points.length > 1 || line.x.length > 1)) shape(group, "circle", {cx: sx(x), cy: sy(y), r: 3, class: "point"});
     if (line.mark && (!about.logY || line.mark[1] > 0))
       shape(group, "circle", {cx: sx(line.mark[0]), cy: sy(line.mark[1]), r: 4, class: "ring"});
   }

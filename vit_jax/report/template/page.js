@@ -77,6 +77,11 @@ function curveLines(key) {
   return lines;
 }
 
+function whole() {
+  const ends = DATA.runs.filter(run => position(run, view.axis)).flatMap(run => Object.values(run.series).map(([steps]) => position(run, view.axis)(steps[steps.length - 1])));
+  return ends.length ? [0, Math.max(...ends)] : null;
+}
+
 function curves() {
   if (!DATA.charts.length) return;
   const all = () => { for (const host of drawn.keys()) if (host.closest("#curves")) redraw(host); };
@@ -86,7 +91,7 @@ function curves() {
     chart(about.more ? $("more-charts") : $("charts"), about.title, () => {
       const lines = curveLines(about.key);
       const positive = lines.some(line => line.y.some(v => v > 0)) && lines.every(line => line.y.every(v => v === null || v >= 0));
-      return { lines, percent: about.percent, logY: view.logarithmic && positive, xLabel: AXES[view.axis], range: view.range,
+      return { lines, percent: about.percent, logY: view.logarithmic && positive, xLabel: AXES[view.axis], range: view.range || whole(),
                onZoom: zoom, label: about.title, empty: view.axis === "steps" ? "no run is shown" : "the runs do not tell their " + view.axis };
     });
   }
