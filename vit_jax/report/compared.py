@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.config.schema import schema_of, value_of
+from vit_jax.config.sweep import plain_name
 from vit_jax.metrics import METRICS
 from vit_jax.report.curves import chart, numbers
 from vit_jax.report.runs import COLORS, Run, group_name, groups
@@ -20,7 +21,7 @@ IGNORED = ("seed", "data.choice")
 
 def plots(runs: Sequence[Run], folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Every plot that the runs and the folders of comparisons give."""
-    return [*swept(runs), *compute(runs), *(plot for folder in folders for plot in corrupted(folder))]
+    return [*swept(runs), *compute(runs), *(plot for folder in folders for plot in corrupted(folder, runs))]
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str | None]]:
@@ -107,11 +108,15 @@ def compute(runs: Sequence[Run]) -> list[dict[str, Any]]:
         spent = [run.flops_per_step * run.step for run in members if run.flops_per_step]
         if number in tested and len(spent) == len(members):
             lines.append(_line(group_name(members), number, [(float(np.mean(spent)), number)], tested))
-    return [_plot("compute", monitor, "against compute", "FLOPs of training", lines)] if len(lines) > 1 else []
+    differ = len({line["x"][0] for line in lines}) > 1
+    return [_plot("compute", monitor, "against compute", "FLOPs of training", lines)] if differ else []
 
 
-def corrupted(folder: Path) -> list[dict[str, Any]]:
-    """The test metric against the severity of each kind of corruption, from the table of a comparison."""
+def corrupted(folder: Path, runs: Sequence[Run] = ()) -> list[dict[str, Any]]:
+    """The test metric against the severity of each kind of corruption, from the table of a comparison.
+
+    Lines have the colours of the runs of their configuration.
+    """
     rows = _read(folder / f"{COMPARISON}.json") or []
     variants: dict[str, dict[str, list[tuple[float, list[float]]]]] = {}
     clean: dict[str, list[float]] = {}
@@ -130,10 +135,12 @@ def corrupted(folder: Path) -> list[dict[str, Any]]:
     lines = []
     dashes = list(dict.fromkeys(kind for kinds in variants.values() for kind in kinds))
     for i, (variant, kinds) in enumerate(variants.items()):
+        own = (run.group for run in runs if run.workdir.path.name.startswith(f"{plain_name(variant)}-seed"))
+        color = next(own, i)
         for kind, found in kinds.items():
             members = sorted([*([(0.0, clean[variant])] if variant in clean else []), *found])
             tested = {at: values for at, (_, values) in enumerate(members)}
-            line = _line(f"{variant}: {kind}", i, [(x, at) for at, (x, _) in enumerate(members)], tested)
+            line = _line(f"{variant}: {kind}", color, [(x, at) for at, (x, _) in enumerate(members)], tested)
             lines.append(line | {"dash": dashes.index(kind) % 4})
     return [_plot("corruption", monitor, "under corruption", "severity", lines)] if lines else []
 

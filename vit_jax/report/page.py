@@ -44,7 +44,7 @@ def render(
     folders: Sequence[Path] = (),
     *,
     album: Album | None = None,
-    refresh: float = 0,
+    refresh: int = 0,
 ) -> str:
     """The page of these runs; `folders` of comparisons add what their tables hold.
 
@@ -220,7 +220,7 @@ def _json(value: Any) -> Any:
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def write(addresses: Sequence[str | Path], out: Path, *, refresh: float = 0, images: bool = True) -> list[Run]:
+def write(addresses: Sequence[str | Path], out: Path, *, refresh: int = 0, images: bool = True) -> list[Run]:
     """Writes the page of the runs at these addresses; the runs."""
     folders, compared_in = find(addresses)
     runs = read_runs(folders, watched=refresh > 0)
@@ -244,7 +244,7 @@ def watch(addresses: Sequence[str], out: Path, console: Console) -> None:
         time.sleep(WATCH_SECONDS)
 
 
-def leave(workdir: str | Path, data: Data | None = None, seconds: float = 1.0) -> None:
+def leave(workdir: str | Path, data: Data | None = None, seconds: int | float = 1) -> None:
     """Leaves `report.html` in the folder of a run that has just ended. What goes wrong is logged, and no more.
 
     data: as the run opened it. seconds: how long it may read images.

@@ -28,7 +28,7 @@ class Album:
     seconds: how long it may read images; those that come too late are left out.
     """
 
-    def __init__(self, seconds: float = float("inf"), opened: dict[Path, Data] | None = None) -> None:
+    def __init__(self, seconds: int | float = float("inf"), opened: dict[Path, Data] | None = None) -> None:
         self.uris: dict[str, str] = {}
         self.rows: dict[str, dict[str, np.ndarray]] = {}  # augmented images of a run, by their captions
         self.faults: dict[str, str] = {}  # why a run's images are missing

@@ -83,12 +83,12 @@ class Run:
         return self._images_per_second if key == "images_per_second" else None
 
     @property
-    def _images_per_second(self) -> float | None:
+    def _images_per_second(self) -> int | float | None:
         seconds = self.progress.get("training_seconds")
         return self.progress["step"] * self.config.train.batch_size / seconds if seconds else None
 
     @property
-    def flops_per_step(self) -> float | None:
+    def flops_per_step(self) -> int | float | None:
         """Of training: the backward pass takes twice as many as the forward pass."""
         forward = self.fact("flops_per_image")
         return 3 * forward * self.config.train.batch_size if forward else None
@@ -136,7 +136,7 @@ def find(addresses: Sequence[str | Path]) -> tuple[list[Workdir], list[Path]]:
         if Workdir(address).is_run():
             runs.append(Workdir(address))
             continue
-        inner = [Workdir(path) for path in sorted(address.glob("*/")) if Workdir(path).is_run()]
+        inner = [Workdir(path) for path in sorted(address.glob("*/"), key=_natural) if Workdir(path).is_run()]
         if not inner:
             raise UserError(f"{address} holds neither a run nor folders of runs; give the folder of a run")
         runs += inner
@@ -166,6 +166,11 @@ def group_name(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return runs[0].name
     return re.sub(r"[-_ ]?(seed)?\d*$", "", os.path.commonprefix([run.name for run in runs])) or runs[0].name
+
+
+def _natural(path: Path) -> list[str | int]:
+    """By which names are sorted so that 300 comes before 1400."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def _fields(run: Run) -> dict[str, Any]:
