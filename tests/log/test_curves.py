@@ -43,7 +43,7 @@ def test_without_unicode_stars_are_drawn():
 
 def test_a_falling_line_falls_from_corner_to_corner():
     for unicode in (True, False):
-        canvas = curves._canvas((np.array([0.0, 9.0]), np.array([5.0, 1.0])), (0, 9), (1, 5), 20, unicode)
+        canvas = curves._canvas((np.array([0.0, 9.0]), np.array([5.0, 1.0])), (0.0, 9.0), (1.0, 5.0), 20, unicode)
         assert canvas.shape == (curves.HEIGHT, 20) and canvas[0, 0] and canvas[-1, -1]
         assert not canvas[0, -1] and not canvas[-1, 0] and (canvas > 0).any(axis=0).all()
 

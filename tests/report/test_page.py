@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.report import made
-from vit_jax import cli, main
+from vit_jax import cli, main, models, tasks
 from vit_jax.command import UserError
+from vit_jax.data import open_data
 from vit_jax.report import page
 from vit_jax.report.runs import find, read_runs
 from vit_jax.train import Result
@@ -54,7 +54,7 @@ def test_runs_of_an_earlier_version_make_a_page_that_needs_nothing_else():
     album = page.Album()
     found = read(OLDER / "finished", OLDER / "cnn", OLDER / "stopped", album=album)
     assert found.addresses and all(address.startswith(("#", "data:")) for address in found.addresses)
-    assert "24.17 %" in found.text and "stopped not finished: step 4 of 8" in found.text
+    assert "24.17 %" in found.text and "stopped not finished: step 6 of 14" in found.text
     assert [run["name"] for run in found.data["runs"]] == ["finished", "cnn", "stopped"]
     assert set(found.data["runs"][0]["series"]) >= {"train/loss", "val/accuracy", "train/grad_norm"}
     first = found.data["classified"][0]
@@ -163,7 +163,8 @@ def test_what_is_wrong_with_the_page_is_told_and_harms_no_run(tmp_path, caplog):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_training_leaves_the_page_unless_it_is_turned_off(tmp_path, monkeypatch, wanted):
     folder = made.run(tmp_path / "run", "log.tensorboard=false")
-    monkeypatch.setattr(main, "train", lambda given, workdir, console: Result(workdir, 0, {}, data=object()))
+    data = open_data(Workdir(folder).config().data)
+    monkeypatch.setattr(main, "train", lambda given, workdir, console: Result(workdir, 0, {}, data))
     monkeypatch.setattr(page, "augmented", lambda run, album: {})
     main.start(Workdir(folder).config(), folder, [f"log.report={wanted}"])
     assert Workdir(folder).report_file.exists() is wanted
@@ -172,9 +173,6 @@ def test_training_leaves_the_page_unless_it_is_turned_off(tmp_path, monkeypatch,
 def test_a_task_brings_sections_of_its_own(tmp_path):
     folder = made.run(tmp_path / "run")
     tree = json.loads(Workdir(folder).config_file.read_text())
-    shutil.copy(REPOSITORY / "configs" / "mae.py", tmp_path)
-    from vit_jax import models, tasks
-
     tree["task"] = tasks.settings("masked_autoencoder")
     tree["model"] = models.settings("vit", patch_size=(1,), width=8, depth=1, mlp_dim=8, num_heads=2)
     Workdir(folder).config_file.write_text(json.dumps(tree))

@@ -83,11 +83,6 @@ class Log:
     mlflow: bool = False  # log to MLflow, too: where MLFLOW_TRACKING_URI says
     report: bool = True  # leave report.html in the run's folder
 
-    @property
-    def trackers(self) -> list[str]:
-        """The names of those that are asked for, see `log.TRACKERS`."""
-        return [name for name in ("wandb", "mlflow") if getattr(self, name)]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -12,6 +12,7 @@ from vit_jax.log.progress import Progress
 from vit_jax.log.tables import class_table, metric_text, metric_value, overview, result_table, weights_table
 from vit_jax.log.trackers import TRACKERS
 from vit_jax.log.trackers import check as check_trackers
+from vit_jax.log.trackers import chosen as chosen_trackers
 from vit_jax.log.writers import MetricsWriter, read_metrics, write_pictures
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MetricsWriter",
     "Progress",
     "check_trackers",
+    "chosen_trackers",
     "class_table",
     "fitted_table",
     "human_bytes",

@@ -21,7 +21,7 @@ SPLITS = {"train": "dim", "val": "bold cyan"}
 Points = tuple[np.ndarray, np.ndarray]
 
 
-def print_curves(console: Console, lines: Sequence[Mapping[str, float]], monitor: str) -> None:
+def print_curves(console: Console, lines: Sequence[Mapping[str, int | float]], monitor: str) -> None:
     """Prints the loss and the metric that ranks checkpoints, of training and validation; nothing of a single point."""
     names = [name for name in dict.fromkeys(("loss", monitor)) if name in METRICS]
     known = {name: {split: _points(lines, f"{split}/{name}") for split in SPLITS} for name in names}
@@ -38,7 +38,7 @@ def print_curves(console: Console, lines: Sequence[Mapping[str, float]], monitor
     console.print(table)
 
 
-def _points(lines: Sequence[Mapping[str, float]], key: str) -> Points:
+def _points(lines: Sequence[Mapping[str, int | float]], key: str) -> Points:
     """Steps and values that are finite."""
     found = [(line["step"], line[key]) for line in lines if key in line and np.isfinite(line[key])]
     steps, values = zip(*found, strict=True) if found else ((), ())

@@ -93,6 +93,11 @@ class Mlflow:
 TRACKERS: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}
 
 
+def chosen(settings: Any) -> list[str]:
+    """The names of those that the config group `log` asks for."""
+    return [name for name, wanted in (("wandb", settings.wandb), ("mlflow", settings.mlflow)) if wanted]
+
+
 def check(names: Sequence[str]) -> None:
     """Raises `UserError` for a tracker that is not installed."""
     for name in names:

@@ -85,7 +85,7 @@ def per_class(matrix: Int[np.ndarray, "k k"]) -> list[list[Any]]:
     return rows
 
 
-def reliability(found: Classified) -> list[list[float]]:
+def reliability(found: Classified) -> list[list[int | float]]:
     """Of each bin of confidence that holds images: its number, their share, their mean confidence and accuracy."""
     known = np.isfinite(found.confidence)
     confidence, correct = found.confidence[known], (found.prediction == found.label)[known]

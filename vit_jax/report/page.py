@@ -255,11 +255,10 @@ def leave(workdir: str | Path, data: Data | None = None, seconds: int | float = 
         [run] = read_runs([folder])
         write_atomically(folder.report_file, render([run], album=album))
         settings = run.config.log
-        if settings.tensorboard or settings.trackers:
+        trackers = log.chosen_trackers(settings)
+        if settings.tensorboard or trackers:
             found = drawn(run, album)
-            log.write_pictures(
-                folder.path, run.step, found, tensorboard=settings.tensorboard, trackers=settings.trackers
-            )
+            log.write_pictures(folder.path, run.step, found, tensorboard=settings.tensorboard, trackers=trackers)
     except Exception as fault:  # the run itself is whole
         logging.getLogger(__name__).warning("%s could not be written: %s", folder.report_file, fault)
 

@@ -63,7 +63,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
     console = console or Console(highlight=False, quiet=jax.process_index() > 0)
     with distributed.raise_on_all_processes():
         finished = check_workdir(given, folder)
-        log.check_trackers(given.log.trackers)
+        log.check_trackers(log.chosen_trackers(given.log))
     distributed.check_shared(workdir)
     if finished:
         log.result_table(console, finished)

@@ -174,7 +174,7 @@ class Trainer:
             self.workdir.path,
             resume_step=start,
             tensorboard=settings.log.tensorboard,
-            trackers=settings.log.trackers,
+            trackers=log.chosen_trackers(settings.log),
             config=config.to_dict(settings),
             active=self.active,
         )
