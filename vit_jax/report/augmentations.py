@@ -35,7 +35,7 @@ def pictures(
 
     With `train.accumulate` they are the first of a batch's first part. Where the configuration leaves their size open,
     the weights that it starts from decide, as in training; or `data`, which is opened as the run has it. `quick`
-    compiles fast, on a CPU: for a single sheet.
+    compiles fast: for a single sheet, on a CPU.
     """
     if data is None:
         sized = given.data.image_size or given.augment.resize
@@ -46,8 +46,8 @@ def pictures(
     loader = data.loader(data.split("train"), one_device, crop=host_crop(given, data))
     plain = dataclasses.replace(with_data(given, data, loader.split), distill=tasks.Distill())
     task = make_task(plain, data.class_names, data.preprocessing.shape, cropped=loader.crop is not None)
-    settings, options = task.parts.train_augment, QUICK if quick and jax.default_backend() == "cpu" else {}
-    augmented = jax.jit(task.augmented, compiler_options=options) if quick else task.augmented
+    settings = task.parts.train_augment
+    augmented = jax.jit(task.augmented, compiler_options=QUICK) if quick else task.augmented
     part = np.arange(0, given.train.batch_size, given.train.accumulate)
     ends = np.union1d(part[:images], part[-images:])  # MixUp and CutMix mix the first with the last
     shown = {}

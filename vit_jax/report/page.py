@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -103,7 +104,8 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _data_name(run: Run) -> str:
-    return Path(run.config.data.name).name
+    name = run.config.data.name
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def curve_data(run: Run, number: int) -> dict[str, Any]:
@@ -188,15 +190,20 @@ def sheets(runs: Sequence[Run], album: Album | None) -> list[dict[str, Any]]:
 
 
 def augmented(run: Run, album: Album) -> dict[str, np.ndarray]:
-    """Rows of training images under captions; {} where the data set cannot be opened, or there is no time."""
-    data = album.data(run) if not album.full else ""
+    """Rows of training images under captions; {} where the data set cannot be opened, or there is no time.
+
+    To compile flips, crops and turns takes 2 s of a CPU the first time, a policy several times as long.
+    """
+    hurry = album.hurries and run.config.augment.policy != "none"
+    data = album.data(run) if not (album.full or hurry) else ""
     if isinstance(data, str):
         return {}
     _, used = run.workdir.preprocessing(run.config.augment)
     train = dataclasses.replace(run.config.train, accumulate=1)
     prepared = dataclasses.replace(run.config, train=train, augment=used)
     try:
-        album.rows[run.name] = augmentations.pictures(prepared, IMAGES, 2, data, quick=True)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            album.rows[run.name] = augmentations.pictures(prepared, IMAGES, 2, data, quick=True)
         return album.rows[run.name]
     except Exception as fault:  # a page without them is better than none
         logging.getLogger(__name__).debug("no augmented images: %s", fault)

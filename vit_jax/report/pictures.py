@@ -37,6 +37,11 @@ class Album:
         self._data: dict[str, Data | str] = {}
 
     @property
+    def hurries(self) -> bool:
+        """Whether its time is short."""
+        return self._ends != float("inf")
+
+    @property
     def full(self) -> bool:
         return time.monotonic() >= self._ends
 
