@@ -48,7 +48,7 @@ def test_a_finished_run_has_the_files_that_are_named_here_and_no_others(finished
     workdir = Workdir(finished)
     named = {path.name for path in vars(workdir).values() if path.parent == workdir.path}
     there = {path.name for path in finished.iterdir()}
-    assert named - there == {"attention.json", "tensorboard"}  # of a ViT; switched off
+    assert named - there == {"attention.json", "tensorboard", "report.html"}  # of a ViT; switched off; by `main`
     assert {name for name in there - named if not name.startswith("evaluation-")} == set()
 
 

@@ -11,7 +11,7 @@ from vit_jax import config
 from vit_jax.workdir import Workdir
 
 CLASSES = ("cat", "dog", "emu")
-PREPROCESSING = {"size": [5, 7], "resize": 0, "channels": 3, "crop_fraction": 1.0, "interpolation": "bilinear"}
+PREPROCESSING = {"size": [5, 7], "resize": "crop", "channels": 3, "crop_fraction": 1.0, "interpolation": "bilinear"}
 
 
 def run(folder: Path, *overrides: str, accuracy: float | None = 0.5, steps: int = 20, arg: str = "cnn") -> Path:

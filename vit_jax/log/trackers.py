@@ -93,9 +93,9 @@ class Mlflow:
 TRACKERS: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}
 
 
-def chosen(settings: Any) -> list[str]:
+def chosen(log: Any) -> list[str]:
     """The names of those that the config group `log` asks for."""
-    return [name for name, wanted in (("wandb", settings.wandb), ("mlflow", settings.mlflow)) if wanted]
+    return [name for name, wanted in (("wandb", log.wandb), ("mlflow", log.mlflow)) if wanted]
 
 
 def check(names: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
 """What a report reads of a run's folder, finished or not, of this version or an older one."""
 
+import dataclasses
 import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Run:
     starts: list[dict[str, Any]]
     progress: dict[str, Any]
     training: bool = False  # whether somebody watches it train
-    group: int = field(default=0)  # runs that differ in their seed alone have one number, and one colour
+    group: int = 0  # runs that differ in their seed alone have one number, and one colour
 
     @cached_property
     def monitor(self) -> str:
@@ -153,7 +154,7 @@ def read_runs(folders: Sequence[Workdir], *, watched: bool = False) -> list[Run]
     runs = [read_run(folder, name, watched=watched) for folder, name in zip(folders, names, strict=True)]
     keys = [json.dumps({**config.to_dict(run.config), "seed": 0}, sort_keys=True, default=str) for run in runs]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return [Run(**{**_fields(run), "group": numbers[key]}) for run, key in zip(runs, keys, strict=True)]
+    return [dataclasses.replace(run, group=numbers[key]) for run, key in zip(runs, keys, strict=True)]
 
 
 def groups(runs: Sequence[Run]) -> dict[int, list[Run]]:
@@ -171,10 +172,6 @@ def group_name(runs: Sequence[Run]) -> str:
 def _natural(path: Path) -> list[str | int]:
     """By which names are sorted so that 300 comes before 1400."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def _fields(run: Run) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in Run.__dataclass_fields__}
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
