@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import tiny
@@ -61,6 +62,10 @@ def test_a_run_is_read_as_it_was_written(finished):
     assert workdir.saved_steps()[-1] == 23 == workdir.result()["steps"]
     assert workdir.images() == {"train": 180, "validation": 20, "test": 40}
     assert [line["step"] for line in workdir.metrics() if "train/loss" in line] == [7, 14, 21, 23]
+    [start] = workdir.starts()
+    assert start["parameters"] == workdir.result()["parameters"] and start["versions"]["numpy"] == np.__version__
+    progress = workdir.progress()
+    assert progress["step"] == 23 and progress["best"] and progress["training_seconds"] > 0
     view, used = workdir.preprocessing(given.augment)
     assert view == open_data(given.data).preprocessing and len(used.mean) == 3
     assert str(workdir) == os.fspath(workdir) == str(finished) and Workdir(workdir).path == finished
