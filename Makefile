@@ -47,5 +47,5 @@ remade:
 # By pip, which takes a build without CUDA where there is one; the constraints do not name it.
 .venv/installed-parity: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(INSTALL) --editable ".[dev,parity,tpu]"
+	$(INSTALL) --editable ".[dev,parity,tpu,wandb,mlflow]"
 	@touch $@

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import tiny
@@ -14,7 +15,6 @@ from tests.conftest import REPOSITORY
 from vit_jax import augment, config, evaluate, inference, models
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing, open_data
-from vit_jax.tasks import classification
 from vit_jax.workdir import Workdir, default_workdir
 
 CLASSES = ["Kätzchen", "犬", "bird"]
@@ -49,9 +49,8 @@ def test_a_finished_run_has_the_files_that_are_named_here_and_no_others(finished
     workdir = Workdir(finished)
     named = {path.name for path in vars(workdir).values() if path.parent == workdir.path}
     there = {path.name for path in finished.iterdir()}
-    assert named - there == {"attention.json", "tensorboard"}  # of a ViT; switched off
-    of_its_evaluator = {classification.PREDICTIONS, classification.CONFUSION}
-    assert {name for name in there - named if not name.startswith("evaluation-")} == of_its_evaluator
+    assert named - there == {"attention.json", "tensorboard", "report.html"}  # of a ViT; switched off; by `main`
+    assert {name for name in there - named if not name.startswith("evaluation-")} == set()
 
 
 def test_a_run_is_read_as_it_was_written(finished):
@@ -63,6 +62,10 @@ def test_a_run_is_read_as_it_was_written(finished):
     assert workdir.saved_steps()[-1] == 23 == workdir.result()["steps"]
     assert workdir.images() == {"train": 180, "validation": 20, "test": 40}
     assert [line["step"] for line in workdir.metrics() if "train/loss" in line] == [7, 14, 21, 23]
+    [start] = workdir.starts()
+    assert start["parameters"] == workdir.result()["parameters"] and start["versions"]["numpy"] == np.__version__
+    progress = workdir.progress()
+    assert progress["step"] == 23 and progress["best"] and progress["training_seconds"] > 0
     view, used = workdir.preprocessing(given.augment)
     assert view == open_data(given.data).preprocessing and len(used.mean) == 3
     assert str(workdir) == os.fspath(workdir) == str(finished) and Workdir(workdir).path == finished

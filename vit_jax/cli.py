@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": ("vit_jax.predict", "the classes that a run, or published weights, take images for"),
     "compare": ("vit_jax.compare", "train several configurations and put their results into one table"),
     "plan": ("vit_jax.plan", "memory, time and cost of a run on machines that are not here"),
+    "report": ("vit_jax.report.page", "one page about one run or several: curves, predictions, what differs"),
     "augmentations": ("vit_jax.report.augmentations", "a picture of the batches that a model is shown"),
     "texture": ("vit_jax.report.texture", "whether models go by shape or by texture"),
     "prepare": ("vit_jax.data.prepare", "download and convert data sets"),

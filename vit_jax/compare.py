@@ -31,13 +31,14 @@ from vit_jax.config import Config
 from vit_jax.config.sweep import combinations, file_name, plain_name, short
 from vit_jax.data import Data, Settings, open_data
 from vit_jax.metrics import METRICS
+from vit_jax.report import page
 from vit_jax.train import check_images, check_workdir, open_inputs, set_up, train
 from vit_jax.train.experiment import prefer_determinism, use_every_core
 from vit_jax.train.teacher import open_teacher
+from vit_jax.workdir import COMPARISON as NAME
 from vit_jax.workdir import Workdir, default_workdir
 
 CLEAN = "corruption.kind=none"
-NAME = "comparison"
 FACTS = {
     "parameters": "parameters",
     "flops_per_image": "FLOPs",
@@ -222,13 +223,15 @@ def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[
             continue
         console.rule(Text(f"{number} of {len(todo)}: {name}, seed {given.seed}"))
         try:
-            code = train(given, workdir, console).exit_code
+            result = train(given, workdir, console)
         except UserError as mistake:
             console.print(f"error: {mistake}", style="red", soft_wrap=True, markup=False)
             failed[workdir] = str(mistake)
             continue
-        if code != command.DONE:
-            return code, failed
+        if given.log.report:
+            page.leave(workdir, result.data)
+        if not result.finished:
+            return result.exit_code, failed
     return command.DONE, failed
 
 
@@ -254,7 +257,14 @@ def rows(variants: Sequence[Variant], sweeps: Sequence[str], overrides: Sequence
                 found = [_replace_metrics(*pair) for pair in zip(results, reports, strict=True)]
             values = {key: [r[key] for r in found if r.get(key) is not None] for key in shown(found[0])}
             table.append(
-                {"run": f"{variant.name} {name}".rstrip(), "seeds": [r["config"]["seed"] for r in found], **values}
+                {
+                    "run": f"{variant.name} {name}".rstrip(),
+                    "variant": variant.name,
+                    "with": chosen,
+                    "monitor": results[0].get("monitor", "accuracy"),
+                    "seeds": [r["config"]["seed"] for r in found],
+                    **values,
+                }
             )
     return table
 
@@ -359,6 +369,8 @@ def main(argv: Sequence[str]) -> int:
     if table:
         write(table, flags.out, console)
         console.print(f"also in {flags.out / NAME}.md, .csv and .json", soft_wrap=True, markup=False)
+        if all(given.log.report for given in runs):
+            page.leave_comparison(flags.out)
     for workdir, mistake in failed.items():
         console.print(f"failed: {workdir}: {mistake}", style="red", soft_wrap=True, markup=False)
     return command.FAULT if failed else command.DONE

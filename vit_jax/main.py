@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from vit_jax import command, config, distributed
 from vit_jax.command import UserError
 from vit_jax.config import Config
+from vit_jax.report import page as report
 from vit_jax.train import Result, train
 from vit_jax.train.experiment import prefer_determinism, use_every_core
 from vit_jax.workdir import default_workdir
@@ -46,7 +48,10 @@ def start(
     prefer_determinism(settings)
     use_every_core([settings])
     with distributed.joined():
-        return train(settings, Path(workdir), console)
+        result = train(settings, Path(workdir), console)
+        if settings.log.report and result.data is not None and jax.process_index() == 0:
+            report.leave(workdir, result.data)
+        return result
 
 
 def main(argv: Sequence[str]) -> int:

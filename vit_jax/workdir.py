@@ -1,9 +1,15 @@
 """The folder of a run: every file in it by name, how each is written, and how later commands read it."""
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
+import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +22,9 @@ from vit_jax.config.sweep import file_name
 from vit_jax.data import Data, Preprocessing
 from vit_jax.files import write_atomically
 from vit_jax.log import read_metrics
+from vit_jax.tasks import classification
 
+COMPARISON = "comparison"  # the tables of a folder that `compare` made: .md, .csv, .json
 PURPOSES = ("train", "validation", "test")
 T = TypeVar("T")
 
@@ -38,7 +46,12 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.starts_file = self.path / "starts.json"  # each start: command, time, device, versions
+        self.progress_file = self.path / "progress.json"  # as of the last checkpoint: time, energy, warnings
         self.result_file = self.path / "result.json"  # with it the run is finished
+        self.report_file = self.path / "report.html"
+        self.predictions_file = self.path / classification.PREDICTIONS
+        self.confusion_file = self.path / classification.CONFUSION
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -130,6 +143,36 @@ class Workdir:
         """The logged scalars, in the order of the steps."""
         return read_metrics(self.metrics_file)
 
+    def starts(self) -> list[dict[str, Any]]:
+        """What was noted at each start, the first one first; [] of a run of an earlier version."""
+        return (
+            _read(self.starts_file, list, "delete it: only the report reads it") if self.starts_file.is_file() else []
+        )
+
+    def progress(self) -> dict[str, Any]:
+        """What was known at the last checkpoint; {} before it, and of a run of an earlier version."""
+        if not self.progress_file.is_file():
+            return {}
+        return _read(self.progress_file, dict, "delete it: only the report reads it")
+
+    def write_start(self, facts: Mapping[str, Any]) -> None:
+        """Notes another start: by which command, when, with which versions, and these facts."""
+        versions = {name: _version(name) for name in ("vit_jax", "jax", "jaxlib", "flax", "optax", "numpy")}
+        start = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(sys.orig_argv),
+            "versions": {"python": platform.python_version(), **versions},
+            **facts,
+        }
+        before = []
+        with contextlib.suppress(UserError):  # a run does not end for a damaged note
+            before = self.starts()
+        write_atomically(self.starts_file, json.dumps([*before, start], indent=1) + "\n")
+
+    def write_progress(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Notes what is known at a checkpoint."""
+        write_atomically(self.progress_file, json.dumps({"step": step, **facts}, indent=1) + "\n")
+
     def write_description(self, given: Config, prepared: Config, data: Data) -> None:
         """Writes, once, what later commands need beside the checkpoints: configuration, labels, preprocessing, numbers.
 
@@ -179,6 +222,13 @@ def default_workdir(spec: str) -> Path:
         return Path(path).parent
     name = "-".join(filter(None, [Path(path).stem, "".join(c if c.isalnum() else "_" for c in arg)]))
     return Path("runs") / name
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _read(path: Path, kind: type[T], remedy: str, keys: Sequence[str] = ()) -> T:

@@ -29,6 +29,7 @@ WORK = {
     "predict": "vit_jax.inference.load",
     "compare": "vit_jax.compare.check",
     "plan": "vit_jax.plan.subject.prepare",
+    "report": "vit_jax.report.page.write",
     "augmentations": "vit_jax.report.augmentations.sheet",
     "texture": "vit_jax.inference.load",
     "prepare": "vit_jax.data.prepare.prepare",

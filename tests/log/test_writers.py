@@ -1,5 +1,6 @@
 """Metric files are exact and survive an interruption."""
 
+import io
 import json
 import math
 import struct
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from vit_jax import log
 from vit_jax.command import UserError
@@ -133,6 +135,20 @@ def test_tensorboard_drops_later_steps_on_resume(tmp_path):
     starts = [event for event in events(tmp_path) if event.HasField("session_log")]
     assert [(event.step, event.session_log.status) for event in starts] == [(1, 1), (21, 1)]  # 1: START
     assert [event.step for event in events(tmp_path) if event.HasField("summary")] == [10, 30]
+
+
+def test_pictures_of_a_run_that_has_ended_stand_beside_its_scalars(tmp_path):
+    write_steps(tmp_path, [10])
+    picture = Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7))
+    log.write_pictures(tmp_path, 10, {"confusion": picture}, tensorboard=True)
+    *_, start, event = events(tmp_path)
+    assert (start.step, event.step) == (11, 10)  # nothing at this step or before it is dropped
+    [value] = event.summary.value
+    assert (value.tag, value.image.height, value.image.width) == ("confusion", 5, 7)
+    with Image.open(io.BytesIO(value.image.encoded_image_string)) as read:
+        np.testing.assert_array_equal(np.asarray(read)[..., 0], np.asarray(picture))
+    log.write_pictures(tmp_path / "none", 10, {"confusion": picture}, tensorboard=False)
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_inactive_writer_creates_nothing(tmp_path):

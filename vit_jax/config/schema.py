@@ -79,6 +79,9 @@ class Log:
     every_steps: int = 50  # a line of training metrics
     every_seconds: float = 60.0  # at most, before a line shows which step is done: on the console alone; 0: off
     tensorboard: bool = True  # write its event files, too
+    wandb: bool = False  # log to Weights & Biases, too; WANDB_MODE=offline keeps it on this machine
+    mlflow: bool = False  # log to MLflow, too: where MLFLOW_TRACKING_URI says
+    report: bool = True  # leave report.html in the run's folder
 
 
 @dataclass(frozen=True, kw_only=True)

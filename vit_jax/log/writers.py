@@ -1,14 +1,18 @@
 """The metrics of a run as files: `metrics.jsonl`, one object per line, and TensorBoard event files."""
 
+import io
 import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, TextIO
 
+from PIL import Image
+
 from vit_jax.command import UserError
+from vit_jax.log.trackers import Tracker, open_trackers
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -22,19 +26,28 @@ class MetricsWriter:
 
     resume_step: the step training continues from, 0 for a new run. What an earlier process wrote about later steps,
       and a line that it did not finish, is dropped. TensorBoard hides its later steps by itself.
+    trackers: "wandb", "mlflow": also there, with the run's `config`.
     active: False, for all processes but the first, writes nothing and creates nothing.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int = 0, tensorboard: bool = True, active: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        resume_step: int = 0,
+        tensorboard: bool = True,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] = {},  # noqa: B006 - never changed
+        active: bool = True,
+    ) -> None:
         self._lines: TextIO | None = None
-        self._events: _EventFile | None = None
+        self._trackers: list[Tracker] = []
         if not active:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         _forget_after(workdir / FILE, resume_step)
         self._lines = (workdir / FILE).open("a", encoding="utf-8")
-        if tensorboard:
-            self._events = _EventFile(workdir / TENSORBOARD, first_step=resume_step + 1)
+        self._trackers = _open(workdir, resume_step, tensorboard, trackers, config)
 
     def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Appends one line. `step` is not a name for a scalar; values are numbers or arrays without axes."""
@@ -45,16 +58,33 @@ class MetricsWriter:
         encoded = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
         self._lines.write(json.dumps({"step": int(step)} | encoded, allow_nan=False, ensure_ascii=False) + "\n")
         self._lines.flush()
-        if self._events is not None:
-            self._events.write(step, values)
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
     def close(self) -> None:
         """Closes the files; writing afterwards does nothing."""
         if self._lines is not None:
             self._lines.close()
-        if self._events is not None:
-            self._events.close()
-        self._lines = self._events = None
+        for tracker in self._trackers:
+            tracker.close()
+        self._lines, self._trackers = None, []
+
+
+def write_pictures(
+    workdir: Path, step: int, pictures: Mapping[str, Image.Image], *, tensorboard: bool, trackers: Sequence[str] = ()
+) -> None:
+    """Adds pictures to the TensorBoard files and the trackers of a run that has ended at this step."""
+    for tracker in _open(workdir, step, tensorboard, trackers, {}):
+        for name, picture in pictures.items():
+            tracker.picture(step, name, picture)
+        tracker.close()
+
+
+def _open(
+    workdir: Path, resume_step: int, tensorboard: bool, trackers: Sequence[str], config: Mapping[str, Any]
+) -> list[Tracker]:
+    events = [_EventFile(workdir / TENSORBOARD, first_step=resume_step + 1)] if tensorboard else []
+    return [*events, *open_trackers(trackers, workdir, config)]
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
@@ -108,7 +138,7 @@ def _kept(text: bytes, last_step: int) -> Iterator[bytes]:
 
 
 class _EventFile:
-    """A TensorBoard event file of scalars.
+    """A TensorBoard event file of scalars and pictures.
 
     tensorboardX's SummaryWriter passes its events through a queue and a thread, and loses what they hold when the
     process is killed; its EventsWriter below it writes directly.
@@ -128,6 +158,16 @@ class _EventFile:
         from tensorboardX.proto.summary_pb2 import Summary
 
         self._add(step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]))
+
+    def picture(self, step: int, name: str, picture: Image.Image) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        file = io.BytesIO()
+        picture.convert("RGB").save(file, "PNG")
+        image = Summary.Image(
+            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=file.getvalue()
+        )
+        self._add(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
 
     def close(self) -> None:
         self._writer.close()

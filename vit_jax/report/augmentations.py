@@ -10,31 +10,44 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from vit_jax import augment, command, config, inference, sharding, step, tasks
 from vit_jax.command import UserError
 from vit_jax.config import Config
-from vit_jax.data import open_data
+from vit_jax.data import Data, open_data
 from vit_jax.train.experiment import host_crop, make_task, with_data
 from vit_jax.train.start import default_size, follow
 
+QUICK = {"xla_backend_optimization_level": 0}
+
 
 def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
-    """The first images of the batches of the first `rows` steps, each batch unchanged and then as the model sees it.
+    """The pictures of `pictures` on one sheet."""
+    return augment.contact_sheet(pictures(given, images, rows), height)
+
+
+def pictures(
+    given: Config, images: int, rows: int, data: Data | None = None, *, quick: bool = False
+) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
+    """The first images of the batches of `rows` steps, each unchanged and then as the model sees it, under captions.
 
     With `train.accumulate` they are the first of a batch's first part. Where the configuration leaves their size open,
-    the weights that it starts from decide, as in training.
+    the weights that it starts from decide, as in training; or `data`, which is opened as the run has it. `quick`
+    compiles fast: for a single sheet, on a CPU.
     """
-    sized = given.data.image_size or given.augment.resize
-    source = inference.find_weights(given.init.weights).preprocessing if given.init.weights and not sized else None
-    data = open_data(given.data, default_size(given, source))
-    given = follow(given, data, source)
+    if data is None:
+        sized = given.data.image_size or given.augment.resize
+        source = inference.find_weights(given.init.weights).preprocessing if given.init.weights and not sized else None
+        data = open_data(given.data, default_size(given, source))
+        given = follow(given, data, source)
     one_device = sharding.make_mesh(sharding.Settings(), jax.devices()[:1])  # batches are the same on any mesh
     loader = data.loader(data.split("train"), one_device, crop=host_crop(given, data))
     plain = dataclasses.replace(with_data(given, data, loader.split), distill=tasks.Distill())
     task = make_task(plain, data.class_names, data.preprocessing.shape, cropped=loader.crop is not None)
     settings = task.parts.train_augment
+    augmented = jax.jit(task.augmented, compiler_options=QUICK) if quick else task.augmented
     part = np.arange(0, given.train.batch_size, given.train.accumulate)
     ends = np.union1d(part[:images], part[-images:])  # MixUp and CutMix mix the first with the last
     shown = {}
@@ -43,11 +56,11 @@ def sheet(given: Config, images: int, rows: int, height: int) -> Image.Image:
         unchanged = loader.split.read(indices)["image"]
         cropped = loader.split.read(indices, crops)["image"] if crops else unchanged
         rngs = step.rngs_for(given.seed, at, jnp.asarray(ends))
-        seen = task.augmented({"image": jnp.asarray(cropped)}, rngs)
+        seen = augmented({"image": jnp.asarray(cropped)}, rngs)
         seen, shares = augment.mix(settings, rngs.mix, seen, jnp.eye(len(ends)))
         shown[f"step {at}, unchanged"] = unchanged[:images]
         shown[caption(at, float(shares[0, 0]))] = augment.displayed(settings, np.asarray(seen[:images]))
-    return augment.contact_sheet(shown, height)
+    return shown
 
 
 def caption(at: int, share: float) -> str:

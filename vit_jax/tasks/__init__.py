@@ -15,6 +15,7 @@ from vit_jax.tasks.base import (
     Examples,
     Parts,
     Rngs,
+    Section,
     Task,
     TaskSettings,
     Teacher,

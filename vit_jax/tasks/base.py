@@ -6,7 +6,7 @@ of its own and give it to `tasks.register`: see docs/extend.md.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -119,6 +119,17 @@ class Evaluator(Protocol):
         """Writes what later commands read of the examples, and the details."""
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a run's report that only its task has: a picture, a table, or both."""
+
+    title: str
+    text: str = ""
+    picture: Path | None = None  # a file of the run's folder
+    columns: tuple[str, ...] = ()  # those called as a metric of `metrics.METRICS` are written as it is
+    rows: Sequence[tuple[str | float, ...]] = ()
+
+
 class Task:
     """What a run learns. A subclass has at least `loss`, `outputs` and `evaluator`."""
 
@@ -141,6 +152,11 @@ class Task:
     def with_data(cls, settings: Any, train: Split | None, num_classes: int) -> Any:
         """The settings with what the training images decide, e.g. the weights of classes; None: they are not read."""
         return settings
+
+    @classmethod
+    def sections(cls, folder: Path) -> list[Section]:
+        """What a report shows of the files that `Evaluator.save` left in a run's folder, beside the common sections."""
+        return []
 
     def init_state(self, params: PyTree) -> PyTree:
         """What the task changes beside the parameters, e.g. a teacher's; {} where there is nothing."""

@@ -22,7 +22,7 @@ from vit_jax.command import UserError
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layers import MlpBlock, square
 from vit_jax.models.vit import Encoder, EncoderBlock, ViT
-from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Task, TaskSettings
+from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Section, Task, TaskSettings
 from vit_jax.tasks.means import Means
 from vit_jax.trees import PyTree
 
@@ -151,6 +151,13 @@ class MaskedAutoencoder(Task):
                 f"task 'masked_autoencoder' trains no head: leave model.{next(iter(head), 'pooling')} at its default, "
                 "and set it in fine-tuning"
             )
+
+    @classmethod
+    def sections(cls, folder: Path) -> list[Section]:
+        """The reconstructions that the evaluator saved."""
+        text = "Images of the test split as the encoder sees them, as the decoder paints them, and as they are."
+        picture = folder / PICTURE
+        return [Section("Reconstructions", text, picture)] if picture.is_file() else []
 
     def loss(
         self,

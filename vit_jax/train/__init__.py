@@ -2,17 +2,18 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 from rich.console import Console
 
-from vit_jax import command, config, distributed, inference, log
+from vit_jax import command, config, distributed, inference, log, sharding, trees
 from vit_jax.checkpoint import Checkpoints, Damaged
 from vit_jax.command import Interruption, UserError
 from vit_jax.config import Config
+from vit_jax.data import Data
 from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
@@ -44,6 +45,7 @@ class Result:
     workdir: Path
     exit_code: int  # of the command: 0 done; 130, 143: interrupted and saved
     metrics: dict[str, Any]  # as in result.json; {} of a run that was interrupted
+    data: Data | None = field(default=None, repr=False)  # as training opened it; None where it only read the result
 
     @property
     def finished(self) -> bool:
@@ -61,6 +63,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
     console = console or Console(highlight=False, quiet=jax.process_index() > 0)
     with distributed.raise_on_all_processes():
         finished = check_workdir(given, folder)
+        log.check_trackers(log.chosen_trackers(given.log))
     distributed.check_shared(workdir)
     if finished:
         log.result_table(console, finished)
@@ -74,6 +77,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
     with distributed.raise_on_all_processes():
         if jax.process_index() == 0:
             folder.write_description(given, experiment.config, experiment.data)
+            folder.write_start(facts(experiment))
 
     keep = {"keep_last": given.checkpoint.keep_last, "keep_best": given.checkpoint.keep_best}
     checkpoints = Checkpoints(folder.checkpoints, **keep)
@@ -83,10 +87,20 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
         checkpoints.finish()
         if interruption.signal and int(state.step) < trainer.length.steps:
             console.print(f"Stopped at step {int(state.step)}, and saved: the same command goes on from there.")
-            return Result(workdir, interruption.exit_code, {})
+            return Result(workdir, interruption.exit_code, {}, experiment.data)
         result = trainer.finish(*choose_variables(experiment, checkpoints, state))
     log.result_table(console, result)
-    return Result(workdir, command.DONE, result)
+    log.print_curves(console, folder.metrics(), trainer.monitor())
+    return Result(workdir, command.DONE, result, experiment.data)
+
+
+def facts(experiment: Experiment) -> dict[str, Any]:
+    """What a report tells of a run that has no result yet."""
+    return {
+        "device": sharding.device_name(experiment.mesh),
+        "parameters": trees.count(experiment.abstract_state.params),
+        "flops_per_image": experiment.flops_per_image,
+    }
 
 
 def check_workdir(given: Config, workdir: Workdir) -> dict[str, Any] | None:

@@ -172,7 +172,12 @@ class Trainer:
     def open_log(self, start: int) -> None:
         settings = self.experiment.config
         self.writer = log.MetricsWriter(
-            self.workdir.path, resume_step=start, tensorboard=settings.log.tensorboard, active=self.active
+            self.workdir.path,
+            resume_step=start,
+            tensorboard=settings.log.tensorboard,
+            trackers=log.chosen_trackers(settings.log),
+            config=config.to_dict(settings),
+            active=self.active,
         )
         self.progress = log.Progress(
             total_steps=start + 1 if self.length.steps == UNKNOWN else self.length.steps,
@@ -246,6 +251,9 @@ class Trainer:
         self.so_far.window = _floats(window)
         self.account()
         self.so_far.steps = self.length.steps
+        if self.active:
+            facts = {key: value for key, value in vars(self.so_far).items() if key != "window"}
+            self.workdir.write_progress(at, facts)
         self.checkpoints.save(state, at, {SAVED_AS: vars(self.so_far)}, score)
         memory.give_back_much()
 
