@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def need_extra(package: str, what: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """Without what the converter says of each node it changes."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

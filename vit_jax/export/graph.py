@@ -1,9 +1,10 @@
 """What is exported: a function of images alone, with the trained arrays inside, and what its user must know of it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ class Graph:
         return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("n"), *self.about.input_shape), self.about.dtype)
 
     @cached_property
-    def compiled(self):  # type: ignore[no-untyped-def]
+    def compiled(self) -> Callable[[Any], jax.Array]:
         return jax.jit(self.__call__)
 
 
@@ -58,7 +59,7 @@ class Trained:
     class_names: tuple[str, ...]
 
     @cached_property
-    def forward(self):  # type: ignore[no-untyped-def]
+    def forward(self) -> Callable[[PyTree, Any], jax.Array]:
         """`(variables, images uint8 [n h w c]) -> output`, compiled: the original that exports are compared with."""
         return jax.jit(tasks.make_forward(self.module, self.predictor.config.augment))
 
@@ -118,5 +119,6 @@ def make_graph(trained: Trained, *, with_preprocessing: bool = False, dtype: str
 def _changed(module: nn.Module, changes: Mapping[str, object]) -> nn.Module:
     """The module, and those in its fields, with these fields where they have them."""
     fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
-    inner = {name: _changed(value, changes) for name, value in fields.items() if isinstance(value, nn.Module)}
-    return module.clone(**inner, **{name: value for name, value in changes.items() if name in fields})
+    new: dict[str, Any] = {name: value for name, value in changes.items() if name in fields}
+    new |= {name: _changed(value, changes) for name, value in fields.items() if isinstance(value, nn.Module)}
+    return module.clone(**new)
