@@ -93,7 +93,7 @@ def _quantized(
 ) -> int:
     """Replaces the file by its int8 form, and says what that cost and gained."""
     before = open_exported(file)
-    kind: Kind = flags.quantize.removeprefix("int8-")
+    kind: Kind = "static" if flags.quantize == "int8-static" else "dynamic"
     calibration = compare.files(flags.calibrate, before.about.view, 4, CALIBRATION) if flags.calibrate else None
     if calibration is None and kind == "static":
         calibration = _training_images(trained, flags)

@@ -14,6 +14,7 @@ from vit_jax import trees
 from vit_jax.command import UserError
 from vit_jax.export.about import SIDE_FILE, side_file
 from vit_jax.export.graph import Graph, Trained
+from vit_jax.export.primitives import as_primitives
 from vit_jax.files import write_atomically
 from vit_jax.pretrained.files import need
 
@@ -48,9 +49,10 @@ def onnx(graph: Graph, trained: Trained) -> bytes:
         raise UserError(f"the model has {size:,} bytes, an ONNX file no more than {LARGEST:,}; export it as stablehlo")
     jax2onnx = need_extra("jax2onnx", "writing ONNX")
     with _quiet():
+        given = graph.symbolic_images
         model = jax2onnx.to_onnx(
-            graph.__call__,
-            [graph.symbolic_images],
+            as_primitives(graph.__call__, given),
+            [given],
             model_name=graph.about.model,
             input_names=["images"],
             output_names=[graph.about.output],

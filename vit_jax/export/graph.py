@@ -113,7 +113,8 @@ def make_graph(trained: Trained, *, with_preprocessing: bool = False, dtype: str
         std=given.std,
     )
     changes = PORTABLE | ({"dtype": dtype} if dtype else {})
-    return Graph(_changed(trained.module, changes), trees.unstack_layers(trained.variables), about)
+    variables = jax.tree.map(jnp.asarray, trees.unstack_layers(trained.variables))
+    return Graph(_changed(trained.module, changes), variables, about)
 
 
 def _changed(module: nn.Module, changes: Mapping[str, object]) -> nn.Module:
