@@ -50,8 +50,8 @@ def from_json(text: str, where: Path | str) -> About:
     try:
         stored: dict[str, Any] = json.loads(text)
         fields = {f.name for f in dataclasses.fields(About)}
-        given = {name: _frozen(value) for name, value in stored.items() if name in fields}
-        view = {name: _frozen(value) for name, value in stored["view"].items()}
+        given = {name: tuple_of(value) for name, value in stored.items() if name in fields}
+        view = {name: tuple_of(value) for name, value in stored["view"].items()}
         return About(**{**given, "view": Preprocessing(**view)})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where} does not describe an exported model ({error!r}); export it again") from error
@@ -62,5 +62,6 @@ def side_file(file: Path) -> Path:
     return file.with_name(SIDE_FILE if file.stem == "model" else f"{file.stem}.{SIDE_FILE}")
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def tuple_of(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(tuple_of, value)) if isinstance(value, list) else value

@@ -15,7 +15,7 @@ from jaxtyping import Float, Num, UInt8
 from vit_jax import augment, inference, models
 from vit_jax.command import UserError
 from vit_jax.export import about as described
-from vit_jax.export.about import SIDE_FILE, About
+from vit_jax.export.about import SIDE_FILE, About, tuple_of
 from vit_jax.export.formats import ABOUT, MODEL, SUFFIXES, need_extra
 from vit_jax.pretrained.files import need
 
@@ -35,7 +35,7 @@ class Exported:
         """The output for images uint8 at the size of `about.view`."""
         return np.asarray(self.run(self.given(images)), np.float32)
 
-    def given(self, images: UInt8[np.ndarray, "n h w c"]) -> Num[np.ndarray, "n h w c"]:
+    def given(self, images: UInt8[np.ndarray, "n h w c"]) -> Num[np.ndarray, "n H W c"]:
         """What the graph takes, of images uint8 at the size of `about.view`."""
         return images if self.about.with_preprocessing else np.asarray(self._input(images))
 
@@ -92,7 +92,8 @@ def _open_safetensors(file: Path) -> Exported:
         opened = safetensors.safe_open(file, framework="numpy")
         metadata = opened.metadata() or {}
         arrays = {name: jnp.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118 - no mapping
-        model, text = models.create(json.loads(metadata[MODEL])), metadata[ABOUT]
+        fields = {name: tuple_of(value) for name, value in json.loads(metadata[MODEL]).items()}
+        model, text = models.create(fields), metadata[ABOUT]
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{file} was not exported by vit_jax ({error!r}); give it as --weights") from error
     if hasattr(model, "scan"):

@@ -5,6 +5,7 @@ every form that we call them, and stop at random keys that are split but never u
 shows them neither.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,13 +45,17 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any], wante
             results = arguments
         elif name == "dot_general" and (k := _dense_axes(equation.params, *arguments)):
             results = [_dense(k, *arguments)]
+        elif name == "pad" and _is_constant_pad(equation.params, arguments[1]):
+            edges = [(low, high) for low, high, _ in equation.params["padding_config"]]
+            results = [jnp.pad(arguments[0], edges, constant_values=float(arguments[1]))]
         elif name == "reduce_window_max":
             results = [_max_pool(equation.params, *arguments)]
         elif inner := INLINED.get(name):
             closed = equation.params[inner]
             results = _evaluate(closed.jaxpr, closed.consts, arguments, needed)
         else:
-            found = equation.primitive.bind(*arguments, **equation.params)
+            with jax.ensure_compile_time_eval() if _is_constant(equation, arguments) else contextlib.nullcontext():
+                found = equation.primitive.bind(*arguments, **equation.params)
             results = list(found) if equation.primitive.multiple_results else [found]
         values |= dict(zip(equation.outvars, results, strict=True))
     return [None if var is None else read(var) for var in outputs]
@@ -68,6 +73,12 @@ def _needed(equations: Sequence[Any], outputs: Sequence[Any]) -> list[tuple[Any,
     return found[::-1]
 
 
+def _is_constant(equation: Any, arguments: Sequence[Any]) -> bool:
+    """Whether the results are known already: they depend on no input, nor on the number of images."""
+    sizes = [size for var in equation.outvars for size in var.aval.shape]
+    return not any(isinstance(x, jax.core.Tracer) for x in arguments) and all(isinstance(x, int) for x in sizes)
+
+
 def _dense_axes(parameters: Mapping[str, Any], x: Any, kernel: Any) -> int:
     """How many axes of a product of activations with a kernel [d ... e ...] are summed over; 0 of other products."""
     (ends, begins), (batch, _) = parameters["dimension_numbers"]
@@ -82,6 +93,12 @@ def _dense(k: int, x: Any, kernel: Any) -> Any:
     flat = x if k == 1 else x.reshape(*x.shape[: x.ndim - k], rows)
     y = jnp.matmul(flat, np.asarray(kernel).reshape(rows, -1))
     return y if kernel.ndim == k + 1 else y.reshape(*x.shape[: x.ndim - k], *kernel.shape[k:])
+
+
+def _is_constant_pad(parameters: Mapping[str, Any], value: Any) -> bool:
+    """Whether edges alone are added; the primitive is one that jax2onnx cannot lower for a symbolic batch."""
+    plain = all(low >= 0 and high >= 0 and not inner for low, high, inner in parameters["padding_config"])
+    return plain and not isinstance(value, jax.core.Tracer)
 
 
 def _max_pool(parameters: Mapping[str, Any], x: Any) -> Any:
