@@ -62,7 +62,7 @@ def in_batches(model: Model, images: Images, batch_size: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def images_per_second(models: Mapping[str, Model], images: Images, rounds: int = 5) -> dict[str, float]:
+def images_per_second(models: Mapping[str, Model], images: Images, rounds: int = 15) -> dict[str, float]:
     """The median speed of each model on these images at once, in rounds of one call each."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():

@@ -64,6 +64,7 @@ def _open_onnx(file: Path) -> Exported:
     runtime = need_extra("onnxruntime", "reading ONNX")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs may want the cores
     options.log_severity_level = 3
     try:
         session = runtime.InferenceSession(str(file), options, providers=runtime.get_available_providers())

@@ -27,7 +27,7 @@ def quantize(model: bytes, kind: Kind, exported: Exported, images: Images) -> by
         given, ready, result = (Path(folder) / f"{name}.onnx" for name in ("given", "ready", "int8"))
         given.write_bytes(model)
         preparation.quant_pre_process(str(given), str(ready), skip_symbolic_shape=True)
-        common = {"per_channel": True, "weight_type": tools.QuantType.QInt8}
+        common: dict[str, Any] = {"per_channel": True, "weight_type": tools.QuantType.QInt8}
         products = ["MatMul", "Gemm"]
         if kind == "dynamic":
             tools.quantize_dynamic(str(ready), str(result), op_types_to_quantize=products, **common)
