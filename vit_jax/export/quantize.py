@@ -33,9 +33,10 @@ def quantize(model: bytes, kind: Kind, exported: Exported, images: Images) -> by
             tools.quantize_dynamic(str(ready), str(result), op_types_to_quantize=products, **common)
         else:
             reader = _reader(tools, exported, images)
-            tools.quantize_static(
-                str(ready), str(result), reader, op_types_to_quantize=["MatMul", "Gemm", "Conv"], **common
-            )
+            common["op_types_to_quantize"] = [*products, "Conv"]
+            # The adjustment fails for weights with a scale for each channel (onnxruntime 1.32).
+            common["extra_options"] = {"QDQDisableWeightAdjustForInt32Bias": True}
+            tools.quantize_static(str(ready), str(result), reader, **common)
         return result.read_bytes()
 
 
