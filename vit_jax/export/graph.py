@@ -45,7 +45,7 @@ class Graph:
         return jax.ShapeDtypeStruct((*jax.export.symbolic_shape("n"), *self.about.input_shape), self.about.dtype)
 
     @cached_property
-    def compiled(self) -> Callable[[Any], jax.Array]:
+    def compiled(self) -> jax.stages.Wrapped:
         return jax.jit(self.__call__)
 
 
