@@ -25,7 +25,7 @@ from vit_jax import command, inference
 from vit_jax.command import UserError
 from vit_jax.serve import command as serving
 
-for needed in ("starlette", "uvicorn", "multipart", "prometheus_client"):
+for needed in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(needed, reason="the extra [serve] is not installed")
 
 

@@ -97,8 +97,13 @@ def _quantized(
     calibration = compare.files(flags.calibrate, before.about.view, 4, CALIBRATION) if flags.calibrate else None
     if calibration is None and kind == "static":
         calibration = _training_images(trained, flags)
-    write_atomically(file, quantize(file.read_bytes(), kind, before, images if calibration is None else calibration))
-    after = open_exported(file)
+    exact = file.read_bytes()
+    write_atomically(file, quantize(exact, kind, before, images if calibration is None else calibration))
+    try:
+        after = open_exported(file)
+    except UserError:
+        write_atomically(file, exact)  # of float32, which was read back
+        raise
     rows = {"float32": before, "int8": after}
     outputs = {name: compare.in_batches(model, images, BATCH_SIZE) for name, model in rows.items()}
     found = compare.difference(outputs["int8"], outputs["float32"])

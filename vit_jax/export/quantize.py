@@ -34,6 +34,7 @@ def quantize(model: bytes, kind: Kind, exported: Exported, images: Images) -> by
         else:
             reader = _reader(tools, exported, images)
             common["op_types_to_quantize"] = [*products, "Conv"]
+            common["activation_type"] = tools.QuantType.QUInt8  # of signed ones it mixes both kinds (onnxruntime 1.32)
             # The adjustment fails for weights with a scale for each channel (onnxruntime 1.32).
             common["extra_options"] = {"QDQDisableWeightAdjustForInt32Bias": True}
             tools.quantize_static(str(ready), str(result), reader, **common)

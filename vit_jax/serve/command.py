@@ -12,7 +12,7 @@ from vit_jax import command, config
 from vit_jax.command import UserError
 from vit_jax.serve.served import Served, open_file, open_run
 
-PACKAGES = ("starlette", "uvicorn", "multipart", "prometheus_client")
+PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 DRAIN_S = 30  # seconds that requests under way have to end after SIGTERM
 
 
