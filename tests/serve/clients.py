@@ -1,5 +1,6 @@
 """Clients of a server: requests, many at once, and garbage."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -34,8 +35,14 @@ def form(*files: bytes, name: str = "a.png") -> tuple[bytes, str]:
     return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def connect(url: str) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+def connect(url: str) -> contextlib.closing[http.client.HTTPConnection]:
+    return contextlib.closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=60))
+
+
+def ask(url: str, body: bytes, kind: str, path: str = "/predict") -> tuple[int, dict[str, object]]:
+    """`post` on a connection of its own."""
+    with connect(url) as connection:
+        return post(connection, body, kind, path)
 
 
 def post(
@@ -52,17 +59,18 @@ def hammer(url: str, clients: int, seconds: float, body: bytes, kind: str) -> tu
     statuses: Counter = Counter()
     lock, end = threading.Lock(), time.monotonic() + seconds
 
-    def ask() -> None:
-        connection = connect(url)
-        while time.monotonic() < end:
-            try:
-                status: object = post(connection, body, kind)[0]
-            except Exception as lost:
-                status = repr(lost)
-            with lock:
-                statuses[status] += 1
+    def client() -> None:
+        with connect(url) as connection:
+            while time.monotonic() < end:
+                try:
+                    status: object = post(connection, body, kind)[0]
+                except Exception as lost:
+                    connection.close()
+                    status = repr(lost)
+                with lock:
+                    statuses[status] += 1
 
-    threads, start = [threading.Thread(target=ask) for _ in range(clients)], time.monotonic()
+    threads, start = [threading.Thread(target=client) for _ in range(clients)], time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests import tiny
 from tests.conftest import REAL_DATA, REPOSITORY
-from tests.serve.clients import connect, form, garbage, hammer, png, post
+from tests.serve.clients import ask, form, garbage, hammer, png
 from vit_jax import command, inference
 from vit_jax.command import UserError
 from vit_jax.serve import command as serving
@@ -75,13 +75,13 @@ def test_it_answers_as_the_predictor(server, run):
     pictures = [Image.fromarray(rng.integers(0, 256, (11, 13, 3), np.uint8)) for _ in range(5)]
     files = [encoded(picture) for picture in pictures]
     expected = inference.load(run).predict(pictures).top(2)
-    status, answer = post(connect(server[0]), *form(*files), "/predict?top=2")
+    status, answer = ask(server[0], *form(*files), "/predict?top=2")
     assert status == 200
     for one, best in zip(answer["predictions"], expected, strict=True):
         assert [found["class"] for found in one["top"]] == [name for name, _ in best]
         np.testing.assert_allclose([found["probability"] for found in one["top"]], [p for _, p in best], rtol=1e-4)
     body = json.dumps({"images": [base64.b64encode(file).decode() for file in files]}).encode()
-    assert post(connect(server[0]), body, "application/json")[0] == 200
+    assert ask(server[0], body, "application/json")[0] == 200
 
 
 def encoded(picture: Image.Image) -> bytes:
@@ -101,19 +101,17 @@ def test_many_clients_lose_nothing(server):
 @pytest.mark.slow
 def test_a_thousand_garbage_uploads_leave_nothing_behind(server):
     url, process = server
-    connection = connect(url)
     before = 0
     for i, (body, kind) in enumerate(garbage(1000, 2**20)):
         try:
-            status, answer = post(connection, body, kind)
+            status, answer = ask(url, body, kind)
         except (BrokenPipeError, ConnectionError):  # refused before all of it was sent
-            connection = connect(url)
             continue
         assert 400 <= status < 500 and set(answer) == {"error"}, (i, status, kind, body[:60])
         if i == 300:
             before = resident(process.pid)
     assert resident(process.pid) < before + 30 * 2**20, "memory grows"
-    assert post(connect(url), *form(png()))[0] == 200
+    assert ask(url, *form(png()))[0] == 200
 
 
 def resident(pid: int) -> int:
@@ -147,7 +145,7 @@ def test_an_exported_file_is_served(run, form_, tmp_path):
 
     assert exporting.main(["--workdir", str(run), "--format", form_, "--out", str(tmp_path)]) == 0
     with serving_process("--exported", tmp_path) as (url, _):
-        status, answer = post(connect(url), *form(png()))
+        status, answer = ask(url, *form(png()))
     assert status == 200 and len(answer["predictions"][0]["top"]) == 3
 
 
@@ -214,7 +212,7 @@ def test_an_image_is_dropped_in_a_browser(tmp_path, tmp_path_factory):
     real = REAL_DATA / "fashion_mnist"
     if not real.is_dir():
         pytest.skip(f"no Fashion-MNIST in {REAL_DATA}")
-    given = ("data.name=fashion_mnist", f"data.data_dir={REAL_DATA}", "train.steps=60", "train.batch_size=50")
+    given = ("data.name=fashion_mnist", f"data.data_dir={REAL_DATA}", "train.steps=60", "train.batch_size=40")
     run = tiny.finished(tmp_path_factory, "cnn", *given)
     predictor = inference.load(run)
     from vit_jax.export import compare
