@@ -18,6 +18,8 @@ COMMANDS = {
     "evaluate": ("vit_jax.evaluate", "exact metrics of a run over a split"),
     "predict": ("vit_jax.predict", "the classes that a run, or published weights, take images for"),
     "compare": ("vit_jax.compare", "train several configurations and put their results into one table"),
+    "export": ("vit_jax.export", "a run, or published weights, as ONNX, StableHLO, safetensors or for Hugging Face"),
+    "serve": ("vit_jax.serve", "a web page and an HTTP interface that classify images"),
     "plan": ("vit_jax.plan", "memory, time and cost of a run on machines that are not here"),
     "report": ("vit_jax.report.page", "one page about one run or several: curves, predictions, what differs"),
     "augmentations": ("vit_jax.report.augmentations", "a picture of the batches that a model is shown"),

@@ -27,6 +27,8 @@ WORK = {
     "train": "vit_jax.main.train",
     "evaluate": "vit_jax.evaluate.evaluate_run",
     "predict": "vit_jax.inference.load",
+    "export": "vit_jax.inference.load",
+    "serve": "vit_jax.inference.load",
     "compare": "vit_jax.compare.check",
     "plan": "vit_jax.plan.subject.prepare",
     "report": "vit_jax.report.page.write",
