@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("vit_jax.main", "train the run of a configuration, or go on with it"),
     "evaluate": ("vit_jax.evaluate", "exact metrics of a run over a split"),
     "predict": ("vit_jax.predict", "the classes that a run, or published weights, take images for"),
+    "explain": ("vit_jax.explain.__main__", "where a model looks, and what it learned: pictures and arrays"),
     "compare": ("vit_jax.compare", "train several configurations and put their results into one table"),
     "plan": ("vit_jax.plan", "memory, time and cost of a run on machines that are not here"),
     "augmentations": ("vit_jax.report.augmentations", "a picture of the batches that a model is shown"),

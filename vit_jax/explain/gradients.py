@@ -1,6 +1,6 @@
 """Which places speak for a class, by the gradients of its logit: Grad-CAM and integrated gradients."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from vit_jax import augment
 from vit_jax.explain.network import Network, class_score, layer_and_gradient, layers
 
 
-def grad_cam_layer(network: Network, x: Array) -> str:
+def grad_cam_layer(network: Network, x: Any) -> str:
     """The path of the module whose output Grad-CAM weights, unless another one is chosen.
 
     A CNN's last map, and the last tokens of a transformer that pools them: after the last norm, for the gradients of
@@ -20,7 +20,7 @@ def grad_cam_layer(network: Network, x: Array) -> str:
     """
     model = network.model
     if getattr(model, "pooling", "") == "token":
-        return f"Transformer/encoderblock_{model.depth - 1}/LayerNorm_0"  # type: ignore[attr-defined]
+        return f"Transformer/encoderblock_{model.depth - 1}/LayerNorm_0"
     return [path for path in layers(network, x) if path and "/" not in path][-1]
 
 

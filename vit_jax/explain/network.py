@@ -156,8 +156,8 @@ def grid(network: Network, x: Any) -> tuple[int, int]:
     """Rows and columns of the places that the model has features of."""
     if hasattr(network.model, "features"):
         return jax.eval_shape(network.features, x).grid
-    _, shape = list(layers(network, x).items())[-1]
-    return shape[1], shape[2]
+    _, h, w, _ = list(layers(network, x).values())[-1]
+    return h, w
 
 
 def prefix_tokens(network: Network, x: Any) -> int:
@@ -182,7 +182,7 @@ def layers(network: Network, x: Any) -> dict[str, tuple[int, ...]]:
 
     def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         result = call(*args, **kwargs)
-        shape = getattr(result, "shape", ())
+        shape: tuple[int, ...] = getattr(result, "shape", ())
         is_map = len(shape) == 4 and shape[1] * shape[2] > 1 and "Attention" not in "/".join(context.module.path)
         if context.method_name == "__call__" and (is_map or (len(shape) == 3 and shape[1] == tokens > 0)):
             found["/".join(context.module.path)] = shape

@@ -16,11 +16,11 @@ COMPONENTS = 28  # as Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7
 def position_table(network: Network, x: Float[Array, "n H W c"]) -> Float[Array, "h w d"]:
     """The embedding of each place of the grid."""
     (h, w), model = grid(network, x), network.model
-    kind, width = model.pos_embed, model.width  # type: ignore[attr-defined]
+    kind, width = model.pos_embed, model.width
     if kind == "sincos2d":
         return sincos2d((h, w), width)
     if kind == "sincos1d":
-        tokens = h * w + (model.pooling == "token")  # type: ignore[attr-defined]
+        tokens = h * w + (model.pooling == "token")
         return sincos1d(tokens, width)[-h * w :].reshape(h, w, width)
     stored = network.variables["params"]["Transformer"]["posembed_input"]
     if kind == "learned":
