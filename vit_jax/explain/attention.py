@@ -4,9 +4,11 @@ Shapes: `n` images, `b` blocks, `a` heads, `l` tokens, of which the last h * w a
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
@@ -15,12 +17,11 @@ from vit_jax.explain.network import (
     attentions,
     attentions_and_gradients,
     grid,
-    layer_and_gradient,
     layer_output,
     prefix_tokens,
 )
 
-Attentions = Sequence[Float[Array, "n a l l"]]
+Attentions: TypeAlias = Sequence[Float[Array | np.ndarray, "n a l l"]]
 
 
 def roll_out(layers: Attentions) -> Float[Array, "n l l"]:
@@ -83,21 +84,6 @@ def tokens_pooled(network: Network, x: Float[Array, "n H W c"], tokens: int) -> 
     return patches
 
 
-def tokens_of_class(
-    network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"], tokens: int
-) -> Float[Array, "n l"]:
-    """The share of the last layer's tokens in the class's logit: the class token, or what speaks for it of patches.
-
-    Chefer et al. start from the class token. Without one a patch counts as the positive part of gradient times value.
-    """
-    if getattr(network.model, "pooling", "gap") == "token":
-        return tokens_pooled(network, x, tokens)
-    values, gradients = layer_and_gradient(network, x, targets, "Transformer")
-    shares = jax.nn.relu((values * gradients).sum(axis=-1)).reshape(len(x), -1)
-    shares = shares / jnp.maximum(shares.sum(axis=-1, keepdims=True), 1e-12)
-    return jnp.pad(shares, ((0, 0), (tokens - shares.shape[1], 0)))
-
-
 def attention(
     network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"], *, query: tuple[int, ...] = ()
 ) -> Float[Array, "n b a h w"]:
@@ -121,10 +107,15 @@ def rollout(network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " 
 
 
 def gradient_rollout(network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"]) -> Float[Array, "n h w"]:
-    """The patches' relevance to a class, after `roll_out_gradients`."""
+    """The patches' relevance to a class: what `roll_out_gradients` adds to the tokens that the head reads.
+
+    Chefer et al. read the class token's row. Without one all patches' rows are added, for the gradients weigh them
+    already; the identity is taken away: it is the patches' relevance to themselves.
+    """
     layers, gradients = attentions_and_gradients(network, x, targets)
-    rows = tokens_of_class(network, x, targets, layers[0].shape[-1])
-    return _patches(network, x, rows, roll_out_gradients(layers, gradients))
+    l = layers[0].shape[-1]
+    read = (tokens_pooled(network, x, l) > 0).astype(jnp.float32)
+    return _patches(network, x, read, roll_out_gradients(layers, gradients) - jnp.eye(l)[None])
 
 
 def _patches(
