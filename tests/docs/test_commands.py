@@ -27,6 +27,8 @@ WORK = {
     "train": "vit_jax.main.train",
     "evaluate": "vit_jax.evaluate.evaluate_run",
     "predict": "vit_jax.inference.load",
+    "explain": "vit_jax.inference.load",
+    "faithfulness": "vit_jax.inference.load",
     "compare": "vit_jax.compare.check",
     "plan": "vit_jax.plan.subject.prepare",
     "augmentations": "vit_jax.report.augmentations.sheet",

@@ -1,4 +1,4 @@
-"""Which places speak for a class, by the gradients of its logit: Grad-CAM and integrated gradients."""
+"""Which places speak for a class, by the gradients of its `evidence`: Grad-CAM and integrated gradients."""
 
 from typing import Any, Literal
 
@@ -27,16 +27,18 @@ def grad_cam_layer(network: Network, x: Any) -> str:
 def grad_cam(
     network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"], *, layer: str = ""
 ) -> Float[Array, "n h w"]:
-    """relu(sum_d mean_hw(gradient_d) A_d) of a layer A (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2).
+    """relu(sum_d mean_hw(gradient_d) A_d) of a CNN's layer A (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2).
 
+    Of tokens each has its own gradient, not the mean one (HiResCAM, Draelos & Carin 2020, arXiv:2011.08891): what
+    attention reads in one place says little about another, and the mean points to the background.
     `layer`: the path of a module that returns a map or tokens; "": see `grad_cam_layer`. Of a map the positive part
     counts: all CNNs here put it through a ReLU, unless it has gone through one.
     """
     path = layer or grad_cam_layer(network, x)
     values, gradients = layer_and_gradient(network, x, targets, path)
-    if not hasattr(network.model, "num_heads"):
-        values = jax.nn.relu(values)
-    return jax.nn.relu(jnp.einsum("nhwd,nd->nhw", values, gradients.mean(axis=(1, 2))))
+    if hasattr(network.model, "num_heads"):
+        return jax.nn.relu((values * gradients).sum(axis=-1))
+    return jax.nn.relu(jnp.einsum("nhwd,nd->nhw", jax.nn.relu(values), gradients.mean(axis=(1, 2))))
 
 
 def integrated_gradients(
@@ -47,10 +49,10 @@ def integrated_gradients(
     steps: int = 32,
     baseline: Literal["mean", "black"] = "mean",
 ) -> Float[Array, "n H W"]:
-    """Each pixel's part of the logit's rise over that of a baseline image (Sundararajan et al. 2017, arXiv:1703.01365).
+    """Each pixel's part of a class's evidence, over a baseline image's (Sundararajan et al. 2017, arXiv:1703.01365).
 
     (x - baseline) times the integral of the gradients on the way from the baseline to x, by Gauss-Legendre quadrature,
-    summed over the channels: the pixels' sum is logit(x) - logit(baseline). `baseline`: the mean colour, or black.
+    summed over the channels: the pixels' sum is evidence(x) - evidence(baseline). `baseline`: mean (colour) or black.
     """
     start = jnp.zeros_like(x)
     if baseline == "black":

@@ -78,9 +78,17 @@ def picked(logits: Float[Array, "n k"], targets: Int[Array, " n"]) -> Float[Arra
     return jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
 
 
+def evidence(network: Network, logits: Float[Array, "n k"], targets: Int[Array, " n"]) -> Float[Array, " n"]:
+    """The logit of each image's class; under a softmax over the mean of all, for what all logits share means nothing.
+
+    The papers take the logit itself: of a patch that lowers all other classes, and this one a little, it says no.
+    """
+    return picked(logits, targets) - (0.0 if network.sigmoid else logits.mean(axis=1))
+
+
 def class_score(network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"]) -> Float[Array, ""]:
-    """The sum of the images' logits, each of its class: images do not meet, so that gradients are each image's own."""
-    return picked(network.logits(x), targets).sum()
+    """The evidence of all images: as they do not meet, its gradients are those of each image."""
+    return evidence(network, network.logits(x), targets).sum()
 
 
 def attentions(network: Network, x: Float[Array, "n H W c"]) -> list[Float[Array, "n a l l"]]:
@@ -91,7 +99,7 @@ def attentions(network: Network, x: Float[Array, "n H W c"]) -> list[Float[Array
 def attentions_and_gradients(
     network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"]
 ) -> tuple[list[Float[Array, "n a l l"]], list[Float[Array, "n a l l"]]]:
-    """The probabilities of each encoder block, and the gradients of the classes' logits with respect to them."""
+    """The probabilities of each encoder block, and the gradients of the classes' `evidence` with respect to them."""
     apply, variables = network.model.apply, network.variables
     kinds = ["intermediates", "perturbations"]
     shapes = jax.eval_shape(lambda: apply(variables, x, train=False, mutable=kinds)[1]["perturbations"])
@@ -99,7 +107,7 @@ def attentions_and_gradients(
     def score(changes: PyTree) -> tuple[Array, PyTree]:
         opened = {**variables, "perturbations": changes}
         logits, seen = apply(opened, x, train=False, mutable="intermediates")
-        return picked(logits, targets).sum(), seen["intermediates"]
+        return evidence(network, logits, targets).sum(), seen["intermediates"]
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     gradients, seen = jax.grad(score, has_aux=True)(zeros)
@@ -141,12 +149,12 @@ def _tapped(network: Network, x: Float[Array, "n H W c"], path: str, change: Any
 def layer_and_gradient(
     network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"], path: str
 ) -> tuple[Float[Array, "n h w d"], Float[Array, "n h w d"]]:
-    """A layer's value at each place, and the gradient of the class's logit with respect to it."""
+    """A layer's value at each place, and the gradient of the class's `evidence` with respect to it."""
     shape = jax.eval_shape(lambda: layer_output(network, x, path))
 
     def score(change: Array) -> tuple[Array, Array]:
         logits, y = _tapped(network, x, path, change)
-        return picked(logits, targets).sum(), y
+        return evidence(network, logits, targets).sum(), y
 
     gradient, y = jax.grad(score, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
     return at_places(network, x, y), at_places(network, x, gradient)
