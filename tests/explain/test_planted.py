@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from tests.explain import planted
 from vit_jax import inference
@@ -36,6 +37,16 @@ def test_nine_tenths_of_the_heat_lie_on_the_patch_that_decides(method, seen):
     assert (model.logits(pixels).argmax(axis=1) == labels).all()
     assert share(model.explain(pixels, method), where) >= 0.9
     assert where.mean() == pytest.approx(1 / 16)  # by chance
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "integrated_gradients", "occlusion"])
+def test_so_they_do_in_a_cnn(method, seen):
+    """A place of the map that Grad-CAM weights sees a few pixels more: heat may lie so far beside the patch."""
+    pixels, labels, where = seen
+    model = planted.trained("cnn")
+    assert (model.logits(pixels).argmax(axis=1) == labels).all()
+    near = np.stack([binary_dilation(one, iterations=4 if method == "grad_cam" else 1) for one in where])
+    assert share(model.explain(pixels, method), near) >= 0.9
 
 
 def test_integrated_gradients_are_complete(seen):

@@ -106,20 +106,13 @@ def rollout(network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " 
     return _patches(network, x, tokens_pooled(network, x, layers[0].shape[-1]), roll_out(layers))
 
 
-def gradient_rollout(
-    network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"], *, centred: bool = True
-) -> Float[Array, "n h w"]:
+def gradient_rollout(network: Network, x: Float[Array, "n H W c"], targets: Int[Array, " n"]) -> Float[Array, "n h w"]:
     """The patches' relevance to a class: what `roll_out_gradients` adds to the tokens that the head reads.
 
     Chefer et al. read the class token's row. Without one all patches' rows are added, for the gradients weigh them
     already; the identity is taken away: it is the patches' relevance to themselves.
-    `centred`: each row of gradients less its mean under attention, which no other choice of where to look changes; an
-    image whose patches all speak against the class, one of them the least, has no heat without it. False: the paper's.
     """
     layers, gradients = attentions_and_gradients(network, x, targets)
-    if centred:
-        pairs = zip(layers, gradients, strict=True)
-        gradients = [gradient - (layer * gradient).sum(axis=-1, keepdims=True) for layer, gradient in pairs]
     l = layers[0].shape[-1]
     read = (tokens_pooled(network, x, l) > 0).astype(jnp.float32)
     return _patches(network, x, read, roll_out_gradients(layers, gradients) - jnp.eye(l)[None])
