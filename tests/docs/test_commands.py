@@ -90,6 +90,7 @@ def home(tmp_path_factory) -> Path:
     for name in (
         "digits",
         "imagenette-pretrain",
+        "imagenette-vit64",
         "cifar100",
         "cifar10-tiny",
         "mae-cifar10",

@@ -83,11 +83,16 @@ def attention(it: Explained) -> Image.Image:
     rows, labels = [], []
     for image, maps in zip(it.shown, it.found, strict=True):
         for b, heads in enumerate(maps):
-            small = image.resize((image.width * 3 // 5, image.height * 3 // 5), Image.Resampling.LANCZOS)
+            small = reduced(image)
             first = [Tile(small)] if b == 0 else [Tile(Image.new("RGB", small.size, drawing.PAPER))]
             rows.append(first + [Tile(overlay(small, head)) for head in heads])
             labels.append(f"block {b + 1}")
     return sheet(rows, labels, gap=3)
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """Small enough for a row of heads."""
+    return image.resize((image.width * 9 // 20, image.height * 9 // 20), Image.Resampling.LANCZOS)
 
 
 def colours(it: Explained) -> Image.Image:
@@ -104,7 +109,7 @@ def token_maps(it: Explained) -> Image.Image:
     rows, labels = [], list[str]()
     for image, modules in zip(it.shown, it.found, strict=True):
         for b, tokens in enumerate(modules):
-            small = image.resize((image.width * 3 // 5, image.height * 3 // 5), Image.Resampling.LANCZOS)
+            small = reduced(image)
             tiles = [Tile(small), *(Tile(overlay(small, token)) for token in tokens)]
             rows += [tiles[i : i + 9] for i in range(0, len(tiles), 9)]
             labels += [f"module {b + 1}", *[""] * (len(rows) - len(labels) - 1)]
