@@ -1,5 +1,7 @@
 """Every method on every kind of model: what applies gives arrays of the right shape, by tracing alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,22 @@ LACKING = {
     **dict.fromkeys(("mixer", "resnet", "resnetv2", "bit", "cnn", "visual_transformer"), (*ATTENDS, "positions")),
     **dict.fromkeys(("token_gap", "relative"), ("positions",)),
 }
-PLACES = {"cct": (8, 16), "hybrid": (2, 4), "resnet": (4, 8), "resnetv2": (4, 8), "bit": (4, 8), "cnn": (8, 16)}
+# Each kind has one method for each way in which it differs: which tokens are read, where the map is.
+TRACED = {
+    "class_token": ("attention", "rollout", "gradient_rollout", "grad_cam", "integrated_gradients", "occlusion"),
+    "map": ("rollout", "gradient_rollout", "distance", "norms"),
+    "cct": ("rollout", "gradient_rollout", "receptive_field", "positions"),
+    "visual_transformer": ("token_maps", "grad_cam"),
+}
+PLACES = {
+    "visual_transformer": (4, 8),
+    "cct": (8, 16),
+    "hybrid": (2, 4),
+    "resnet": (4, 8),
+    "resnetv2": (4, 8),
+    "bit": (4, 8),
+    "cnn": (8, 16),
+}
 
 
 def untrained(kind: str) -> Predictor:
@@ -81,9 +98,8 @@ def test_shapes(kind):
     applies = [name for name, method in METHODS.items() if not obstacle(method, predictor)]
     absent = {*LACKING.get(kind, ()), *([] if kind == "visual_transformer" else ["token_maps"])}
     assert set(applies) == set(METHODS) - absent
-    for name in set(applies) - {"filters", "pca", "tsne"}:
-        if kind == "visual_transformer":
-            h, w = sizes["h"], sizes["w"] = 4, 8
+    traced_here = TRACED.get(kind, ("gradient_rollout", "grad_cam") if "rollout" in applies else ("grad_cam", "norms"))
+    for name in traced_here:
         expected = tuple(sizes[axis] for axis in METHODS[name].result.split())
         assert traced(kind, name) == expected, name
 
@@ -151,7 +167,6 @@ def test_a_method_that_does_not_apply_names_those_that_do(kind, method, said):
 
 
 def test_without_a_head_there_is_no_class():
-    import dataclasses
 
     headless = dataclasses.replace(untrained("gap"), class_names=())
     with pytest.raises(UserError, match="has no head, thus no class; choose from attention, rollout, distance"):
@@ -162,7 +177,6 @@ def test_without_a_head_there_is_no_class():
 def test_network_of_a_predictor_knows_what_its_loss_means():
     predictor = untrained("cnn")
     assert not network_of(predictor).sigmoid
-    import dataclasses
 
     independent = dataclasses.replace(predictor.config, task={**predictor.config.task, "loss": "sigmoid"})
     assert network_of(dataclasses.replace(predictor, config=independent)).sigmoid

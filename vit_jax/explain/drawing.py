@@ -130,7 +130,7 @@ def plot(
     scale = 2  # drawn larger, then reduced: smooth edges
     width, height = size
     legend = max(round(font().getlength(one.name)) for one in series) + 4 * GAP
-    box = (52 if y_label else GAP, GAP + LINE, width - legend, height - (44 if x_label else GAP))
+    box = (52 if y_label else GAP, GAP + 2 * LINE, width - legend, height - (44 if x_label else GAP))
     xs, ys = (np.concatenate([np.asarray(getattr(one, axis), float) for one in series]) for axis in "xy")
     x_ticks, y_ticks = (_ticks(v, bool(label)) for v, label in ((xs, x_label), (ys, y_label)))
     paper = Image.new("RGB", (width * scale, height * scale), PAPER)
