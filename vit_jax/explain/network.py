@@ -163,14 +163,15 @@ def layer_and_gradient(
 def grid(network: Network, x: Any) -> tuple[int, int]:
     """Rows and columns of the places that the model has features of."""
     if hasattr(network.model, "features"):
-        return jax.eval_shape(network.features, x).grid
+        return jax.eval_shape(Network.features, network, x).grid
     _, h, w, _ = list(layers(network, x).values())[-1]
     return h, w
 
 
 def prefix_tokens(network: Network, x: Any) -> int:
     """How many tokens stand before the patches: class, distillation, registers."""
-    return jax.eval_shape(network.features, x).prefix.shape[1] if hasattr(network.model, "features") else 0
+    has_features = hasattr(network.model, "features")
+    return jax.eval_shape(Network.features, network, x).prefix.shape[1] if has_features else 0
 
 
 def at_places(network: Network, x: Any, y: Array) -> Float[Array, "n h w d"]:
@@ -196,11 +197,9 @@ def layers(network: Network, x: Any) -> dict[str, tuple[int, ...]]:
             found["/".join(context.module.path)] = shape
         return result
 
-    def forward() -> Any:
+    def forward(variables: PyTree, x: Array) -> Any:
         with nn.intercept_methods(note):
-            return network.model.apply(
-                network.variables, jnp.zeros(x.shape, jnp.float32), train=False, mutable="intermediates"
-            )
+            return network.model.apply(variables, x, train=False, mutable="intermediates")
 
-    jax.eval_shape(forward)
+    jax.eval_shape(forward, network.variables, x)
     return found

@@ -1,5 +1,7 @@
 """What can be seen without an image: position embeddings and the first layer's filters."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -13,7 +15,7 @@ from vit_jax.models.layers import sincos2d, square
 COMPONENTS = 28  # as Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7
 
 
-def position_table(network: Network, x: Float[Array, "n H W c"]) -> Float[Array, "h w d"]:
+def position_table(network: Network, x: Any) -> Float[Array, "h w d"]:
     """The embedding of each place of the grid."""
     (h, w), model = grid(network, x), network.model
     kind, width = model.pos_embed, model.width
@@ -30,14 +32,14 @@ def position_table(network: Network, x: Float[Array, "n H W c"]) -> Float[Array,
     return jnp.concatenate([columns, rows], axis=-1)
 
 
-def positions(network: Network, x: Float[Array, "n H W c"]) -> Float[Array, "h w h w"]:
+def positions(network: Network, x: Any) -> Float[Array, "h w h w"]:
     """The cosine of each place's embedding with every other's (Dosovitskiy et al. 2021, figure 7)."""
     table = position_table(network, x)
     unit = table / jnp.maximum(jnp.linalg.norm(table, axis=-1, keepdims=True), 1e-12)
     return jnp.einsum("hwd,ijd->hwij", unit, unit)
 
 
-def first_kernel(network: Network, x: Float[Array, "n H W c"]) -> Float[np.ndarray, "p q c d"]:
+def first_kernel(network: Network, x: Any) -> Float[np.ndarray, "p q c d"]:
     """The kernel that meets the image first, of a convolution or of patches."""
     params = network.variables["params"]
     order = trees.layers(params, models.naming_of(network.model).layers)
@@ -53,7 +55,7 @@ def first_kernel(network: Network, x: Float[Array, "n H W c"]) -> Float[np.ndarr
     return np.asarray(min(kernels, key=lambda found: found[:2])[2], np.float32)
 
 
-def filters(network: Network, x: Float[Array, "n H W c"]) -> Float[np.ndarray, "k p q c"]:
+def filters(network: Network, x: Any) -> Float[np.ndarray, "k p q c"]:
     """The first layer's filters: a patch embedding's principal components, `COMPONENTS` at most; else each of them."""
     kernel = first_kernel(network, x)
     flat = np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)

@@ -49,8 +49,9 @@ def theoretical_size(network: Network, x: Any, layer: str = "") -> tuple[int, in
     and products over places, see everything. What a norm computes of the whole map is left out, as is usual.
     """
     path = layer or list(layers(network, x))[-1]
-    traced = jax.make_jaxpr(lambda x: layer_output(network, x, path))(jnp.zeros(x.shape, jnp.float32))
-    found = _reach(traced.jaxpr, [POINT])[0] or POINT
+    traced = jax.make_jaxpr(layer_output, static_argnums=2)(network, jax.ShapeDtypeStruct(x.shape, jnp.float32), path)
+    variables = [None] * (len(traced.jaxpr.invars) - 1)
+    found = _reach(traced.jaxpr, [*variables, POINT])[0] or POINT
     return min(found[0][0], x.shape[1]), min(found[0][1], x.shape[2])
 
 
@@ -64,7 +65,7 @@ def _reach(jaxpr: Any, inputs: Sequence[Reach | None]) -> list[Reach | None]:
     for equation in jaxpr.eqns:
         given = [of(value) for value in equation.invars]
         inner = next((equation.params[key] for key in ("jaxpr", "call_jaxpr") if key in equation.params), None)
-        if inner is not None:
+        if inner is not None and not equation.primitive.name.startswith("reduce"):
             results = _reach(getattr(inner, "jaxpr", inner), given)
         else:
             results = [_through(equation, given)] * len(equation.outvars)
