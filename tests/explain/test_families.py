@@ -135,7 +135,8 @@ def test_other_models_have_their_last_map_weighted(kind, layer):
 def test_a_scanned_model_is_opened_as_its_looped_twin():
     name, fields = KINDS["scan"]
     looped = models.create(models.settings(name, num_classes=4, **{**fields, "scan": False, "remat": "none"}))
-    values = step.init_variables(looped, 0, (*SIZE, 3))
+    shapes, rng = jax.eval_shape(lambda: step.init_variables(looped, 0, (*SIZE, 3))), np.random.default_rng(0)
+    values = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     predictor = untrained("scan")
     opened = open_network(predictor.model, trees.stack_layers(values), predictor.config.augment)
     assert opened.model == looped

@@ -51,7 +51,7 @@ def test_positions_are_compared_by_their_cosines():
 
 @pytest.mark.parametrize("kind, name", [("class_token", "embedding"), ("cnn", "stage0_conv0")])
 def test_filters(kind, name):
-    model = planted.trained(kind, 1)
+    model = planted.trained(kind)
     kernel = np.asarray(model.variables["params"][name]["kernel"])
     np.testing.assert_array_equal(first_kernel(network_of(model), jnp.zeros((1, 16, 16, 3))), kernel)
     found = model.explain([], "filters")

@@ -67,7 +67,7 @@ def test_the_target_decides_what_is_explained(seen):
     by_name = model.explain(pixels, "occlusion", target=[model.class_names[label] for label in labels])
     np.testing.assert_array_equal(by_name, model.explain(pixels, "occlusion"))
     other = model.explain(pixels, "occlusion", target="-")
-    assert other[..., :].min() < -0.5 < 0.5 < by_name.max()  # covering the colour brings the class "none"
+    assert other.min() < -0.1 < 0.5 < by_name.max()  # covering the colour brings the class without one
 
 
 def test_batches_do_not_change_results(seen):

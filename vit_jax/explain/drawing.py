@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -141,7 +142,7 @@ def plot(
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return scale * (box[0] + across * (box[2] - box[0])), scale * (box[3] - up * (box[3] - box[1]))
 
-    def text(at: tuple[float, float], words: str, anchor: str, fill: tuple[int, int, int] = MUTED) -> None:
+    def text(at: tuple[Any, Any], words: str, anchor: str, fill: tuple[int, int, int] = MUTED) -> None:
         draw.text((at[0], at[1]), words, fill=fill, font=font(12 * scale), anchor=anchor)
 
     for tick in y_ticks if y_label else []:
