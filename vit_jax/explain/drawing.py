@@ -36,7 +36,7 @@ class Tile:
     caption: str = ""
 
 
-def font(size: float = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
@@ -119,8 +119,8 @@ class Series:
     """Points of one colour, joined if `line`; the name stands in the legend."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float | int]
+    y: Sequence[float | int]
     line: bool = False
 
 
@@ -137,7 +137,7 @@ def plot(
     paper = Image.new("RGB", (width * scale, height * scale), PAPER)
     draw = ImageDraw.Draw(paper)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def place(x: float | int, y: float | int) -> tuple[Any, Any]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return scale * (box[0] + across * (box[2] - box[0])), scale * (box[3] - up * (box[3] - box[1]))
