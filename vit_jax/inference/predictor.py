@@ -148,6 +148,12 @@ class Predictor:
 
         return jax.jit(features, static_argnums=2)
 
+    def explain(self, images: Images, method: str, target: Any = None, **options: Any) -> np.ndarray:
+        """Where the model looks, as an array: see `vit_jax.explain.explain`, also for the methods and their options."""
+        from vit_jax.explain import explain
+
+        return explain(self, images, method, target, **options)
+
     def _tokens(self, variables: PyTree, images: UInt8[Array, "n h w c"]) -> list[Float[Array, "n l d"]]:
         """The tokens after each block, in order."""
         images = augment.eval_view(self.config.augment, images)
@@ -196,16 +202,9 @@ class Predictor:
         """
         from vit_jax.pretrained.write import save_huggingface
 
-        preprocessing = whole_preprocessing(self.config, self.preprocessing)
-        variables = trees.unstack_layers(dict(self.variables))
-        save_huggingface(
-            Path(folder),
-            self.config.model,
-            {"params": variables["params"]},
-            self.class_names,
-            preprocessing,
-            preprocessing.size,
-        )
+        view = whole_preprocessing(self.config, self.preprocessing)
+        params = {"params": trees.unstack_layers(dict(self.variables))["params"]}
+        save_huggingface(Path(folder), self.config.model, params, self.class_names, view, view.size)
 
     def _check_head(self) -> None:
         if not self.class_names:

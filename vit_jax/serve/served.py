@@ -1,17 +1,18 @@
 """What a server needs of a model, of whichever kind: a run, published weights, an exported file."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vit_jax import export, inference, losses
+from vit_jax import inference, losses
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing
+from vit_jax.explain import methods as explain
+from vit_jax.explain.drawing import scaled
+from vit_jax.export import open_exported
 from vit_jax.inference import Predictor
 
 # What shows where a model looked; those that a model does not have are left out.
@@ -28,7 +29,9 @@ class Served:
     preprocessing: Preprocessing  # a file's bytes -> uint8 [h w c]
     probabilities: Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n k"]]
     methods: tuple[str, ...] = ()  # of `explain`
-    explain: Explain | None = field(default=None)  # heat in 0..1 of images, a method, and a class's number
+    explain: Explain | None = field(
+        default=None
+    )  # heat of images, a method, and a class's number; at most 1, and negative against the class
 
 
 def open_run(address: str | Path, overrides: Sequence[str] = ()) -> Served:
@@ -36,20 +39,20 @@ def open_run(address: str | Path, overrides: Sequence[str] = ()) -> Served:
     predictor = inference.load(address, overrides=overrides)
     _check_head(predictor.class_names, address)
     probabilities = losses.LOSSES[predictor.config.task["loss"]].probabilities
-    methods, explain = _explanations(predictor)
+    names, heat = _explanations(predictor)
     return Served(
         str(predictor.config.model["name"]),
         predictor.class_names,
         predictor.preprocessing,
         lambda images: probabilities(predictor.logits(images, len(images))),
-        methods,
-        explain,
+        names,
+        heat,
     )
 
 
 def open_file(path: Path) -> Served:
     """An exported model; it has no gradients, so that it cannot show where it looked."""
-    exported = export.open_exported(path)
+    exported = open_exported(path)
     about = exported.about
     _check_head(about.class_names, path)
     probabilities = losses.LOSSES[about.loss].probabilities
@@ -61,16 +64,11 @@ def _check_head(class_names: Sequence[str], address: str | Path) -> None:
         raise UserError(f"{address} has no head, so there is nothing to predict; serve a model that has classes")
 
 
-def _explanations(predictor: Predictor) -> tuple[tuple[str, ...], Explain | None]:
-    """The methods that apply to the model, and what computes them; none where `vit_jax.explain` is missing."""
-    try:
-        methods: Any = importlib.import_module("vit_jax.explain.methods")
-    except ImportError:
-        return (), None
-    known = [name for name in METHODS if name in methods.METHODS]
-    names = tuple(name for name in known if not methods.obstacle(methods.METHODS[name], predictor))
+def _explanations(predictor: Predictor) -> tuple[tuple[str, ...], Explain]:
+    """The methods that apply to the model, and what computes them."""
+    names = tuple(name for name in METHODS if not explain.obstacle(explain.METHODS[name], predictor))
 
-    def explain(images: UInt8[np.ndarray, "n h w c"], method: str, target: int) -> Float[np.ndarray, "n _ _"]:
-        return methods.explain(predictor, images, method, target=target)
+    def heat(images: UInt8[np.ndarray, "n h w c"], method: str, target: int) -> Float[np.ndarray, "n _ _"]:
+        return scaled(explain.explain(predictor, images, method, target=target))
 
-    return names, explain
+    return names, heat
