@@ -29,9 +29,7 @@ class Served:
     preprocessing: Preprocessing  # a file's bytes -> uint8 [h w c]
     probabilities: Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n k"]]
     methods: tuple[str, ...] = ()  # of `explain`
-    explain: Explain | None = field(
-        default=None
-    )  # heat of images, a method, and a class's number; at most 1, and negative against the class
+    explain: Explain | None = field(default=None)  # heat of images, a method, a class's number: at most 1
 
 
 def open_run(address: str | Path, overrides: Sequence[str] = ()) -> Served:
