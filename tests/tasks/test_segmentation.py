@@ -289,6 +289,14 @@ def test_a_run_learns_streets(finished):
         assert picture.height == 3 * (120 + 18 + 4) + 4
 
 
+def test_a_report_shows_the_masks_and_the_classes(finished, tmp_path):
+    masks, classes = tasks.TASKS["segmentation"].sections(finished)
+    assert masks.picture == finished / evaluation.PICTURE
+    found = json.loads((finished / evaluation.DETAILS).read_text())["iou_per_class"]
+    assert {name: iou for name, iou, _ in classes.rows} == {k: "none" if v is None else v for k, v in found.items()}
+    assert tasks.TASKS["segmentation"].sections(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_a_run_resumes_exactly(streets, finished, tmp_path):
     with pytest.MonkeyPatch.context() as patch:

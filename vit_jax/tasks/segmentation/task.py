@@ -2,9 +2,11 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -20,9 +22,9 @@ from vit_jax.data import Split
 from vit_jax.metrics.segmentation import boundary_hits, confusion
 from vit_jax.models import decoders
 from vit_jax.setting import setting
-from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Task, TaskSettings
+from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Section, Task, TaskSettings
 from vit_jax.tasks.segmentation import losses
-from vit_jax.tasks.segmentation.evaluation import MaskEvaluator
+from vit_jax.tasks.segmentation.evaluation import DETAILS, PICTURE, MaskEvaluator
 from vit_jax.trees import PyTree
 
 OF_STAGES = ("fpn", "vt_fpn")  # decoders that read the maps of a CNN's stages
@@ -117,6 +119,20 @@ class Segmentation(Task):
         frequencies = np.ones(num_classes) if train is None else train.class_frequencies(num_classes)
         weights = balanced(frequencies, settings.balance)
         return dataclasses.replace(settings, balance=0.0, class_weights=tuple(map(float, weights)))
+
+    @classmethod
+    def sections(cls, folder: Path) -> list[Section]:
+        """The predicted masks beside the truth, and the classes' metrics, as the evaluator saved them."""
+        if not (folder / DETAILS).is_file():
+            return []
+        details = json.loads((folder / DETAILS).read_text(encoding="utf-8"))
+        f1 = details["boundary_f1_per_class"]
+        found = {name: (iou, f1[name]) for name, iou in details["iou_per_class"].items()}
+        rows = [(name, *("none" if value is None else value for value in both)) for name, both in found.items()]
+        return [
+            Section("Masks", "Images of the test split, their masks and the predicted ones.", folder / PICTURE),
+            Section("Classes", columns=("class", "iou", "boundary_f1"), rows=rows),
+        ]
 
     def loss(
         self,
