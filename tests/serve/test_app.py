@@ -168,7 +168,10 @@ def test_health_metrics_page_and_description(rig):
     assert '"model": "tiny/1"' in page.text and "default-src 'none'" in page.headers["content-security-policy"]
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page.text), "the page fetches nothing from elsewhere"
     described = rig.client.get("/openapi.json").json()
-    assert {"/predict", "/healthz", "/metrics", "/"} == set(described["paths"])
+    docs = rig.client.get("/docs").text
+    assert all(path in docs for path in described["paths"]) and "429" in docs and "explain" in docs
+    assert "</script>" not in docs and "bright" not in docs
+    assert {"/predict", "/healthz", "/metrics", "/docs", "/"} == set(described["paths"])
     assert rig.client.get("/predict").status_code == 405
 
 

@@ -82,7 +82,7 @@ def make_app(served: Served, batcher: Batcher, limits: Limits, threads: int = 4)
     """The application; `batcher` computes `served.probabilities`."""
     metrics, decoders = Metrics(batcher), ThreadPoolExecutor(threads, "decode")
     description = openapi.describe(served, limits)
-    page = make_page(served)
+    page, docs = make_page(served), openapi.as_page(description)
 
     async def predict(request: Request) -> Response:
         start = time.perf_counter()
@@ -110,6 +110,9 @@ def make_app(served: Served, batcher: Batcher, limits: Limits, threads: int = 4)
     async def show_page(request: Request) -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
+    async def show_docs(request: Request) -> Response:
+        return HTMLResponse(docs, headers={"Content-Security-Policy": POLICY})
+
     async def describe(request: Request) -> Response:
         return JSONResponse(description)
 
@@ -124,6 +127,7 @@ def make_app(served: Served, batcher: Batcher, limits: Limits, threads: int = 4)
         Route("/healthz", health),
         Route("/metrics", show_metrics),
         Route("/openapi.json", describe),
+        Route("/docs", show_docs),
     ]
 
     @contextlib.asynccontextmanager

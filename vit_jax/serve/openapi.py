@@ -1,6 +1,9 @@
 """The description of the HTTP interface, in OpenAPI 3.1."""
 
+import importlib.resources
 from typing import Any
+
+import jinja2
 
 from vit_jax.serve.served import Served
 from vit_jax.serve.uploads import Limits
@@ -34,10 +37,17 @@ def describe(served: Served, limits: Limits) -> dict[str, Any]:
                 }
             },
             "/metrics": {"get": {"summary": "Counters for Prometheus", "responses": _text("text/plain", "Metrics")}},
+            "/docs": {"get": {"summary": "This description as a page", "responses": _text("text/html", "The page")}},
             "/": {"get": {"summary": "A page to try it", "responses": _text("text/html", "The page")}},
         },
         "components": {"schemas": {"Answer": ANSWER, "Fault": FAULT}},
     }
+
+
+def as_page(description: dict[str, Any]) -> str:
+    """The same for people, in HTML that fetches nothing."""
+    template = importlib.resources.files("vit_jax.serve").joinpath("docs.html").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True).from_string(template).render(description)
 
 
 def _predict(served: Served, limits: Limits) -> dict[str, Any]:
