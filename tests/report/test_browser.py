@@ -1,15 +1,13 @@
-"""Reports of real runs, opened in a real browser: headless Chromium, as Debian has it, driven by selenium."""
+"""Reports of real runs, opened in a real browser."""
 
 import base64
 import json
-import os
-import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 
+from tests import browser as browsers
 from tests import tiny
 from tests.conftest import REAL_DATA
 from vit_jax import compare, config, main, models
@@ -17,39 +15,13 @@ from vit_jax.report import page
 from vit_jax.workdir import Workdir
 
 pytestmark = pytest.mark.slow
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars"
-)
 VIEWS = [(width, theme) for width in (1400, 390) for theme in ("light", "dark")]
-
-
-def programs():
-    """Where Chromium and its driver are; installs them where that is allowed."""
-    names = ("chromium", "chromedriver")
-    if not all(map(shutil.which, names)) and os.geteuid() == 0 and shutil.which("apt-get"):
-        for words in (["update"], ["install", "-y", "--no-install-recommends", "chromium", "chromium-driver"]):
-            subprocess.run(["apt-get", "-q", *words], capture_output=True, timeout=400)
-    found = [shutil.which(name) for name in names]
-    if not all(found):
-        pytest.skip("needs chromium and chromium-driver of Debian: apt-get install chromium chromium-driver")
-    return found
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, of the extra [dev]")
-    chromium, driver = programs()
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.chrome.service.Service(driver)
-    opened = webdriver.Chrome(options=options, service=service)
-    opened.set_page_load_timeout(60)
-    yield opened
-    opened.quit()
+    with browsers.browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 def show(browser, path, width, theme):

@@ -4,13 +4,11 @@ import base64
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
+from tests.browser import browser
 from tests.conftest import REAL_DATA, REPOSITORY
 from tests.serve.clients import ask, form, garbage, hammer, png
 from vit_jax import command, inference
@@ -161,29 +160,6 @@ def test_its_description_holds(server):
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-@contextlib.contextmanager
-def browser(width: int, height: int, folder: Path, *more: str):
-    """A headless Chromium; skips where there is none."""
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (program and driver):
-        pytest.skip("no chromium and chromedriver here; on Debian: apt-get install chromium chromium-driver")
-    options = selenium.ChromeOptions()
-    options.binary_location = program
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", *more)
-    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
-    for flag in (*flags, *quiet, f"--user-data-dir={folder}", f"--window-size={width},{height}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        opened = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-        try:
-            yield opened
-        finally:
-            opened.quit()
-
-
 DROP = """
 const [text, name] = arguments, bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
 const data = new DataTransfer(), place = document.getElementById("drop");
@@ -221,7 +197,7 @@ def test_an_image_is_dropped_in_a_browser(tmp_path, tmp_path_factory):
     right = np.flatnonzero(predictor.logits(images).argmax(axis=1) == labels)
     assert len(right) > 10
     chosen, expected = encoded(Image.fromarray(images[right[0]][..., 0])), predictor.class_names[labels[right[0]]]
-    with serving_process("--workdir", run) as (url, _), browser(1400, 900, tmp_path / "profile") as page:
+    with serving_process("--workdir", run) as (url, _), browser(tmp_path / "profile") as page:
         page.get(url)
         drop(page, chosen, "boot.png")
         assert first_rows(page)[0] == expected
