@@ -41,6 +41,7 @@ def test_a_teacher_sees_the_images_as_it_learned_to(teacher):
         np.testing.assert_allclose(logits, trained.logits(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_labels_a_student_learns_what_its_teacher_knows_and_resumes_exactly(teacher, tmp_path):
     soft = ("distill.weight=1.0", "distill.kind=soft", "distill.temperature=2.0")
     code, _ = learn(teacher, tmp_path / "whole", *soft)
@@ -54,6 +55,7 @@ def test_without_labels_a_student_learns_what_its_teacher_knows_and_resumes_exac
     tiny.assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_distillation_token_needs_and_takes_a_teacher(tmp_path, tmp_path_factory):
     vit = tiny.finished(tmp_path_factory, "vit", "data.cache=device")
     token = ("model.distillation_token=true", "train.steps=4")

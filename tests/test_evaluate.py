@@ -77,6 +77,7 @@ def test_batch_and_devices_do_not_change_the_metrics(finished):
         assert all(found[k] == expected[k] for k in ("accuracy", "f1_macro"))
 
 
+@pytest.mark.slow
 def test_large_models_are_evaluated_in_parts(tmp_path_factory):
     """No device holds the whole of a matrix that training divides, not even while it is read."""
     workdir = tiny.finished(tmp_path_factory, "vit", "data.cache=device")

@@ -75,6 +75,7 @@ def test_an_interrupted_fine_tuning_resumes_without_the_weights(source, whole, t
     tiny.assert_same_run(tmp_path / "stopped", whole)
 
 
+@pytest.mark.slow
 def test_a_scanned_model_starts_from_a_looped_one_s_weights(tmp_path_factory, tmp_path):
     vit = tiny.finished(tmp_path_factory, "vit", "data.cache=device")
     code, _ = tiny.start(tmp_path, "vit", f"init.weights={vit}", *NO_TRAINING, "model.scan=true")

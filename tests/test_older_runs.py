@@ -31,6 +31,9 @@ for module, *arguments in json.loads(sys.argv[1]):
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """Copies of the runs after the commands: the stopped ones went on, the finished ones were evaluated and predicted.

@@ -95,6 +95,7 @@ def test_a_policy_that_is_given_is_not_questioned():
     assert remat.fitting(with_policy("dots"), build, 1000).task.module.remat == "dots"
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_recomputes(tmp_path, monkeypatch):
     monkeypatch.setattr(remat, "device_memory", lambda mesh: 1000)
     code, text = tiny.start(tmp_path, "vit", "model.remat=auto", "train.steps=2")

@@ -74,7 +74,15 @@ def test_the_weights_that_a_run_starts_from_decide_the_size(rows, tmp_path_facto
     assert rows["step 0"].shape == (2, 3, 3, 3)
 
 
-@pytest.mark.parametrize("more", [[], HOST_CROP, ["data.repeats=3", "train.accumulate=4"]], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        HOST_CROP,
+        pytest.param(["data.repeats=3", "train.accumulate=4"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_row_is_what_a_training_step_sees_of_its_batch(rows, more):
     mixed = [f"augment.{field}" for field in ("flip=0.5", "crop_padding=2", "erasing=0.5", "mixup=0.8", "cutmix=1")]
     given = config.load(tiny.spec("cnn"), [*mixed, "augment.mix_probability=0.7", "seed=5", *more])

@@ -47,7 +47,7 @@ TERMINATED, INTERRUPTED = (11, signal.SIGTERM, 143), (17, signal.SIGINT, 130)
     ("cache", "stops"),
     [
         ("device", [TERMINATED, INTERRUPTED]),
-        ("none", [TERMINATED]),
+        pytest.param("none", [TERMINATED], marks=pytest.mark.slow),
         pytest.param("host", [TERMINATED, INTERRUPTED], marks=pytest.mark.slow),
     ],
 )
@@ -92,6 +92,7 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, error
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_is_not(tmp_path, finished):
     process = spawn(tmp_path, "data.cache=device")
     while not list(Workdir(tmp_path).checkpoints.glob("*")) and process.poll() is None:

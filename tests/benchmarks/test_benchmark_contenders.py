@@ -65,12 +65,14 @@ def looks(key: jax.Array) -> list[jax.Array]:
     return [model.apply(variables, images, train=False), *trained]
 
 
+@pytest.mark.slow
 def test_the_textbook_drops_out_in_training_only() -> None:
     evaluated, first, same, other = map(np.asarray, looks(jax.random.key(1)))
     assert evaluated.shape == (5, 3)
     assert (first == same).all() and not (first == other).any() and not (first == evaluated).any()
 
 
+@pytest.mark.slow
 def test_the_textbook_learns_its_batch() -> None:
     model, tx = textbook.ViT(2, 6, 1, 7, 2, 3), optax.adamw(1e-2)
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +217,8 @@ def test_signals_reach_all_processes_once(tmp_path, number, code):
     python = f"trap 'echo $JAX_PROCESS_ID >>{tmp_path}/got; exit {code}' TERM INT; touch {tmp_path}/$JAX_PROCESS_ID\n"
     python += "while true; do sleep 0.1; done"
     command = [str(SCRIPT), "2", "--config", "x.py"]
-    launcher = subprocess.Popen(command, env=imitate(tmp_path, python))
+    heard = partial(signal.signal, number, signal.SIG_DFL)  # `nohup`, which may have started the tests, ignores one
+    launcher = subprocess.Popen(command, env=imitate(tmp_path, python), preexec_fn=heard)
     while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
         assert launcher.poll() is None
         time.sleep(0.02)

@@ -194,6 +194,7 @@ def test_a_device_other_than_the_first_is_timed_itself():
     assert {device for leaf in jax.tree.leaves(found) for device in leaf.devices()} == {jax.devices()[2]}
 
 
+@pytest.mark.slow
 def test_a_run_takes_what_it_took_before_and_so_do_later_commands(has, monkeypatch, tmp_path):
     """The second start would time otherwise; on another kind of device nothing of it counts."""
     calls, times = [], {"plain": 2.35e-3, "cudnn": 1.5e-3}

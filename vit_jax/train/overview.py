@@ -27,7 +27,7 @@ def describe(experiment: Experiment) -> dict[str, str]:
         "steps": length,
         "optimizer": f"{settings.optim.name}, learning rate {settings.optim.lr:g} {settings.optim.schedule}",
         "device": sharding.device_name(experiment.mesh) + mesh,
-        "precision": precision(str(settings.model["dtype"]), experiment.mesh.devices.flat[0].platform),
+        "precision": precision(str(settings.model.get("dtype", "float32")), experiment.mesh.devices.flat[0].platform),
         "forward pass": f"{log.human_count(experiment.flops_per_image)}FLOP per image",
         **({} if recomputed == "none" else {"recomputed": recomputed}),
     }
