@@ -106,7 +106,7 @@ def source(family: str, module: type) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "models.md": models,
-    "machines.md": lambda: LAUNCH.read_text(encoding="utf-8"),
+    "machines.md": lambda: LAUNCH.read_text(encoding="utf-8").replace("](../docs/", "]("),
 }
 
 

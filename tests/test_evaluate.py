@@ -13,7 +13,7 @@ from tests import tiny
 from vit_jax import config, evaluate, inference, metrics, sharding, step
 from vit_jax.command import UserError
 from vit_jax.data import Loader, open_data
-from vit_jax.tasks import Task, classification
+from vit_jax.tasks import Means, Task, classification
 from vit_jax.tasks.classification import ClassificationEvaluator
 from vit_jax.train import evaluation
 from vit_jax.train.evaluation import evaluate_split
@@ -130,6 +130,32 @@ def test_few_batches_are_in_flight(monkeypatch):
 
     found = evaluate_split(eval_step, {}, Numbers(), 1, AnyTask()).found
     assert found.logits[:, 0].tolist() == begun == finished == list(range(40)) == found.place.tolist()
+
+
+def test_pictures_of_the_first_images_alone_come_to_the_host():
+    class FewPictures(Task):
+        shown = {"picture": 3}
+
+        def __init__(self):
+            pass
+
+        def evaluator(self, size):
+            return Means()
+
+    class Batches(Loader):
+        constants, split = {}, range(8)
+
+        def __init__(self):
+            pass
+
+        def evaluation(self, batch_size):
+            return range(4)
+
+    def eval_step(variables, batch, constants):
+        return {"loss": np.ones(2), "picture": np.ones((2, 1, 1, 1)), "weight": np.ones(2)}
+
+    evaluator = evaluate_split(eval_step, {}, Batches(), 2, FewPictures())
+    assert ["picture" in rows for rows in evaluator._parts] == [True, True, False, False] and evaluator.size == 8
 
 
 def test_where_logits_would_be_too_many_what_they_say_is_kept(finished, monkeypatch, tmp_path):

@@ -152,19 +152,25 @@ def _predict_masks(flags: argparse.Namespace, overrides: Sequence[str], files: S
 def _mask_files(files: Sequence[Path], out: Path) -> dict[str, Path]:
     """Where the mask of each file goes: `NAME.png`, or of two files that differ in their endings alone `NAME.jpg.png`.
 
-    Raises `UserError` where a mask or an overlay would take the place of an image.
+    Below `out` as the images are below the folder that has them all. Raises `UserError` where a mask or an overlay
+    would take the place of an image, or of another mask or overlay.
     """
-    root = os.path.commonpath([path.parent for path in files])
-    plain = {str(path): out / os.path.relpath(path.with_suffix(""), root) for path in files}
+    places = {str(path): Path(os.path.abspath(path)) for path in files}  # `..` would lead out of the folder
+    root = os.path.commonpath([place.parent for place in places.values()])
+    plain = {name: out / os.path.relpath(place.with_suffix(""), root) for name, place in places.items()}
     twice = {path for path, count in Counter(plain.values()).items() if count > 1}
     targets = {
         name: path.with_name(f"{Path(name).name}.png" if path in twice else f"{path.name}.png")
         for name, path in plain.items()
     }
-    given = {path.resolve() for path in files}
+    given, taken = {path.resolve() for path in files}, dict[Path, str]()
     for name, path in targets.items():
-        if given & {path.resolve(), _overlay_file(path).resolve()}:
-            raise UserError(f"--out {out}: the mask of {name} would replace an image, {path}; give another folder")
+        for file in (path, _overlay_file(path)):
+            if file.resolve() in given:
+                raise UserError(f"--out {out}: the mask of {name} would replace an image, {path}; give another folder")
+            if file in taken:
+                raise UserError(f"{taken[file]} and {name} would both be written to {file}; give one of them at a time")
+            taken[file] = name
     return targets
 
 

@@ -41,6 +41,11 @@ def test_links_within_the_repository_lead_somewhere(page):
         assert generated or (path.parent / target).exists(), f"{page}: {target}"
 
 
+def test_the_page_of_machines_links_within_the_site():
+    targets = re.findall(r"\]\(([^)#:]+)[^)]*\)", generate.PAGES["machines.md"]())
+    assert targets and set(targets) <= PAGES | set(generate.PAGES)
+
+
 def test_the_configuration_page_is_the_reference():
     assert generate.configuration().endswith(reference.markdown())
 

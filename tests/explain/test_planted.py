@@ -117,6 +117,8 @@ def test_a_blurred_image_keeps_its_colour():
         ("rollout", {"layer": "x"}, "method 'rollout' has no option 'layer'; it has none"),
         ("attention", {"query": (4, 0)}, r"query=\(4, 0\) is no row and column of the grid of 4x4 patches"),
         ("occlusion", {"window": 17}, "window=17 and stride=0 must be pixels of the image, 16x16"),
+        ("occlusion", {"window": 3, "stride": 4}, "stride=4 leaves pixels between squares of 3 pixels .* at most 3"),
+        ("occlusion", {"stride": 5}, "stride=5 leaves pixels between squares of 2 pixels"),
         ("integrated_gradients", {"steps": 0}, "steps=0 is not positive"),
         ("integrated_gradients", {"baseline": "white"}, "baseline='white' is unknown; choose mean or black"),
         ("tsne", {}, "method 'tsne' needs at least 4 images, not 2"),
@@ -126,6 +128,12 @@ def test_a_blurred_image_keeps_its_colour():
 def test_bad_requests(method, options, said):
     with pytest.raises(UserError, match=said):
         planted.trained("class_token").explain(planted.images(2, 0)[0], method, **options)
+
+
+def test_a_query_may_be_a_list(seen):
+    model = planted.trained("class_token")
+    found = [model.explain(seen[0][:2], "attention", query=query) for query in ([1, 3], (1, 3))]
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_layer_behind_the_last_attention_gives_zero_maps(seen):

@@ -102,6 +102,15 @@ def test_an_images_mask_in_evaluation_is_a_function_of_its_number(variables):
     np.testing.assert_array_equal(first["painted"][~hidden], first["picture"][~hidden])
 
 
+def test_an_evaluation_needs_the_pictures_of_the_first_images_alone():
+    evaluator, image = TASK.evaluator(20), np.zeros((1, *SHAPE), np.uint8)
+    for i in range(20):
+        pictures = {name: image for name, first in TASK.shown.items() if i < first}
+        evaluator.add({"index": np.array([i]), "loss": np.ones(1)} | pictures)
+    assert evaluator.scalars() == {"loss": 1.0} and TASK.shown
+    assert evaluator.picture().width == masked_autoencoder.SHOWN * (64 + 4) + 4  # each is 64 x 96
+
+
 def test_the_encoder_keeps_its_names_and_its_work_is_counted():
     encoder = jax.eval_shape(lambda: step.init_variables(TASK.parts.model, 0, SHAPE))["params"]
     both = jax.eval_shape(lambda: step.init_variables(TASK.module, 0, SHAPE))["params"]

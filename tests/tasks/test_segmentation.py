@@ -217,7 +217,9 @@ def test_an_evaluation_does_not_depend_on_batches():
     whole, parts = (evaluation.MaskEvaluator("abc") for _ in range(2))
     whole.add(rows(MASKS, predicted, loss))
     for begin in range(0, 29, 5):
-        parts.add(rows(MASKS[begin : begin + 5], predicted[begin : begin + 5], loss[begin : begin + 5], begin))
+        some = rows(MASKS[begin : begin + 5], predicted[begin : begin + 5], loss[begin : begin + 5], begin)
+        left_out = [name for name, first in task.Segmentation.shown.items() if begin >= first]
+        parts.add({name: values for name, values in some.items() if name not in left_out})
     assert parts.scalars() == whole.scalars() and parts.details() == whole.details() and parts.size == 29
     known = MASKS != VOID
     assert whole.scalars()["pixel_accuracy"] == pytest.approx((predicted == MASKS)[known].mean(), rel=1e-12)
@@ -332,6 +334,12 @@ def test_predictions_are_palette_pngs_and_overlays_at_the_original_size(finished
     with Image.open(out / "a.png") as mask:
         np.testing.assert_array_equal(np.asarray(mask), model.predict([known])[0])
     assert sum(lines[0]["shares"].values()) == pytest.approx(1)
+    shapes: list[tuple[int, ...]] = []
+    forward = model.forward
+    vars(model)["forward"] = lambda variables, seen: shapes.append(seen.shape) or forward(variables, seen)
+    found = [one for some, _ in model.predict_files(sorted(photos.rglob("*.*")), 2) for one in some]
+    assert [Path(one.name).name for one in found] == ["a.png", "b.jpg"]
+    assert [shape[0] for shape in shapes] == [2, 2]
     with pytest.raises(UserError, match="give --out FOLDER"):
         predict.main(["--workdir", str(finished), str(photos)])
 
@@ -347,6 +355,17 @@ def test_masks_replace_no_image_and_no_other_mask(tmp_path):
     for out, files in ((tmp_path, [tmp_path / "a.png"]), (tmp_path, [tmp_path / "b.jpg", tmp_path / "b-overlay.png"])):
         with pytest.raises(UserError, match="would replace an image"):
             predict._mask_files(files, out)
+    clash = [tmp_path / name for name in ("a.jpg", "a-overlay.jpg")]
+    with pytest.raises(UserError, match="a.jpg and .*a-overlay.jpg would both be written to .*a-overlay.png"):
+        predict._mask_files(clash, tmp_path / "out")
+
+
+def test_masks_stay_in_their_folder_wherever_images_are(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for outside in ("../a/x.jpg", tmp_path / "a/x.jpg"):
+        found = predict._mask_files([Path(outside), Path("b/y.jpg")], Path("out"))
+        assert found == {str(outside): Path("out/a/x.png"), "b/y.jpg": Path("out/here/b/y.png")}
 
 
 def test_its_backbone_starts_another_run(finished, streets):

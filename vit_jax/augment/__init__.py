@@ -12,7 +12,7 @@ from vit_jax.augment.geometry import VOID
 from vit_jax.augment.mix import mix
 from vit_jax.augment.registry import check_extra, register
 from vit_jax.augment.settings import Settings, check, check_channels, check_masks, input_shape
-from vit_jax.augment.sheet import contact_sheet, displayed
+from vit_jax.augment.sheet import contact_sheet, displayed, in_colour
 from vit_jax.augment.views import eval_examples, eval_view, load, train_examples, train_view
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "displayed",
     "eval_examples",
     "eval_view",
+    "in_colour",
     "input_shape",
     "load",
     "mix",

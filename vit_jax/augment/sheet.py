@@ -18,6 +18,11 @@ def displayed(settings: Settings, view: Float[np.ndarray, "n h w c"]) -> UInt8[n
     return np.round(np.clip(np.asarray(view) * std + mean, 0, 1) * 255).astype(np.uint8)
 
 
+def in_colour(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """Pillow's image of grey or colour pixels, always RGB."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
+
+
 def contact_sheet(rows: Mapping[str, UInt8[np.ndarray, "n _ _ c"]], height: int = 96) -> Image.Image:
     """One row of images for each caption, all `height` pixels high: small images as visible pixels, large ones reduced.
 
@@ -38,7 +43,7 @@ def contact_sheet(rows: Mapping[str, UInt8[np.ndarray, "n _ _ c"]], height: int 
 
 
 def _resized(image: UInt8[np.ndarray, "h w c"], height: int) -> Image.Image:
-    picture = Image.fromarray(np.asarray(image)[:, :, 0] if image.shape[2] == 1 else np.asarray(image)).convert("RGB")
+    picture = in_colour(image)
     width = max(1, round(picture.width * height / picture.height))
     larger = height > picture.height
     return picture.resize((width, height), Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)

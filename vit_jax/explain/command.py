@@ -40,7 +40,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"no image is given, which method {flags.method!r} needs; name files or folders")
     files = find_images(flags.paths) if flags.paths else []
     options = {name: value for name in OPTIONS if (value := getattr(flags, name)) is not None}
-    options = {name: tuple(value) if name == "query" else value for name, value in options.items()}
     predictor = _load(flags, overrides)
     beside = inference.load(flags.beside) if flags.beside else None
     it = explained(predictor, files, flags.method, flags.target, beside, **options)

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from vit_jax import augment
+
 GAP = 8  # pixels between tiles
 LINE = 16  # pixels, height of a line of text
 INK, MUTED, PAPER = (34, 34, 34), (120, 120, 120), (255, 255, 255)
@@ -58,14 +60,14 @@ def resized(values: Float[np.ndarray, "h w"], width: int, height: int) -> Float[
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def as_image(image: UInt8[np.ndarray, "h w c"], height: int) -> Image.Image:
+def at_height(image: UInt8[np.ndarray, "h w c"], height: int) -> Image.Image:
     """An image in colour, of this height."""
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
+    picture = augment.in_colour(image)
     width = max(1, round(picture.width * height / picture.height))
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def overlay(picture: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
+def heat_over(picture: Image.Image, heat: Float[np.ndarray, "h w"]) -> Image.Image:
     """Heat over a grey copy of the picture: dark to yellow; where some of it is negative, blue and red."""
     signed = bool((heat < 0).any())
     values = resized(scaled(heat), picture.width, picture.height)

@@ -142,6 +142,7 @@ def explain(
     """
     chosen, network = _applicable(predictor, method), network_of(predictor)
     one = jax.ShapeDtypeStruct((1, *_input_shape(network, predictor)), jnp.float32)
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}  # hashable
     _check_options(chosen, method, network, one, options)
     if not chosen.images:
         return np.asarray(chosen.compute(network, one), np.float32)

@@ -81,7 +81,7 @@ def picked(logits: Float[Array, "n k"], targets: Int[Array, " n"]) -> Float[Arra
 def evidence(network: Network, logits: Float[Array, "n k"], targets: Int[Array, " n"]) -> Float[Array, " n"]:
     """The logit of each image's class; under a softmax over the mean of all, for what all logits share means nothing.
 
-    The papers take the logit itself: of a patch that lowers all other classes, and this one a little, it says no.
+    The raw logit would call a patch negative if it lowers this class a little and all others more.
     """
     return picked(logits, targets) - (0.0 if network.sigmoid else logits.mean(axis=1))
 

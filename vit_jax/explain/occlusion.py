@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vit_jax.command import UserError
 from vit_jax.explain.network import Network, grid, picked
 
 CELLS = 7  # a window is a cell of the model's own grid, if that has so many at least
@@ -17,10 +18,17 @@ def occlusion(
 
     A pixel has the mean over the squares that cover it. `window`: the square's side in pixels; 0: a cell of the model's
     grid, or an eighth of the image where that is smaller. `stride`: from one square to the next; 0: the side.
+
+    Raises:
+        UserError: a stride larger than the side, which would leave pixels out.
     """
     n, height, width, _ = x.shape
     h, w = grid(network, x)
     side = window or max(1, min(height // h if h >= CELLS else height // 8, width // w if w >= CELLS else width // 8))
+    if stride > side:
+        raise UserError(
+            f"stride={stride} leaves pixels between squares of {side} pixels uncovered; give at most {side}"
+        )
     corners = np.array([(i, j) for i in _starts(height, side, stride) for j in _starts(width, side, stride)])
     rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
     whole = picked(network.probabilities(x), targets)

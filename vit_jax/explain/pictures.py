@@ -15,7 +15,7 @@ from PIL import Image
 from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.explain import drawing, features
-from vit_jax.explain.drawing import Series, Tile, as_image, heat_tile, overlay, sheet
+from vit_jax.explain.drawing import Series, Tile, at_height, heat_over, heat_tile, sheet
 from vit_jax.explain.methods import METHODS, Target, compute, explain, find_targets, network_of, read_pixels
 from vit_jax.explain.network import layers
 from vit_jax.explain.receptive_field import effective, effective_size, theoretical_size
@@ -49,7 +49,7 @@ class Explained:
         height = self.predictor.preprocessing.size[0]
         scale = max(1, -(-HEIGHT // height)) if all_files(one_by_one(self.images)) else 1
         sharp = read_pixels(self.predictor, self.images, scale) if scale > 1 else self.pixels
-        return [as_image(image, HEIGHT) for image in sharp]
+        return [at_height(image, HEIGHT) for image in sharp]
 
     @cached_property
     def captions(self) -> list[str]:
@@ -74,7 +74,7 @@ def heat(it: Explained) -> Image.Image:
     """Each image, and beside it the heat over it."""
     tiles = []
     for image, caption, found in zip(it.shown, it.captions, it.found, strict=True):
-        tiles += [Tile(image, caption), Tile(overlay(image, found), it.method)]
+        tiles += [Tile(image, caption), Tile(heat_over(image, found), it.method)]
     return sheet([tiles[i : i + ACROSS] for i in range(0, len(tiles), ACROSS)])
 
 
@@ -85,7 +85,7 @@ def attention(it: Explained) -> Image.Image:
         for b, heads in enumerate(maps):
             small = reduced(image)
             first = [Tile(small)] if b == 0 else [Tile(Image.new("RGB", small.size, drawing.PAPER))]
-            rows.append(first + [Tile(overlay(small, head)) for head in heads])
+            rows.append(first + [Tile(heat_over(small, head)) for head in heads])
             labels.append(f"block {b + 1}")
     return sheet(rows, labels, gap=3)
 
@@ -110,7 +110,7 @@ def token_maps(it: Explained) -> Image.Image:
     for image, modules in zip(it.shown, it.found, strict=True):
         for b, tokens in enumerate(modules):
             small = reduced(image)
-            tiles = [Tile(small), *(Tile(overlay(small, token)) for token in tokens)]
+            tiles = [Tile(small), *(Tile(heat_over(small, token)) for token in tokens)]
             rows += [tiles[i : i + 9] for i in range(0, len(tiles), 9)]
             labels += [f"module {b + 1}", *[""] * (len(rows) - len(labels) - 1)]
     return sheet(rows, labels, gap=3)

@@ -48,14 +48,19 @@ class MaskPredictor:
         """`(variables, images uint8 [n h w c]) -> masks uint8 [n h w]`, compiled."""
         return jax.jit(lambda v, images: self.task.predict(v, images).argmax(axis=-1).astype(jnp.uint8))
 
-    def predict(self, images: Sequence[UInt8[np.ndarray, "_ _ _"]]) -> list[UInt8[np.ndarray, "_ _"]]:
-        """The mask of each image, at the image's size."""
+    def predict(
+        self, images: Sequence[UInt8[np.ndarray, "_ _ _"]], batch_size: int = 0
+    ) -> list[UInt8[np.ndarray, "_ _"]]:
+        """The mask of each image, at the image's size; fewer images than `batch_size` are padded, to compile once."""
         seen = np.stack([self.preprocessing(image) for image in images])
-        masks = np.asarray(self.forward(self.variables, seen))
-        return [resize_mask(mask, image.shape[:2], "stretch") for mask, image in zip(masks, images, strict=True)]
+        missing = max(0, batch_size - len(images))
+        masks = np.asarray(self.forward(self.variables, np.pad(seen, ((0, missing), (0, 0), (0, 0), (0, 0)))))
+        found = zip(masks[: len(images)], images, strict=True)
+        return [resize_mask(mask, image.shape[:2], "stretch") for mask, image in found]
 
     def predict_files(self, files: Sequence[Path], batch_size: int) -> Iterator[tuple[list[Segmented], dict[str, str]]]:
         """A batch of files at a time, and what is wrong with those that were left out."""
+        batch_size = min(batch_size, len(files))
         for start in range(0, len(files), batch_size):
             images, broken = dict[str, np.ndarray](), dict[str, str]()
             for path in files[start : start + batch_size]:
@@ -63,7 +68,7 @@ class MaskPredictor:
                     images[str(path)] = decoding.decode(path.read_bytes(), self.preprocessing.channels)
                 except (OSError, ValueError) as fault:
                     broken[str(path)] = str(fault)
-            masks = self.predict(list(images.values())) if images else []
+            masks = self.predict(list(images.values()), batch_size) if images else []
             found = zip(images.items(), masks, strict=True)
             yield [Segmented(name, image, mask) for (name, image), mask in found], broken
 

@@ -170,8 +170,8 @@ class Compact(TokenBackbone):
         if self.pooling == "token":
             x = prepend([self.param("cls", nn.initializers.zeros, (1, 1, d))], x)
         first = 1 if self.pooling == "token" else 0
-        read = 0 if return_features else tokens_read(self, first)
-        x = make_encoder(self, (h, w), read, residual_norm=True)(x, rng, train=train, keep=keep)
+        num_queries = tokens_read(self, first) if first and not return_features else None
+        x = make_encoder(self, (h, w), num_queries, residual_norm=True)(x, rng, train=train, keep=keep)
         if return_features:
             return Features(x[:, :first], x[:, first:], (h, w))
         x = x[:, 0] if self.pooling == "token" else SequencePooling(self.dtype, name="pool")(x)

@@ -36,7 +36,7 @@ class EncoderBlock(nn.Module):
     stochastic_depth: float = 0.0
     layer_scale: float = 0.0
     residual_norm: bool = False  # the MLP's residual connection carries the normalised tokens
-    num_queries: int = 0  # how many tokens, the first ones, are computed; 0: all
+    num_queries: int | None = None  # how many tokens, the first ones, are computed; None: all
 
     @nn.compact
     def __call__(
@@ -79,7 +79,8 @@ class Encoder(nn.Module):
     stochastic_depth_schedule: DepthSchedule = "linear"
     scan: bool = False
     remat: Remat = "none"
-    num_queries: int = 0  # how many tokens, the first ones, the last block computes; 0, or if it is scanned: all
+    # How many tokens, the first ones, the last block computes; None, or if it is scanned: all.
+    num_queries: int | None = None
 
     @nn.compact
     def __call__(
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
         return select_patches(x, self.grid[0] * self.grid[1], keep, registers)
 
 
-def make_encoder(model: Any, grid: tuple[int, int], num_queries: int, *, residual_norm: bool = False) -> Encoder:
+def make_encoder(model: Any, grid: tuple[int, int], num_queries: int | None, *, residual_norm: bool = False) -> Encoder:
     """The encoder that the fields of a ViT, or of a model with the same, describe; the module `Transformer`."""
     norm = partial(nn.LayerNorm, epsilon=model.norm_epsilon, dtype=model.dtype)
     attention = partial(
@@ -239,8 +240,9 @@ class ViT(TokenBackbone):
         if self.distillation_token:
             first.append(self.param("dist", nn.initializers.normal(stddev=0.02), (1, 1, d)))
         x = prepend(first, x.reshape(n, h * w, d))
-        read = tokens_read(self, len(first)) if self.pooling == "token" and not return_features else 0
-        x = make_encoder(self, (h, w), read)(x, encoder_rng, train=train, keep=keep)
+        reads_first = self.pooling == "token" and not return_features
+        num_queries = tokens_read(self, len(first)) if reads_first else None
+        x = make_encoder(self, (h, w), num_queries)(x, encoder_rng, train=train, keep=keep)
         p = len(first) + self.registers
         prefix, patches = x[:, :p], x[:, p:]
         if return_features:

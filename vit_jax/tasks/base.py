@@ -137,6 +137,7 @@ class Task:
     targets: ClassVar[tuple[str, ...]] = ()  # what it learns from beside the image: "label", "mask"
     needs_head: ClassVar[bool] = False  # whether it uses the model's own head, of one output for each class
     monitor: ClassVar[str] = "loss"  # the metric that ranks checkpoints, where the configuration says "auto"
+    shown: ClassVar[Mapping[str, int]] = {}  # outputs that the evaluator gets of about so many first examples alone
     train_metrics: ClassVar[tuple[str, ...]] = ("loss",)  # of `Aux.metrics`, those that progress shows
 
     def __init__(self, settings: Any, parts: Parts) -> None:

@@ -104,6 +104,8 @@ def whole(x: Float[Array, "n l q"], size: tuple[int, int], shape: tuple[int, int
 class MaskedAutoencoder(Task):
     """The mean squared error of the hidden patches' pixels, each patch normalised (s. 3, "reconstruction target")."""
 
+    shown = dict.fromkeys(("picture", "masked", "painted"), SHOWN)
+
     @dataclass(frozen=True, kw_only=True)
     class Settings(TaskSettings):
         """The fields of `task`; the defaults are the paper's."""
@@ -249,8 +251,8 @@ class ReconstructionEvaluator(Means):
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         room = max(0, SHOWN - self.size)
         super().add({name: rows[name] for name in ("index", "loss")})
-        for name, found in self._pictures.items():
-            found += [rows[name][:room].copy()] if room else []  # a view would keep the whole batch
+        for name, found in self._pictures.items() if room else ():
+            found.append(rows[name][:room].copy())  # a view would keep the whole batch
 
     def picture(self) -> Image.Image:
         """A row of images as the encoder sees them, one as they are painted, one as they are."""

@@ -31,7 +31,8 @@ def evaluate_split(eval_step: EvalStep, variables: PyTree, loader: Loader, batch
 
     def fetch() -> None:
         """Moves the oldest batch to the host: on a device its outputs would fill the memory."""
-        rows: dict[str, Any] = jax.device_get(waiting[0])
+        unneeded = {name for name, first in task.shown.items() if evaluator.size >= first}
+        rows: dict[str, Any] = jax.device_get({k: v for k, v in waiting[0].items() if k not in unneeded})
         waiting.popleft()
         begin, real = next(begins), np.flatnonzero(rows.pop("weight") > 0)
         if len(real):

@@ -37,9 +37,9 @@ class MaskEvaluator:
         known = masks[masks != VOID]
         if known.size and known.max() >= k:
             raise UserError(f"a mask has the value {known.max()}, but the {k} classes are 0 to {k - 1}; {VOID} is void")
-        room = max(0, SHOWN - self.size)
-        for name, found in self._shown.items():
-            found += list(rows[name][:room].copy())  # a view would keep the whole batch
+        if room := max(0, SHOWN - self.size):
+            for name, found in self._shown.items():
+                found += list(rows[name][:room].copy())  # a view would keep the whole batch
         self.size += len(masks)
         self.confusion += rows["confusion"].sum(axis=0, dtype=np.int64)
         self._surprise += (rows["loss"].astype(np.float64) * rows["confusion"].sum(axis=(1, 2))).tolist()

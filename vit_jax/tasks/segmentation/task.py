@@ -24,7 +24,7 @@ from vit_jax.models import decoders
 from vit_jax.setting import setting
 from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Section, Task, TaskSettings
 from vit_jax.tasks.segmentation import losses
-from vit_jax.tasks.segmentation.evaluation import DETAILS, PICTURE, MaskEvaluator
+from vit_jax.tasks.segmentation.evaluation import DETAILS, PICTURE, SHOWN, MaskEvaluator
 from vit_jax.trees import PyTree
 
 OF_STAGES = ("fpn", "vt_fpn")  # decoders that read the maps of a CNN's stages
@@ -38,6 +38,7 @@ class Segmentation(Task):
     targets = ("mask",)
     monitor = "mean_iou"
     train_metrics = ("loss", "pixel_accuracy")
+    shown = dict.fromkeys(("image", "predicted"), SHOWN)
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(TaskSettings):
