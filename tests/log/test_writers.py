@@ -46,6 +46,9 @@ class Broken:
         if not self.ever or len(self.calls) % 3:
             raise ConnectionError("no route")
 
+    def picture(self, step, name, picture):
+        raise ConnectionError("no route")
+
     def close(self, *, failed=False):
         self.ended.append(failed)
         raise ConnectionError("no route")
