@@ -229,7 +229,7 @@ def train_all(variants: Sequence[Variant], console: Console) -> tuple[int, dict[
             failed[workdir] = str(mistake)
             continue
         if given.log.report:
-            page.leave(workdir, result.data)
+            page.write_report(workdir, result.data)
         if not result.finished:
             return result.exit_code, failed
     return command.DONE, failed
@@ -370,7 +370,7 @@ def main(argv: Sequence[str]) -> int:
         write(table, flags.out, console)
         console.print(f"also in {flags.out / NAME}.md, .csv and .json", soft_wrap=True, markup=False)
         if all(given.log.report for given in runs):
-            page.leave_comparison(flags.out)
+            page.write_comparison_report(flags.out)
     for workdir, mistake in failed.items():
         console.print(f"failed: {workdir}: {mistake}", style="red", soft_wrap=True, markup=False)
     return command.FAULT if failed else command.DONE

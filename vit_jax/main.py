@@ -50,7 +50,7 @@ def start(
     with distributed.joined():
         result = train(settings, Path(workdir), console)
         if settings.log.report and result.data is not None and jax.process_index() == 0:
-            report.leave(workdir, result.data)
+            report.write_report(workdir, result.data)
         return result
 
 

@@ -35,6 +35,37 @@ def test_metrics_read_back_exactly(tmp_path):
     assert (second["y"], second["z"]) == (math.inf, -math.inf)
 
 
+class Broken:
+    """A tracker that works at every third call, or never."""
+
+    def __init__(self, ever):
+        self.calls, self.ever, self.ended = [], ever, []
+
+    def write(self, step, scalars):
+        self.calls.append(step)
+        if not self.ever or len(self.calls) % 3:
+            raise ConnectionError("no route")
+
+    def picture(self, step, name, picture):
+        raise ConnectionError("no route")
+
+    def close(self, *, failed=False):
+        self.ended.append(failed)
+        raise ConnectionError("no route")
+
+
+def test_a_tracker_that_fails_ends_no_training_and_is_told_once(tmp_path, caplog, monkeypatch):
+    sometimes, never = Broken(True), Broken(False)
+    monkeypatch.setattr(log.writers, "open_trackers", lambda *given: [sometimes, never])
+    writer = log.MetricsWriter(tmp_path, tensorboard=False)
+    for step in range(1, 8):
+        writer.write(step, {"train/loss": 0.5})
+    writer.close(failed=True)
+    assert len(log.read_metrics(tmp_path / "metrics.jsonl")) == 7
+    assert sometimes.calls == [1, 2, 3, 4, 5, 6, 7] and never.calls == [1, 2, 3]  # then given up
+    assert sometimes.ended == [True] and caplog.text.count("Broken does not take metrics (no route)") == 2
+
+
 def test_metrics_lines_are_strict_json(tmp_path):
     writer = log.MetricsWriter(tmp_path, tensorboard=False)
     writer.write(3, {"x": math.nan, "y": -math.inf, "z": 0.5})

@@ -21,7 +21,7 @@ def run(folder: Path, *overrides: str, accuracy: float | None = 0.5, steps: int 
     folder.mkdir(parents=True)
     workdir.config_file.write_text(config.to_json(given))
     workdir.labels_file.write_text(json.dumps(CLASSES))
-    workdir.images_file.write_text(json.dumps({"train": 180, "validation": 20, "test": 97}))
+    workdir.images_file.write_text(json.dumps({"train": 180, "validation": 20, "test": 40}))
     prepared = {**PREPROCESSING, "input": [], "mean": [0.5] * 3, "std": [0.5] * 3}
     workdir.preprocessing_file.write_text(json.dumps(prepared))
     lines = [_line(at, steps) for at in range(1, steps + 1)]

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.conftest import REPOSITORY
 from tests.report import made
 from vit_jax import cli, main, models, tasks
 from vit_jax.command import UserError
-from vit_jax.data import open_data
+from vit_jax.data import Split, open_data
 from vit_jax.report import page
 from vit_jax.report.runs import find, read_runs
 from vit_jax.train import Result
@@ -98,6 +99,23 @@ def test_the_best_of_each_column_is_marked_and_seeds_are_averaged(tmp_path):
     assert not any(cell["best"] for cell in (row["cells"][titles.index("parameters")] for row in (a, b)))
 
 
+def test_a_seed_that_diverged_is_left_out_and_the_mean_says_so(tmp_path):
+    for seed, accuracy in enumerate((0.5, 0.7, float("nan"), float("inf"))):
+        made.run(tmp_path / f"a-seed{seed}", f"seed={seed}", accuracy=accuracy)
+    made.run(tmp_path / "a-seed4", "seed=4", accuracy=None)
+    made.run(tmp_path / "b-seed0", "model.dense_widths=(5,)", accuracy=0.55)
+    lines = Workdir(tmp_path / "b-seed0").metrics_file
+    lines.write_text(lines.read_text() + '{"step": 21, "val/accuracy": "inf"}\n')
+    found = read(tmp_path)
+    assert "60.00 % ± 14.14, 2 of 5 seeds" in found.text and "nan %" in found.text
+    assert found.data["runs"][-1]["best"]["step"] == 15
+    table = page.tables.summary(read_runs(find([tmp_path])[0]))
+    a, b = table["groups"]["rows"]
+    assert a["status"] == "not finished: step 20 of 23" and not b["status"]  # the first one is finished
+    at = [column["title"] for column in table["groups"]["columns"]].index("test acc")
+    assert a["cells"][at]["best"] and [row["cells"][at]["best"] for row in table["runs"]["rows"]].index(True) == 1
+
+
 def test_a_run_that_is_not_finished_shows_what_it_has(tmp_path):
     folder = made.run(tmp_path / "run", accuracy=None, steps=14)
     Workdir(folder).write_progress(14, {"training_seconds": 7.0, "best": {"val/accuracy": 0.4}, "warnings": ["odd"]})
@@ -119,14 +137,45 @@ def test_without_the_data_set_a_line_says_why(tmp_path):
     assert "images are missing: data set 'folder_that_is_not_there'" in found.text and not found.data["images"]
 
 
+def test_a_data_set_that_has_grown_shows_no_other_images(tmp_path):
+    folder = made.run(tmp_path / "run")
+    made.predict(folder, [0, 1, 2], np.eye(3)[[1, 1, 2]])
+    album = page.Album()
+    data = read(folder, album=album).data
+    assert data["images"] and not album.faults
+    Workdir(folder).images_file.write_text(json.dumps({"train": 180, "validation": 20, "test": 39}))
+    found = read(folder, album=page.Album())
+    why = "images are missing: the data set is not the one that the run began with: 39 images to test, now 40"
+    assert why in found.text and not found.data["images"]
+
+
+def test_damaged_files_and_images_cost_no_more_than_themselves(tmp_path, monkeypatch):
+    folder = made.run(tmp_path / "run")
+    made.predict(folder, [0, 1, 2], np.eye(3)[[1, 1, 2]])
+
+    def broken(self, *args):
+        raise OSError("the disk\nis gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Split, "read_marked", broken)
+        found = read(folder, album=page.Album())
+    assert "images are missing: the disk is gone" in found.text and found.data["classified"]
+    Workdir(folder).predictions_file.write_bytes(b"PK\x03\x04")
+    found = read(folder, album=page.Album())
+    assert "predictions are missing:" in found.text and not found.data["classified"] and found.data["charts"]
+
+
 def test_images_that_come_too_late_are_left_out():
     album = page.Album(seconds=0)
     assert "there was no time for more" in read(OLDER / "finished", album=album).text and not album.uris
 
 
-def test_the_command_writes_a_page_and_explains_mistakes(tmp_path, capsys):
-    folder, out = made.run(tmp_path / "run"), tmp_path / "new" / "report.html"
-    assert cli.dispatch(["report", str(folder), "--out", str(out), "--no-images"]) == 0
+def test_the_command_writes_a_page_and_explains_mistakes(tmp_path, capsys, monkeypatch):
+    folder, out, updates = made.run(tmp_path / "run"), tmp_path / "new" / "report.html", []
+    with monkeypatch.context() as patch:
+        patch.setattr(page.jax, "config", SimpleNamespace(update=lambda *given: updates.append(given)))
+        assert cli.dispatch(["report", str(folder), "--out", str(out), "--no-images"]) == 0
+    assert updates == [("jax_platforms", "cpu")]  # a run may train beside it
     assert "run" in Read(out.read_text()).text and f"wrote {out}" in capsys.readouterr().out.replace("\n", "")
     for flags, expected in {
         (str(tmp_path / "new"),): "holds neither a run nor folders of runs",
@@ -139,23 +188,33 @@ def test_the_command_writes_a_page_and_explains_mistakes(tmp_path, capsys):
 
 
 def test_watching_ends_with_the_run_and_the_page_loads_itself_anew(tmp_path, monkeypatch):
-    folder, out, pages = made.run(tmp_path / "run", accuracy=None), tmp_path / "report.html", []
+    folder, out, pages, albums = made.run(tmp_path / "run", accuracy=None), tmp_path / "report.html", [], []
 
     def train(seconds):
         pages.append(out.read_text())
         Workdir(folder).write_result({"steps": 20, "test/accuracy": 0.9})
 
+    def rendered(*args, album, **options):
+        albums.append(album)
+        return render(*args, **options)
+
+    render = page.render
+    monkeypatch.setattr(page, "render", rendered)
+
     monkeypatch.setattr(page.time, "sleep", train)
     assert page.main([str(folder), "--out", str(out), "--watch", "--no-images"]) == 0
     assert 'data-refresh="10"' in pages[0] and "training: step 20 of 23" in pages[0]
-    assert len(pages) == 1 and 'data-refresh="0"' in out.read_text()
+    assert len(pages) == 1 and 'data-refresh="0"' in out.read_text() and albums == [None, None]
+    Workdir(folder).result_file.unlink()
+    assert page.main([str(folder), "--out", str(out), "--watch"]) == 0
+    assert albums[2] is albums[3] is not None  # which opens the data set once
 
 
 def test_what_is_wrong_with_the_page_is_told_and_harms_no_run(tmp_path, caplog):
     folder = made.run(tmp_path / "run", "log.tensorboard=false")
     Workdir(folder).metrics_file.write_text("not JSON\n{}\n")
     with caplog.at_level(logging.WARNING):
-        page.leave(folder)
+        page.write_report(folder)
     assert "report.html could not be written" in caplog.text
     assert not Workdir(folder).report_file.exists()
 
@@ -192,7 +251,7 @@ def test_sections_write_metrics_as_the_registry_says(tmp_path):
 def test_ten_runs_of_ten_thousand_points_fit_into_five_megabytes(tmp_path):
     for i in range(10):
         made.run(tmp_path / f"run{i}", f"optim.lr={i + 1}e-3", steps=10_000)
-    page.write([tmp_path], tmp_path / "report.html", images=False)
+    page.write([tmp_path], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert len(text) < 5e6
     steps, values = Read(text).data["runs"][3]["series"]["train/loss"]

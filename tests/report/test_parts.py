@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report import made
-from vit_jax.report import classified, compared, curves
+from vit_jax.report import classified, compared, curves, runs
 from vit_jax.report.runs import find, read_runs
 
 
@@ -83,6 +83,25 @@ def test_a_field_that_was_swept_has_a_plot(tmp_path):
     assert set(plots) == {"sweep-data.limit", "sweep-optim.lr"}
     assert [line["y"] for line in plots["sweep-optim.lr"]["lines"]] == [[0.75, 0.1]]
     assert compared.compute(runs) == []  # all took the same
+
+
+def test_compute_counts_both_passes_of_sam_and_says_what_it_leaves_out(tmp_path):
+    for name, overrides in {"a": (), "b": ("optim.sam_rho=0.1",), "c": ("optim.freeze=^stem",)}.items():
+        made.run(tmp_path / name, *overrides)
+    plain, sam, frozen = read_runs(find([tmp_path])[0])
+    assert (plain.flops_per_step, sam.flops_per_step) == (3 * 7000 * 40, 6 * 7000 * 40)
+    [plot] = compared.compute([plain, sam])
+    assert plot["x"] == "FLOPs of training" and [line["x"] for line in plot["lines"]] == [[16.8e6], [33.6e6]]
+    assert runs.flops_label([plain, frozen]) == "model FLOPs, 3 × forward"
+    assert runs.flops_label([sam, frozen]) == "model FLOPs, 3 × forward, SAM 6 ×"
+
+
+def test_means_leave_out_seeds_that_diverged(tmp_path):
+    for limit, accuracies in ((20, (0.4, float("nan"))), (80, (0.6, 0.8)), (40, (float("inf"),))):
+        for seed, accuracy in enumerate(accuracies):
+            made.run(tmp_path / f"{limit}-{seed}", f"data.limit={limit}", f"seed={seed}", accuracy=accuracy)
+    [plot] = compared.swept(read_runs(find([tmp_path])[0]))
+    assert [(line["x"], line["y"]) for line in plot["lines"]] == [([20, 80], [0.4, 0.7])]
 
 
 def test_corruption_of_a_comparison_has_a_line_for_each_kind(tmp_path):

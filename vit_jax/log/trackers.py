@@ -26,7 +26,7 @@ class Tracker(Protocol):
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, failed: bool = False) -> None: ...
 
 
 class Wandb:
@@ -54,8 +54,8 @@ class Wandb:
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         self._run.log({name: self._wandb.Image(picture)}, step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class Mlflow:
@@ -86,8 +86,8 @@ class Mlflow:
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         self._client.log_image(self._number, picture, artifact_file=f"{name.replace('/', '-')}-{step}.png")
 
-    def close(self) -> None:
-        self._client.set_terminated(self._number)
+    def close(self, *, failed: bool = False) -> None:
+        self._client.set_terminated(self._number, "FAILED" if failed else "FINISHED")
 
 
 TRACKERS: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}

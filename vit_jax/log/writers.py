@@ -2,10 +2,11 @@
 
 import io
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, TextIO
 
@@ -16,6 +17,7 @@ from vit_jax.log.trackers import Tracker, open_trackers
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+FAULTS = 3  # of a tracker, one after another: each may take minutes, so that it is then given up
 
 
 class MetricsWriter:
@@ -42,6 +44,7 @@ class MetricsWriter:
     ) -> None:
         self._lines: TextIO | None = None
         self._trackers: list[Tracker] = []
+        self._faults: dict[Tracker, int] = {}  # since it last worked; of those that have been warned of
         if not active:
             return
         workdir.mkdir(parents=True, exist_ok=True)
@@ -58,16 +61,31 @@ class MetricsWriter:
         encoded = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
         self._lines.write(json.dumps({"step": int(step)} | encoded, allow_nan=False, ensure_ascii=False) + "\n")
         self._lines.flush()
-        for tracker in self._trackers:
-            tracker.write(step, values)
+        for tracker in list(self._trackers):
+            self._attempt(tracker, lambda to: to.write(step, values))
 
-    def close(self) -> None:
-        """Closes the files; writing afterwards does nothing."""
+    def close(self, *, failed: bool = False) -> None:
+        """Closes the files, and ends the record of trackers as `failed` or finished; writing then does nothing."""
         if self._lines is not None:
             self._lines.close()
-        for tracker in self._trackers:
-            tracker.close()
+        for tracker in list(self._trackers):
+            self._attempt(tracker, lambda to: to.close(failed=failed))
         self._lines, self._trackers = None, []
+
+    def _attempt(self, tracker: Tracker, do: Callable[[Tracker], None]) -> None:
+        """Does it; a fault is a warning, once: `metrics.jsonl` has everything, and training goes on."""
+        try:
+            do(tracker)
+        except Exception as fault:
+            if tracker not in self._faults:
+                text = "%s does not take metrics (%s); training goes on, and %s has all of them"
+                logging.getLogger(__name__).warning(text, type(tracker).__name__.lstrip("_"), fault, FILE)
+            self._faults[tracker] = self._faults.get(tracker, 0) + 1
+            if self._faults[tracker] == FAULTS:
+                self._trackers.remove(tracker)
+        else:
+            if tracker in self._faults:
+                self._faults[tracker] = 0
 
 
 def write_pictures(
@@ -169,7 +187,7 @@ class _EventFile:
         )
         self._add(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self._writer.close()
 
     def _add(self, step: int, **content: Any) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from vit_jax.config.schema import schema_of, value_of
 from vit_jax.config.sweep import plain_name
 from vit_jax.metrics import METRICS
-from vit_jax.report.curves import chart, numbers
-from vit_jax.report.runs import COLORS, Run, group_name, groups
+from vit_jax.report.curves import chart, finite, numbers
+from vit_jax.report.runs import COLORS, Run, flops_label, group_name, groups
 from vit_jax.workdir import COMPARISON
 
 LOGARITHMIC = 8  # a field whose values span more than this factor gets a logarithmic axis
@@ -49,10 +49,10 @@ def _number(run: Run, key: str, value: Any) -> float | None:
 
 
 def _tested(runs: Sequence[Run]) -> tuple[str, dict[int, list[float]]]:
-    """The metric that the runs have in common, and its values on the test split, by group."""
+    """The metric that the runs have in common, and its finite values on the test split, by group."""
     monitor = runs[0].monitor
     found = {
-        number: [value for run in members if (value := run.scalar("test", monitor)) is not None]
+        number: finite(value for run in members if (value := run.scalar("test", monitor)) is not None)
         for number, members in groups(runs).items()
     }
     return monitor, {number: values for number, values in found.items() if values}
@@ -109,7 +109,7 @@ def compute(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if number in tested and len(spent) == len(members):
             lines.append(_line(group_name(members), number, [(float(np.mean(spent)), number)], tested))
     differ = len({line["x"][0] for line in lines}) > 1
-    return [_plot("compute", monitor, "against compute", "FLOPs of training", lines)] if differ else []
+    return [_plot("compute", monitor, "against compute", f"{flops_label(runs)} of training", lines)] if differ else []
 
 
 def corrupted(folder: Path, runs: Sequence[Run] = ()) -> list[dict[str, Any]]:
@@ -126,7 +126,9 @@ def corrupted(folder: Path, runs: Sequence[Run] = ()) -> list[dict[str, Any]]:
         if "corruption.kind" not in chosen:
             continue
         monitor = row["monitor"]
-        values, kind = row.get(f"test/{monitor}", []), chosen["corruption.kind"]
+        values, kind = finite(row.get(f"test/{monitor}", [])), chosen["corruption.kind"]
+        if not values:
+            continue
         if kind == "none":
             clean[row["variant"]] = values
         else:

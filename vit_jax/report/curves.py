@@ -85,6 +85,11 @@ def chart(name: str) -> dict[str, Any]:
     }
 
 
+def finite(values: Iterable[int | float]) -> list[int | float]:
+    """Those of the values that are neither NaN nor infinite, as of runs that diverged."""
+    return [value for value in values if np.isfinite(value)]
+
+
 def numbers(values: Iterable[float]) -> list[float | None]:
     """The values with five digits, as JSON takes them: None for what is not finite."""
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values]

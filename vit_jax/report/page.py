@@ -29,8 +29,8 @@ from vit_jax.human import human_bytes
 from vit_jax.log import metric_value
 from vit_jax.metrics import METRICS
 from vit_jax.report import augmentations, classified, compared, curves, pictures, tables
-from vit_jax.report.pictures import Album
-from vit_jax.report.runs import COLORS, Run, find, group_name, groups, read_runs
+from vit_jax.report.pictures import Album, said
+from vit_jax.report.runs import COLORS, Run, find, flops_label, group_name, groups, read_runs
 from vit_jax.tasks import Section, chosen
 from vit_jax.workdir import Workdir
 
@@ -51,10 +51,17 @@ def render(
 
     album: reads their images; None: the page goes without. refresh: after so many seconds the page loads itself anew.
     """
-    found = classifications(runs, album)
+    faults: list[tuple[str, str]] = []
+    if album:
+        album.faults.clear()  # those of an earlier page
+    found = classifications(runs, album, faults)
+    sections, strips = own_sections(runs, faults), sheets(runs, album)
+    if album:
+        faults += [(name, f"images are missing: {fault}") for name, fault in album.faults.items()]
     data = {
         "runs": [curve_data(run, i) for i, run in enumerate(runs)],
         "charts": curves.charts(runs),
+        "flops": flops_label(runs),
         "plots": compared.plots(runs, folders),
         "classified": found,
         "images": album.uris if album else {},
@@ -70,14 +77,14 @@ def render(
         ],
         headline=tables.headline(runs[0]) if len(runs) == 1 else [],
         summary=tables.summary(runs) if len(runs) > 1 else None,
-        sections=own_sections(runs),
-        sheets=sheets(runs, album),
+        sections=sections,
+        sheets=strips,
         texture=[row for folder in folders for row in compared.texture(folder)],
         differences=differences(runs),
         differing=[group_name(members) for members in groups(runs).values()],
         how=[tables.how(run) for run in runs],
         configuration=config.to_json(runs[0].config) if len(runs) == 1 else "",
-        faults=album.faults if album else {},
+        faults=faults,
         data=data,
         refresh=refresh,
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -123,15 +130,19 @@ def curve_data(run: Run, number: int) -> dict[str, Any]:
     }
 
 
-def classifications(runs: Sequence[Run], album: Album | None) -> list[dict[str, Any]]:
-    """Of each run with predictions: what `classified` says, and the images that it needs."""
+def classifications(runs: Sequence[Run], album: Album | None, faults: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Of each run with predictions: what `classified` says, and the images that it needs; `faults` gets the rest."""
     found = []
     for number, run in list(enumerate(runs))[:MOST_CLASSIFIED]:
-        predictions = classified.read(run)
-        if predictions is None:
+        try:
+            predictions = classified.read(run)
+            if predictions is None:
+                continue
+            about = classified.describe(predictions)
+            shown = {**classified.cards(predictions), "cells": classified.cells(predictions, about["shown"])}
+        except Exception as fault:  # a damaged file: the rest of the page is whole
+            faults.append((run.name, f"predictions are missing: {said(fault)}"))
             continue
-        about = classified.describe(predictions)
-        shown = {**classified.cards(predictions), "cells": classified.cells(predictions, about["shown"])}
         if album is not None:
             _add_images(album, run, shown)
         found.append({"run": number, "name": run.name, "ece": _ece(run), **about, **shown})
@@ -154,12 +165,16 @@ def _add_images(album: Album, run: Run, shown: dict[str, Any]) -> None:
         shown["cells"] = {cell: [album.key(run, i) for i in places] for cell, places in shown["cells"].items()}
 
 
-def own_sections(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What only the task of a run shows."""
+def own_sections(runs: Sequence[Run], faults: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What only the task of a run shows; `faults` gets what cannot be read."""
     found = []
     for run in runs[:MOST_CLASSIFIED]:
-        for section in chosen(run.config.task, run.config.distill).sections(run.workdir.path):
-            found.append({"run": run.name if len(runs) > 1 else "", **_filled(section)})
+        try:
+            sections = [_filled(s) for s in chosen(run.config.task, run.config.distill).sections(run.workdir.path)]
+        except Exception as fault:  # a damaged file: the rest of the page is whole
+            faults.append((run.name, f"what its task shows is missing: {said(fault)}"))
+            continue
+        found += [{"run": run.name if len(runs) > 1 else "", **section} for section in sections]
     return found
 
 
@@ -194,20 +209,25 @@ def augmented(run: Run, album: Album) -> dict[str, np.ndarray]:
 
     To compile flips, crops and turns takes 2 s of a CPU the first time, a policy several times as long.
     """
-    hurry = album.hurries and run.config.augment.policy != "none"
-    data = album.data(run) if not (album.full or hurry) else ""
+    if run.workdir.path in album.rows:
+        return album.rows[run.workdir.path]
+    hurry = album.has_deadline and run.config.augment.policy != "none"
+    data = album.data(run) if not (album.out_of_time or hurry) else ""
     if isinstance(data, str):
+        if data:
+            album.faults[run.name] = data
         return {}
     _, used = run.workdir.preprocessing(run.config.augment)
     train = dataclasses.replace(run.config.train, accumulate=1)
     prepared = dataclasses.replace(run.config, train=train, augment=used)
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            album.rows[run.name] = augmentations.pictures(prepared, IMAGES, 2, data, quick=True)
-        return album.rows[run.name]
+            found = augmentations.pictures(prepared, IMAGES, 2, data, quick=True)
     except Exception as fault:  # a page without them is better than none
         logging.getLogger(__name__).debug("no augmented images: %s", fault)
-        return {}
+        found = {}
+    album.rows[run.workdir.path] = found
+    return found
 
 
 @cache
@@ -227,12 +247,12 @@ def _json(value: Any) -> Any:
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def write(addresses: Sequence[str | Path], out: Path, *, refresh: int = 0, images: bool = True) -> list[Run]:
-    """Writes the page of the runs at these addresses; the runs."""
+def write(addresses: Sequence[str | Path], out: Path, *, refresh: int = 0, album: Album | None = None) -> list[Run]:
+    """Writes the page of the runs at these addresses, as `render`; the runs."""
     folders, compared_in = find(addresses)
     runs = read_runs(folders, watched=refresh > 0)
     unfinished = any(not run.finished for run in runs)
-    text = render(runs, compared_in, album=Album() if images else None, refresh=refresh if unfinished else 0)
+    text = render(runs, compared_in, album=album, refresh=refresh if unfinished else 0)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, text)
@@ -241,18 +261,18 @@ def write(addresses: Sequence[str | Path], out: Path, *, refresh: int = 0, image
     return runs
 
 
-def watch(addresses: Sequence[str], out: Path, console: Console) -> None:
+def watch(addresses: Sequence[str], out: Path, console: Console, album: Album | None) -> None:
     """Writes the page again and again, until every run is finished."""
     first = True
-    while not all(run.finished for run in write(addresses, out, refresh=WATCH_SECONDS)):
+    while not all(run.finished for run in write(addresses, out, refresh=WATCH_SECONDS, album=album)):
         if first:
             console.print(f"{out} follows the runs; Ctrl-C ends it", soft_wrap=True, markup=False)
         first = False
         time.sleep(WATCH_SECONDS)
 
 
-def leave(workdir: str | Path, data: Data | None = None, seconds: int | float = 1) -> None:
-    """Leaves `report.html` in the folder of a run that has just ended. What goes wrong is logged, and no more.
+def write_report(workdir: str | Path, data: Data | None = None, seconds: int | float = 1) -> None:
+    """Writes `report.html` into the folder of a run that has just ended. What goes wrong is logged, and no more.
 
     data: as the run opened it. seconds: how long it may read images.
     """
@@ -261,28 +281,37 @@ def leave(workdir: str | Path, data: Data | None = None, seconds: int | float = 
         album = Album(seconds, {folder.path: data} if data is not None else None)
         [run] = read_runs([folder])
         write_atomically(folder.report_file, render([run], album=album))
-        settings = run.config.log
-        trackers = log.chosen_trackers(settings)
-        if settings.tensorboard or trackers:
-            found = drawn(run, album)
-            log.write_pictures(folder.path, run.step, found, tensorboard=settings.tensorboard, trackers=trackers)
     except Exception as fault:  # the run itself is whole
         logging.getLogger(__name__).warning("%s could not be written: %s", folder.report_file, fault)
+        return
+    try:
+        log_pictures(run, album)
+    except Exception as fault:
+        logging.getLogger(__name__).warning("the pictures of %s could not be logged: %s", folder, fault)
 
 
-def leave_comparison(folder: Path) -> None:
-    """Leaves `report.html` in the folder of a comparison; what goes wrong is logged, and no more."""
+def write_comparison_report(folder: Path) -> None:
+    """Writes `report.html` into the folder of a comparison; what goes wrong is logged, and no more."""
     out = folder / Workdir(folder).report_file.name
     try:
-        write([folder], out)
+        write([folder], out, album=Album())
     except Exception as fault:  # the runs and their table are whole
         logging.getLogger(__name__).warning("%s could not be written: %s", out, fault)
+
+
+def log_pictures(run: Run, album: Album) -> None:
+    """Adds what `drawn` draws to TensorBoard and the trackers of the run."""
+    settings = run.config.log
+    trackers = log.chosen_trackers(settings)
+    if settings.tensorboard or trackers:
+        found = drawn(run, album)
+        log.write_pictures(run.workdir.path, run.step, found, tensorboard=settings.tensorboard, trackers=trackers)
 
 
 def drawn(run: Run, album: Album) -> dict[str, Image.Image]:
     """What TensorBoard and the trackers get to see of the page: the augmented images, and the confusion matrix."""
     found = {}
-    if rows := album.rows.get(run.name):
+    if rows := album.rows.get(run.workdir.path):
         found["augmentation"] = augment.contact_sheet(rows)
     if (predictions := classified.read(run)) and len(predictions.class_names) <= classified.SHOWN_CLASSES:
         found["confusion"] = classified.picture(predictions)
@@ -298,11 +327,12 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     if flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a folder; give a file, e.g. {flags.out / 'report.html'}")
-    console = Console(highlight=False)
+    jax.config.update("jax_platforms", "cpu")  # it may run beside a training that has the GPU's memory
+    console, album = Console(highlight=False), None if flags.no_images else Album()
     if flags.watch:
-        watch(flags.runs, flags.out, console)
+        watch(flags.runs, flags.out, console, album)
     else:
-        write(flags.runs, flags.out, images=not flags.no_images)
+        write(flags.runs, flags.out, album=album)
     size = human_bytes(flags.out.stat().st_size)
     console.print(f"wrote {flags.out}, {size}", soft_wrap=True, markup=False)
     return command.DONE

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -90,9 +91,16 @@ class Run:
 
     @property
     def flops_per_step(self) -> int | float | None:
-        """Of training: the backward pass takes twice as many as the forward pass."""
+        """Of training: the backward pass takes twice as many as the forward pass; SAM does both twice."""
         forward = self.fact("flops_per_image")
-        return 3 * forward * self.config.train.batch_size if forward else None
+        passes = 6 if self.config.optim.sam_rho else 3
+        return passes * forward * self.config.train.batch_size if forward else None
+
+    @property
+    def trains_whole_model_alone(self) -> bool:
+        """Whether each step goes back through all parameters, and no teacher sees the images."""
+        chosen = self.config.optim
+        return not (chosen.freeze or chosen.head_warmup_steps or self.config.distill.teacher)
 
     def scalar(self, split: str, name: str) -> float | None:
         """A metric of `test`, `val`, `best_val` or `before`; a run that is not finished has validated only."""
@@ -106,9 +114,10 @@ class Run:
 
     @cached_property
     def best(self) -> tuple[int, float] | None:
-        """The step whose validation was best, and its value; of equals the last."""
+        """The step whose validation was best, and its value, a finite one; of equals the last."""
         key = f"val/{self.monitor}"
-        found = [(int(line["step"]), float(line[key])) for line in self.lines if key in line and line[key] == line[key]]
+        rows = [(int(line["step"]), float(line[key])) for line in self.lines if key in line]
+        found = [row for row in rows if math.isfinite(row[1])]
         sign = 1 if self.monitor not in METRICS or METRICS[self.monitor].higher_is_better else -1
         return max(found, key=lambda pair: (sign * pair[1], pair[0]), default=None)
 
@@ -160,6 +169,13 @@ def read_runs(folders: Sequence[Workdir], *, watched: bool = False) -> list[Run]
 def groups(runs: Sequence[Run]) -> dict[int, list[Run]]:
     """The runs by their group."""
     return {number: [run for run in runs if run.group == number] for number in dict.fromkeys(r.group for r in runs)}
+
+
+def flops_label(runs: Sequence[Run]) -> str:
+    """What `flops_per_step` counts: where it is not all that the runs computed, the label says how it is counted."""
+    if all(run.trains_whole_model_alone for run in runs):
+        return "FLOPs"
+    return f"model FLOPs, 3 × forward{', SAM 6 ×' if any(run.config.optim.sam_rho for run in runs) else ''}"
 
 
 def group_name(runs: Sequence[Run]) -> str:

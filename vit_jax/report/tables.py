@@ -2,12 +2,14 @@
 
 import datetime
 from collections.abc import Callable, Sequence
-from statistics import mean, stdev
 from typing import Any
+
+import numpy as np
 
 from vit_jax.human import human_seconds
 from vit_jax.log import human_count, metric_value
 from vit_jax.metrics import METRICS
+from vit_jax.report.curves import finite
 from vit_jax.report.runs import COLORS, Run, group_name, groups
 
 # Facts of a run: the title of the column, how it is written, whether more is better.
@@ -48,7 +50,7 @@ def _table(rows: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, Any]:
                 "color": members[0].group % COLORS,
                 "model": members[0].config.model["name"],
                 "seeds": len(members),
-                "status": "" if all(run.finished for run in members) else members[0].status,
+                "status": next((run.status for run in members if not run.finished), ""),
                 "cells": row,
             }
             for (name, members), row in zip(rows, cells, strict=True)
@@ -88,14 +90,19 @@ def _columns(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _cell(column: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
-    values = [value for run in runs if (value := column["of"](run)) is not None]
+    """The mean of what is finite; where runs lack it, or diverged, the cell says how many it stands for."""
+    found = [value for run in runs if (value := column["of"](run)) is not None]
+    values = finite(found)
     if not values:
-        return {"value": None, "text": "", "spread": "", "best": False}
-    value = mean(values)
-    spread = ""
+        return {"value": None, "text": column["text"](found[0]) if found else "", "spread": "", "best": False}
+    value = float(np.mean(values))
+    notes = []
     if len(values) > 1 and column["about"] not in (title for title, *_ in FACTS.values()):
-        spread = f"± {100 * stdev(values):.2f}" if column["percent"] else f"± {stdev(values):.4f}"
-    return {"value": value, "text": column["text"](value), "spread": spread, "best": False}
+        deviation = float(np.std(values, ddof=1))
+        notes.append(f"± {100 * deviation:.2f}" if column["percent"] else f"± {deviation:.4f}")
+    if len(values) < len(runs):
+        notes.append(f"{len(values)} of {len(runs)} seeds")
+    return {"value": value, "text": column["text"](value), "spread": ", ".join(notes), "best": False}
 
 
 def headline(run: Run) -> list[dict[str, str]]:

@@ -82,7 +82,7 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.writer.close()
+        self.writer.close(failed=kind is not None)
         self.checkpoints.close()
 
     def loop(self, state: PyTree, interruption: Interruption) -> PyTree:
@@ -252,10 +252,18 @@ class Trainer:
         self.account()
         self.so_far.steps = self.length.steps
         if self.active:
-            facts = {key: value for key, value in vars(self.so_far).items() if key != "window"}
-            self.workdir.write_progress(at, facts)
+            self.write_progress(at)
         self.checkpoints.save(state, at, {SAVED_AS: vars(self.so_far)}, score)
         memory.give_back_much()
+
+    def write_progress(self, at: int) -> None:
+        """Notes for the report what is known; a disk that refuses it is a warning, once."""
+        try:
+            self.workdir.write_progress(at, {k: v for k, v in vars(self.so_far).items() if k != "window"})
+        except OSError as error:
+            text = f"{self.workdir.progress_file.name} cannot be written ({error.strerror}): reports will be behind"
+            if text not in self.so_far.warnings:
+                self.warn(text)
 
     def score(self, validation: dict[str, float]) -> float:
         """By which checkpoints are compared: higher is better, and what is not a number the worst."""

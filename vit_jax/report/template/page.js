@@ -30,7 +30,7 @@ function navigation() {
 // Curves
 
 const view = { axis: stored.get("axis") || "steps", smooth: 0, logarithmic: false, range: null, hidden: new Set() };
-const AXES = { steps: "step", epochs: "epoch", seconds: "seconds", flops: "FLOPs" };
+const AXES = { steps: "step", epochs: "epoch", seconds: "seconds", flops: DATA.flops };
 
 function interpolated([steps, values], step) {
   if (!steps.length) return null;
