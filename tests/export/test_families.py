@@ -78,7 +78,7 @@ def test_the_command(tmp_path, tmp_path_factory, capsys):
         printed = capsys.readouterr().out
         assert code == 0 and "accuracy" in printed and "images/s" in printed and printed.rstrip().endswith("ok")
         assert b"Integer" in out.read_bytes() or b"QuantizeLinear" in out.read_bytes()
-    about = json.loads((tmp_path / "stablehlo" / "preprocessing.json").read_text())
+    about = json.loads((tmp_path / "stablehlo" / "model.stablehlo.preprocessing.json").read_text())
     assert about["class_names"] == [str(digit) for digit in range(10)]
 
 
