@@ -121,7 +121,7 @@ def _check_agreement(found: Difference) -> None:
     if found.agreement < compare.AGREEMENT:
         least = human_percent(compare.AGREEMENT)
         raise Differs(
-            f"int8 changes too many classes (fewer than {least} agree), so that nothing is kept of it; try the other kind"
+            f"int8 changes too many classes (fewer than {least} agree): nothing is kept of it; try the other kind"
         )
 
 
