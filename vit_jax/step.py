@@ -22,6 +22,7 @@ from vit_jax.trees import PyTree
 Batch = Mapping[str, Array]
 Constants = Mapping[str, PyTree]  # arrays that a step reads and never changes: a split on the device, a teacher's ...
 Metrics = dict[str, Array]
+PLAIN = {"scan": False, "remat": "none", "attention": "plain"}
 Gradients = Callable[..., tuple[PyTree, Aux]]
 TrainStep = Callable[["TrainState", Batch, Constants], tuple["TrainState", Metrics]]
 EvalStep = Callable[[PyTree, Batch, Constants], dict[str, Array]]
@@ -77,6 +78,16 @@ def with_field(module: nn.Module, field: str, value: Any) -> nn.Module:
     if getattr(module, field, value) != value:
         changes[field] = value
     return module.clone(**changes) if changes else module
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The module as a loop over layers with plain attention: it runs anywhere, and all that happens can be seen.
+
+    Scanned layers, recomputation and fused kernels change no result.
+    """
+    for field, value in PLAIN.items():
+        module = with_field(module, field, value)
+    return module
 
 
 def init_variables(module: nn.Module, seed: int, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:

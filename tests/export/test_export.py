@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.export.trained import NAMES, images, trained
+from vit_jax import command
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing
 from vit_jax.export import About, Differs, compare, export, find_trained, formats, open_exported
@@ -31,7 +32,7 @@ def test_a_scanned_model_comes_back_in_each_format(vit, form, tmp_path):
     assert found.images == 3 and found.agreement == 1 and found.scale > 0.1
     again = open_exported(file)
     np.testing.assert_allclose(again(given[:2]), vit(given)[:2], rtol=1e-4, atol=1e-4)
-    about = json.loads((tmp_path / "x.preprocessing.json").read_text())
+    about = json.loads((tmp_path / f"{file.name}.preprocessing.json").read_text())
     assert about["class_names"] == list(NAMES) and about["mean"] == [0.5, 0.4, 0.3] and about["resize"] == [32, 48]
     assert about["view"]["size"] == [20, 30] and about["input_shape"] == [32, 48, 3] and about["dtype"] == "float32"
     assert again.about.loss == "softmax" and again.about.output == "logits" and again.about.step == 17
@@ -43,7 +44,7 @@ def test_onnx_with_preprocessing_takes_pixels_and_holds_its_labels(tmp_path):
     cnn = trained("cnn", resize=(32, 48))
     given = images(3, cnn.predictor.preprocessing)
     export(cnn, "onnx", tmp_path / "model.onnx", given, with_preprocessing=True)
-    (tmp_path / "preprocessing.json").unlink()
+    (tmp_path / "model.onnx.preprocessing.json").unlink()
     assert open_exported(tmp_path).about.class_names == NAMES
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     (only,) = session.get_inputs()
@@ -67,6 +68,7 @@ def test_an_export_that_differs_is_told(vit, tmp_path, monkeypatch):
     of, file = formats.safetensors, tmp_path / "x.safetensors"
     with pytest.raises(Differs, match="more than rounding"):
         export(vit, "safetensors", file, images(2, vit.predictor.preprocessing))
+    assert not list(tmp_path.iterdir()), "a wrong export stays nowhere"
 
 
 def perturbed(graph):
@@ -79,6 +81,9 @@ def test_differences():
     assert (found.images, found.largest, found.scale, found.agreement) == (2, 0.75, 10.0, 0.5)
     assert found.is_within(0.075) and not found.is_within(0.07)
     assert not compare.difference(np.full((2, 3), np.nan), expected).is_within(1e9)
+    small = compare.difference(1.01e-3 * expected, 1e-3 * expected)
+    assert small.is_within(0.0101) and not small.is_within(0.0099), "a share of the largest output, however small"
+    assert compare.difference(0 * expected, 0 * expected).is_within(0.0)
 
 
 def test_the_last_batch_is_filled_up():
@@ -101,6 +106,61 @@ def test_what_the_formats_cannot_hold(vit, tmp_path):
     with pytest.raises(UserError, match="cannot hold what task 'classification' puts on its model"):
         export(whole, "huggingface", tmp_path / "x", given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_for_transformers_is_read_back_beside_an_older_export(tmp_path):
+    """Not the arrays of an earlier training, which lie in the same folder."""
+    fields = {"class_token": True, "pooling": "token", "norm_epsilon": 1e-6, "registers": 0}
+    model, older = trained("vit", **fields), trained("vit", **fields, depth=1)
+    given = images(2, model.predictor.preprocessing)
+    export(older, "stablehlo", tmp_path / "model.stablehlo", given)
+    for _ in range(2):  # the second replaces the first
+        found = export(model, "huggingface", tmp_path, given)
+    assert found.is_within(1e-4) and found.agreement == 1
+    again = open_exported(tmp_path)
+    np.testing.assert_allclose(again(given), model(given), rtol=1e-4, atol=1e-4)
+    assert again.about.class_names == NAMES
+    np.testing.assert_allclose(open_exported(tmp_path / "model.stablehlo")(given), older(given), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="would replace the weights of a Hugging Face folder"):
+        export(older, "safetensors", tmp_path / "model.safetensors", given)
+
+
+def test_an_export_destroys_no_run(vit, tmp_path):
+    given, run = images(2, vit.predictor.preprocessing), tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "preprocessing.json"):
+        (run / name).write_text("{}")
+    for form, out in (("onnx", run), ("onnx", run / "model.onnx"), ("stablehlo", run), ("huggingface", run)):
+        flags = ["--workdir", str(run), "--format", form, "--out", str(out)]
+        with pytest.raises(UserError, match="is the folder of a run, which an export could damage"):
+            exporting.main(flags)
+    with pytest.raises(UserError, match="is the folder of a run"):
+        export(vit, "safetensors", run / "x.safetensors", given)
+    (run / "preprocessing.json").unlink()
+    with pytest.raises(UserError, match="its config.json is not Hugging Face's"):
+        export(vit, "huggingface", run, given)
+    (tmp_path / "x.onnx").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        export(vit, "onnx", tmp_path / "x.onnx", given)
+    assert [path.name for path in run.iterdir()] == ["config.json"] and (run / "config.json").read_text() == "{}"
+
+
+def test_int8_that_changes_classes_is_not_kept(tmp_path, monkeypatch, capsys):
+    """What the quantizer gives turns each output round."""
+    cnn, out = trained("cnn"), tmp_path / "out" / "x.onnx"
+    given = images(4, cnn.predictor.preprocessing)
+    opposite = dataclasses.replace(cnn, variables=jax.tree.map(np.copy, dict(cnn.variables)))
+    head = list(opposite.variables["params"].values())[-1]
+    for name, leaf in head.items():
+        head[name] = -leaf
+    export(opposite, "onnx", tmp_path / "opposite.onnx", given)
+    for name, value in {"find_trained": cnn, "_images": (given, None)}.items():
+        monkeypatch.setattr(exporting, name, lambda *_, value=value: value)
+    monkeypatch.setattr(exporting, "quantize", lambda *_: (tmp_path / "opposite.onnx").read_bytes())
+    monkeypatch.setattr(exporting.inference, "load", lambda *_, **__: None)
+    flags = ["--weights", "x", "--format", "onnx", "--out", str(out), "--quantize", "int8"]
+    assert exporting.main(flags) == command.FAULT
+    assert "int8 changes too many classes" in capsys.readouterr().out and not list(out.parent.iterdir())
 
 
 def test_files_that_are_no_exports(tmp_path):
@@ -127,7 +187,7 @@ def test_descriptions_come_back():
 def test_where_files_go(tmp_path):
     assert exporting._file(tmp_path / "a.onnx", "onnx") == tmp_path / "a.onnx"
     assert exporting._file(tmp_path / "a", "stablehlo") == tmp_path / "a" / "model.stablehlo"
-    assert side_file(tmp_path / "a" / "model.stablehlo") == tmp_path / "a" / "preprocessing.json"
+    assert side_file(tmp_path / "a" / "model.stablehlo") == tmp_path / "a" / "model.stablehlo.preprocessing.json"
     with pytest.raises(UserError, match="is not called as --format stablehlo is; expected .*a.stablehlo"):
         exporting._file(tmp_path / "a.onnx", "stablehlo")
 

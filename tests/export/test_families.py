@@ -65,20 +65,24 @@ def test_a_task_of_ones_own_is_exported_whole(folder, tmp_path):  # noqa: F811
 
 
 def test_the_command(tmp_path, tmp_path_factory, capsys):
-    """A run of digits: each format, and int8 both ways, judged by its own test split."""
+    """Runs judged by their own test splits: each format of a ViT, and int8 both ways of a CNN.
+
+    The ViT of width 8 has too few numbers for 8 bits: half of its images change their class.
+    """
     overrides = ("model.class_token=true", "model.pooling=token", "data.channels=3", "model.norm_epsilon=1e-6")
     run = tiny.finished(tmp_path_factory, "vit", *overrides)
     for form in ("stablehlo", "safetensors", "huggingface"):
         flags = ["--workdir", str(run), "--format", form, "--out", str(tmp_path / form)]
         assert exporting.main(flags) == 0
         assert capsys.readouterr().out.rstrip().endswith("ok"), form
+    cnn = str(tiny.finished(tmp_path_factory, "cnn"))
     for kind in ("int8", "int8-static"):
         out = tmp_path / f"{kind}.onnx"
-        code = exporting.main(["--workdir", str(run), "--format", "onnx", "--out", str(out), "--quantize", kind])
+        code = exporting.main(["--workdir", cnn, "--format", "onnx", "--out", str(out), "--quantize", kind])
         printed = capsys.readouterr().out
-        assert code == 0 and "accuracy" in printed and "images/s" in printed and printed.rstrip().endswith("ok")
+        assert code == 0 and "accuracy" in printed and "images/s" in printed and printed.endswith("ok\n"), printed
         assert b"Integer" in out.read_bytes() or b"QuantizeLinear" in out.read_bytes()
-    about = json.loads((tmp_path / "stablehlo" / "preprocessing.json").read_text())
+    about = json.loads((tmp_path / "stablehlo" / "model.stablehlo.preprocessing.json").read_text())
     assert about["class_names"] == [str(digit) for digit in range(10)]
 
 

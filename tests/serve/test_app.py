@@ -2,24 +2,31 @@
 
 import asyncio
 import base64
+import dataclasses
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("starlette", reason="the extra [serve] is not installed")
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
+from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.requests import Request  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from tests.serve.clients import form, garbage, png  # noqa: E402
+from vit_jax.command import UserError  # noqa: E402
 from vit_jax.data import Preprocessing  # noqa: E402
+from vit_jax.export import About, Exported  # noqa: E402
+from vit_jax.serve import served  # noqa: E402
 from vit_jax.serve.app import make_app  # noqa: E402
 from vit_jax.serve.batcher import Batcher, Busy  # noqa: E402
 from vit_jax.serve.served import Served  # noqa: E402
-from vit_jax.serve.uploads import Limits  # noqa: E402
+from vit_jax.serve.uploads import Limits, read_uploads  # noqa: E402
 
-LIMITS = Limits(bytes=200_000, pixels=1_000_000, images=5)
+LIMITS = Limits(bytes=200_000, pixels=1_000_000, images=5, explained=2, seconds=5.0, together=2)
 
 
 def brightness(images: np.ndarray) -> np.ndarray:
@@ -34,7 +41,7 @@ def explain(images: np.ndarray, method: str, target: int) -> np.ndarray:
 class Rig:
     """The application, with what it computed."""
 
-    def __init__(self, compute=brightness, capacity: int = 8) -> None:
+    def __init__(self, compute=brightness, capacity: int = 8, limits: Limits = LIMITS) -> None:
         self.sizes: list[int] = []
 
         def counted(images: np.ndarray) -> np.ndarray:
@@ -42,9 +49,9 @@ class Rig:
             return compute(images)
 
         view = Preprocessing((4, 6), "stretch", 3)
-        served = Served("tiny/1", ("dark", "bright </script>"), view, counted, ("rollout",), explain)
+        model = Served("tiny/1", ("dark", "bright </script>"), view, counted, ("rollout",), explain)
         self.batcher = Batcher(counted, max_batch=4, capacity=capacity)
-        self.client = TestClient(make_app(served, self.batcher, LIMITS, 2), raise_server_exceptions=False)
+        self.client = TestClient(make_app(model, self.batcher, limits, 2), raise_server_exceptions=False)
 
     def post(self, body: bytes, kind: str, query: str = ""):
         return self.client.post(f"/predict{query}", content=body, headers={"content-type": kind})
@@ -86,6 +93,33 @@ def test_where_it_looked(rig):
     for query in ("?explain=magic", "?explain=rollout&target=cat", "?top=0", "?top=-1", "?top=x"):
         answer = rig.post(*form(png()), query)
         assert answer.status_code == 400 and "error" in answer.json(), query
+
+
+def test_few_images_are_explained_at_once(rig):
+    refused = rig.post(*form(*[png()] * 3), "?explain=rollout")
+    assert refused.status_code == 422 and "3 images to explain; expected at most 2" in refused.json()["error"]
+    answer = rig.post(*form(png(), png()), "?explain=rollout")
+    assert all("heat" in one for one in answer.json()["predictions"]) and rig.post(*form(*[png()] * 3)).is_success
+    described = rig.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["parameters"]
+    assert any("at most 2 images" in one["description"] for one in described)
+
+
+def test_explanations_are_compiled_before_requests():
+    asked: list = []
+    view = Preprocessing((4, 6), "stretch", 3)
+    heat = lambda images, *given: asked.append((images.shape, *given)) or explain(images, *given)  # noqa: E731
+    Served("tiny", ("a",), view, brightness, ("rollout", "grad_cam"), heat).warm_up()
+    assert asked == [((1, 4, 6, 3), "rollout", 0), ((1, 4, 6, 3), "grad_cam", 0)]
+
+
+def test_names_that_no_answer_can_hold(rig):
+    body, kind = form(png(), name="\\ud800.png")
+    answer = rig.post(body, f"{kind}; charset=unicode_escape")
+    assert answer.status_code == 200 and answer.json()["predictions"][0]["name"] == "?.png"
+    for charset in ("idna", "punycode", "utf-7", "hex", "nothing", "utf-16", "utf\0"):
+        for name in ("a.png", "ä\\ud800.png", "+2AA-.png", "xn--\x80" + 70 * "y"):
+            body, kind = form(png(), name=name)
+            assert rig.post(body, f"{kind}; charset={charset}".encode()).status_code in (200, 400), (charset, name)
 
 
 def test_garbage_is_refused_and_the_next_image_is_answered(rig):
@@ -135,19 +169,88 @@ def test_a_full_queue_answers_429():
         assert answers[0].status_code == 200 and rig.post(*form(png())).status_code == 200
 
 
-def test_a_fault_of_the_model_is_answered_and_the_server_goes_on():
-    faults = iter([True, False])
+def fails(images: np.ndarray) -> np.ndarray:
+    raise RuntimeError("secret")
 
-    def failing(images: np.ndarray) -> np.ndarray:
-        if next(faults):
-            raise RuntimeError("secret")
-        return brightness(images)
 
-    rig = Rig(failing)
+def forgets(images: np.ndarray) -> np.ndarray:
+    return brightness(images)[1:]
+
+
+@pytest.mark.parametrize("fault", [fails, forgets])
+def test_a_fault_of_the_model_is_answered_and_the_server_goes_on(fault):
+    computes = iter([fault, brightness])
+    rig = Rig(lambda images: next(computes)(images))
     with rig.client:
-        answer = rig.post(*form(png()))
+        answer = rig.post(*form(png(), png()))
         assert answer.status_code == 500 and "secret" not in answer.text
         assert rig.post(*form(png())).status_code == 200 and rig.batcher.waiting == 0
+        assert 'vit_jax_requests_total{path="/predict",status="500"} 1.0' in rig.client.get("/metrics").text
+
+
+def test_whatever_fails_around_the_model_ends_no_more_than_its_batch():
+    async def run() -> None:
+        batcher = Batcher(brightness, max_batch=4, wait_ms=20.0)
+        batcher.start()
+        small, large = np.zeros((2, 2, 3), np.uint8), np.zeros((3, 2, 3), np.uint8)
+        found = await asyncio.gather(batcher.submit(small), batcher.submit(large), return_exceptions=True)
+        assert [type(one) for one in found] == [ValueError, ValueError]  # they make no batch
+        batcher.watch = lambda images, seconds: fails(small)
+        for _ in range(2):
+            np.testing.assert_array_equal(await batcher.submit(small), [1, 0])
+        await batcher.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_uploads_that_are_held_have_a_bound():
+    """Bodies are not read where those of other requests fill the memory that they may have."""
+    started, go = threading.Event(), threading.Event()
+
+    def slow(images: np.ndarray) -> np.ndarray:
+        started.set()
+        assert go.wait(30)
+        return brightness(images)
+
+    rig = Rig(slow, limits=dataclasses.replace(LIMITS, together=1))
+    body, kind = form(png(), png() + bytes(150_000))
+    with rig.client:
+        first = threading.Thread(target=lambda: answers.append(rig.post(body, kind)))
+        answers: list = []
+        first.start()
+        assert started.wait(30)
+        for other, status in ((bytes(60_000), 429), ((b"x" for _ in range(9)), 429), (b"x", 400)):
+            assert rig.post(other, "application/json").status_code == status  # one without a length may be long
+        go.set()
+        first.join()
+        assert answers[0].status_code == 200 and rig.post(body, kind).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    limits = dataclasses.replace(LIMITS, seconds=0.05)
+    request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, never)
+    with pytest.raises(HTTPException, match="the body took longer than 0.05 seconds") as refused:
+        asyncio.run(asyncio.wait_for(read_uploads(request, limits), 30))
+    assert refused.value.status_code == 408
+
+
+async def never() -> dict:
+    await asyncio.sleep(1000)
+    raise AssertionError
+
+
+def test_only_what_classifies_images_is_served(monkeypatch):
+    view = Preprocessing((4, 6), "stretch", 3)
+    for names, output, loss, message in (
+        (("sky", "road"), "logits", "", "its outputs are no probabilities of "),
+        (("sky", "road"), "masks", "softmax", "gives masks, not logits"),
+        ((), "features", "", "has no head"),
+        (("sky", "road", "car"), "logits", "softmax", r"gives \[1, 2\] numbers for an image"),
+    ):
+        about = About("vit", 1, output, names, loss, True, (4, 6, 3), view, (), "bilinear", (0.5,), (0.5,))
+        monkeypatch.setattr(served, "open_exported", lambda path, about=about: Exported(about, brightness))
+        with pytest.raises(UserError, match=message):
+            served.open_file(Path("x.onnx"))
 
 
 def test_health_metrics_page_and_description(rig):

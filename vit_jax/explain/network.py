@@ -16,11 +16,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vit_jax import augment, trees
 from vit_jax.models.features import Features
-from vit_jax.step import with_field
+from vit_jax.step import plain
 from vit_jax.trees import PyTree
-
-# Scanned layers, recomputation and fused kernels change no result, but hide what happens inside.
-OPEN = {"scan": False, "remat": "none", "attention": "plain"}
 
 
 class Network(struct.PyTreeNode):
@@ -57,9 +54,7 @@ class Network(struct.PyTreeNode):
 
 def open_network(model: nn.Module, variables: PyTree, settings: augment.Settings, *, sigmoid: bool = False) -> Network:
     """The model as a loop over plain layers. `settings`: with mean, deviation and size filled in."""
-    for field, value in OPEN.items():
-        model = with_field(model, field, value)
-    return Network(trees.unstack_layers(dict(variables)), model, settings, sigmoid)
+    return Network(trees.unstack_layers(dict(variables)), plain(model), settings, sigmoid)
 
 
 def _named(tree: PyTree, name: str) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""What travels with an exported model: its classes, and how an image becomes its input (`preprocessing.json`)."""
+"""What travels with an exported model: its classes, and how an image becomes its input (`*.preprocessing.json`)."""
 
 import dataclasses
 import json
@@ -9,8 +9,6 @@ from typing import Any
 from vit_jax import augment
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing
-
-SIDE_FILE = "preprocessing.json"
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ def from_json(text: str, where: Path | str) -> About:
 
 
 def side_file(file: Path) -> Path:
-    """The description beside an exported file: `x.preprocessing.json` of `x.onnx`, else `preprocessing.json`."""
-    return file.with_name(SIDE_FILE if file.stem == "model" else f"{file.stem}.{SIDE_FILE}")
+    """The description beside an exported file: `x.onnx.preprocessing.json` of `x.onnx`."""
+    return file.with_name(f"{file.name}.preprocessing.json")
 
 
 def tuple_of(value: Any) -> Any:

@@ -30,25 +30,32 @@ Labels = np.ndarray | None
 def export(trained: Trained, form: str, file: Path, images: Images, *, with_preprocessing: bool = False) -> Difference:
     """Writes a model in a format, reads it back, and returns how it differs on images uint8 at the predictor's size.
 
-    Raises `UserError` for a format that has no such model, and `Differs` for more than rounding.
+    Raises `UserError` for a format that has no such model or a file that would replace others, and `Differs` for more
+    than rounding; then there is no new file.
     """
     _check(trained, form, with_preprocessing)
-    graph = make_graph(trained, with_preprocessing=with_preprocessing, dtype="float32" if form == "onnx" else "")
-    formats.write(graph, trained, form, file)
-    found = compare.difference(compare.in_batches(open_exported(file), images, BATCH_SIZE), _expected(trained, images))
-    exact = getattr(trained.module, "dtype", "float32") == "float32"
-    if not found.is_within(compare.TOLERANCE if exact else compare.ROUNDED):
-        raise Differs(f"{file} is {found}: this is more than rounding; do not use it, and report it")
-    return found
+    with formats.unfinished(form, file) as draft:
+        return _draft(trained, form, draft, images, with_preprocessing)
 
 
 class Differs(Exception):
     """What was exported is not the model."""
 
 
+def _draft(trained: Trained, form: str, draft: Path, images: Images, with_preprocessing: bool) -> Difference:
+    graph = make_graph(trained, with_preprocessing=with_preprocessing, dtype="float32" if form == "onnx" else "")
+    formats.write(graph, trained, form, draft)
+    again = open_exported(draft, form)
+    found = compare.difference(compare.in_batches(again, images, BATCH_SIZE), _expected(trained, images))
+    exact = getattr(trained.module, "dtype", "float32") == "float32"
+    if not found.is_within(compare.TOLERANCE if exact else compare.ROUNDED):
+        raise Differs(f"the {form} export is {found}: this is more than rounding; nothing is kept of it, report it")
+    return found
+
+
 def _check(trained: Trained, form: str, with_preprocessing: bool) -> None:
     """Raises `UserError` where the format cannot hold what is asked for, before anything is computed."""
-    if form not in ("safetensors", "huggingface"):
+    if form not in ("safetensors", formats.HUGGINGFACE):
         return
     if with_preprocessing:
         raise UserError(f"--with-preprocessing is for graphs, --format {form} has arrays only; leave it out")
@@ -64,6 +71,7 @@ def _expected(trained: Trained, images: Images) -> np.ndarray:
 def main(argv: Sequence[str]) -> int:
     flags, overrides = _parser().parse(argv)
     file = _file(flags.out, flags.format)
+    formats.check_target(flags.format, file)
     if flags.quantize and flags.format != "onnx":
         raise UserError(f"--quantize {flags.quantize} is for --format onnx, not {flags.format}")
     config.check_read(overrides, "predict" if flags.workdir else "weights")
@@ -77,45 +85,44 @@ def main(argv: Sequence[str]) -> int:
     images, labels = _images(flags, trained, workdir)
     console = Console(highlight=False, soft_wrap=True)
     try:
-        found = export(trained, flags.format, file, images[:COMPARED], with_preprocessing=flags.with_preprocessing)
+        with formats.unfinished(flags.format, file) as draft:
+            found = _draft(trained, flags.format, draft, images[:COMPARED], flags.with_preprocessing)
+            console.print(f"{file}, {_size(draft)}, read back: {found}", markup=False)
+            if flags.quantize:
+                found, kind = _quantized(console, flags, trained, draft, images, labels)
+                console.print(f"{file}, {_size(draft)}, int8 ({kind}), read back: {found}", markup=False)
+                _check_agreement(found)
     except Differs as fault:
         console.print(f"error: {fault}", markup=False)
         return command.FAULT
-    console.print(f"{file}, {_size(file)}, read back: {found}", markup=False)
-    if flags.quantize:
-        return _quantized(console, flags, trained, file, images, labels)
     console.print("ok")
     return command.DONE
 
 
 def _quantized(
     console: Console, flags: argparse.Namespace, trained: Trained, file: Path, images: Images, labels: Labels
-) -> int:
+) -> tuple[Difference, Kind]:
     """Replaces the file by its int8 form, and says what that cost and gained."""
     before = open_exported(file)
     kind: Kind = "static" if flags.quantize == "int8-static" else "dynamic"
     calibration = compare.files(flags.calibrate, before.about.view, 4, CALIBRATION) if flags.calibrate else None
     if calibration is None and kind == "static":
         calibration = _training_images(trained, flags)
-    exact = file.read_bytes()
-    write_atomically(file, quantize(exact, kind, before, images if calibration is None else calibration))
-    try:
-        after = open_exported(file)
-    except UserError:
-        write_atomically(file, exact)  # of float32, which was read back
-        raise
-    rows = {"float32": before, "int8": after}
+    given = images if calibration is None else calibration
+    write_atomically(file, quantize(file.read_bytes(), kind, before, given))
+    rows = {"float32": before, "int8": open_exported(file)}
     outputs = {name: compare.in_batches(model, images, BATCH_SIZE) for name, model in rows.items()}
-    found = compare.difference(outputs["int8"], outputs["float32"])
     speeds = compare.images_per_second({"vit_jax": trained, **rows}, images[:BATCH_SIZE])
     console.print(_table(outputs, labels, speeds))
-    console.print(f"{file}, {_size(file)}, int8 ({kind}), read back: {found}", markup=False)
+    return compare.difference(outputs["int8"], outputs["float32"]), kind
+
+
+def _check_agreement(found: Difference) -> None:
     if found.agreement < compare.AGREEMENT:
         least = human_percent(compare.AGREEMENT)
-        console.print(f"error: int8 changes too many classes (fewer than {least} agree); try the other kind of int8")
-        return command.FAULT
-    console.print("ok")
-    return command.DONE
+        raise Differs(
+            f"int8 changes too many classes (fewer than {least} agree): nothing is kept of it; try the other kind"
+        )
 
 
 def _table(outputs: dict[str, np.ndarray], labels: Labels, speeds: dict[str, float]) -> Table:
@@ -149,7 +156,7 @@ def _images(flags: argparse.Namespace, trained: Trained, workdir: Workdir | None
 def _file(out: Path, form: str) -> Path:
     """The file that --out names: itself, or `model.*` in a folder."""
     suffix = formats.SUFFIXES[form]
-    if form == "huggingface" or out.suffix == suffix:
+    if form == formats.HUGGINGFACE or out.suffix == suffix:
         return out
     if out.suffix in formats.SUFFIXES.values() and out.suffix:
         raise UserError(f"--out {out} is not called as --format {form} is; expected {out.with_suffix(suffix)}")

@@ -15,7 +15,7 @@ from vit_jax.config import Config
 from vit_jax.data import Preprocessing, open_data
 from vit_jax.data.files import find_images, read_images
 
-TOLERANCE = 1e-4  # of float32, as a share of the largest output, or of 1 where that is smaller
+TOLERANCE = 1e-4  # of float32, as a share of the largest output
 ROUNDED = 0.05  # the same, where the model's products have fewer bits
 AGREEMENT = 0.9  # the least share of images that an int8 model takes for the same class
 
@@ -29,11 +29,11 @@ class Difference:
 
     images: int
     largest: float
-    scale: float  # the largest output
+    scale: float  # the largest of the outputs, as they are without their sign
     agreement: float  # share of images, or of their places, with the same largest output
 
     def is_within(self, tolerance: float) -> bool:
-        return self.largest <= tolerance * max(1.0, self.scale)
+        return self.largest <= tolerance * max(self.scale, float(np.finfo(np.float32).tiny))
 
     def __str__(self) -> str:
         return (

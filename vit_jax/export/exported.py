@@ -15,8 +15,8 @@ from jaxtyping import Float, Num, UInt8
 from vit_jax import augment, inference, models
 from vit_jax.command import UserError
 from vit_jax.export import about as described
-from vit_jax.export.about import SIDE_FILE, About, tuple_of
-from vit_jax.export.formats import ABOUT, MODEL, SUFFIXES, need_extra
+from vit_jax.export.about import About, tuple_of
+from vit_jax.export.formats import ABOUT, HUGGINGFACE, MODEL, SUFFIXES, WEIGHTS, is_huggingface, need_extra
 from vit_jax.pretrained.files import need
 
 
@@ -40,21 +40,24 @@ class Exported:
         return images if self.about.with_preprocessing else np.asarray(self._input(images))
 
 
-def open_exported(path: Path) -> Exported:
-    """The model in a file that was exported, or in the folder that holds it; `UserError` where there is none."""
+def open_exported(path: Path, form: str = "") -> Exported:
+    """The model in a file that was exported, or in the folder that holds it; `UserError` where there is none.
+
+    `form`: the format, "": by the name of the file, of a folder by what it holds.
+    """
+    if form == HUGGINGFACE or (not form and is_huggingface(path)):
+        return _open_huggingface(path)
     if path.is_dir():
         found = [path / f"model{suffix}" for suffix in SUFFIXES.values() if suffix]
         path = next((file for file in found if file.is_file()), path)
     openers = {".onnx": _open_onnx, ".stablehlo": _open_stablehlo, ".safetensors": _open_safetensors}
-    if path.is_dir() and (path / SIDE_FILE).is_file():
-        return _open_huggingface(path)
     if not path.is_file() or path.suffix not in openers:
         raise UserError(f"{path} is no exported model; expected a file {', '.join(openers)}, or the folder of one")
     return openers[path.suffix](path)
 
 
 def _beside(file: Path) -> About:
-    path = file / SIDE_FILE if file.is_dir() else described.side_file(file)
+    path = described.side_file(file)
     if not path.is_file():
         raise UserError(f"{path} is missing; it was written with {file.name}: put it beside the file")
     return described.from_json(path.read_text(encoding="utf-8"), path)
@@ -108,4 +111,4 @@ def _open_huggingface(folder: Path) -> Exported:
     predictor = inference.load(folder)
     model, variables = predictor.model, predictor.variables
     apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
-    return Exported(_beside(folder), lambda images: apply(variables, images))
+    return Exported(_beside(folder / WEIGHTS), lambda images: apply(variables, images))

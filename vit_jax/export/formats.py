@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,16 @@ import numpy as np
 
 from vit_jax import trees
 from vit_jax.command import UserError
-from vit_jax.export.about import SIDE_FILE, side_file
+from vit_jax.export.about import side_file
 from vit_jax.export.graph import Graph, Trained
 from vit_jax.export.primitives import as_primitives
 from vit_jax.files import write_atomically
 from vit_jax.pretrained.files import need
+from vit_jax.workdir import Workdir
 
-SUFFIXES = {"onnx": ".onnx", "stablehlo": ".stablehlo", "safetensors": ".safetensors", "huggingface": ""}
+HUGGINGFACE = "huggingface"
+WEIGHTS = "model.safetensors"  # of Hugging Face's folder
+SUFFIXES = {"onnx": ".onnx", "stablehlo": ".stablehlo", "safetensors": ".safetensors", HUGGINGFACE: ""}
 PLATFORMS = ("cpu", "cuda", "tpu")
 ABOUT, MODEL = "vit_jax", "vit_jax.model"  # keys of the metadata inside ONNX and safetensors files
 LARGEST = 2**31 - 2**20  # bytes of an ONNX file: a protocol buffer has no more
@@ -26,13 +31,54 @@ LARGEST = 2**31 - 2**20  # bytes of an ONNX file: a protocol buffer has no more
 
 def write(graph: Graph, trained: Trained, form: str, file: Path) -> None:
     """Writes the graph into `file`, whole or not at all, and its description beside it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if form == "huggingface":
+    if form == HUGGINGFACE:
         trained.predictor.save_huggingface(file)
-        write_atomically(file / SIDE_FILE, graph.about.to_json())
-        return
-    write_atomically(file, BYTES[form](graph, trained))
-    write_atomically(side_file(file), graph.about.to_json())
+    else:
+        write_atomically(file, BYTES[form](graph, trained))
+    write_atomically(side_file(file / WEIGHTS if form == HUGGINGFACE else file), graph.about.to_json())
+
+
+@contextlib.contextmanager
+def unfinished(form: str, file: Path) -> Iterator[Path]:
+    """Where to write what is to become `file`: it gets that name where the block ends without an exception.
+
+    Raises `UserError` where that would replace other files than an earlier export's.
+    """
+    check_target(form, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=file.parent) as folder:
+        draft = Path(folder) / file.name
+        yield draft
+        source, target = (draft, file) if form == HUGGINGFACE else (draft.parent, file.parent)
+        target.mkdir(exist_ok=True)
+        for path in sorted(source.iterdir(), key=lambda path: path.name in (file.name, WEIGHTS)):  # the model last
+            os.replace(path, target / path.name)
+
+
+def check_target(form: str, file: Path) -> None:
+    """Raises `UserError` where an export to this file, or folder, would destroy something else."""
+    folder = file if form == HUGGINGFACE else file.parent
+    other = "give another --out"
+    if Workdir(folder).is_run():
+        raise UserError(f"--out {file}: {folder} is the folder of a run, which an export could damage; {other}")
+    if form == HUGGINGFACE and (folder / "config.json").exists() and not is_huggingface(folder):
+        raise UserError(f"--out {file}: its config.json is not Hugging Face's and would be replaced; {other}")
+    if form == HUGGINGFACE and folder.is_file():
+        raise UserError(f"--out {file} is a file; --format {form} needs a folder: {other}")
+    if form != HUGGINGFACE and file.is_dir():
+        raise UserError(f"--out {file} is a folder, though it is called as a file of --format {form} is; {other}")
+    if file.name == WEIGHTS and is_huggingface(folder):
+        raise UserError(f"--out {file} would replace the weights of a Hugging Face folder; {other}")
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Whether the folder is one of `transformers`."""
+    if (folder / "preprocessor_config.json").is_file():
+        return True
+    try:
+        return "architectures" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def stablehlo(graph: Graph, trained: Trained) -> bytes:

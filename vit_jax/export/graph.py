@@ -12,16 +12,13 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Num, UInt8
 
-from vit_jax import augment, tasks, trees
+from vit_jax import augment, step, tasks, trees
 from vit_jax.augment import input_shape
 from vit_jax.export.about import About
 from vit_jax.inference import Predictor
 from vit_jax.inference.opening import load_variables
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
-
-# Fields that say how a model is computed, not what, and what they are in a graph that runs anywhere.
-PORTABLE = {"scan": False, "remat": "none", "attention": "plain"}
 
 
 @dataclass(frozen=True)
@@ -112,14 +109,6 @@ def make_graph(trained: Trained, *, with_preprocessing: bool = False, dtype: str
         mean=given.mean,
         std=given.std,
     )
-    changes = PORTABLE | ({"dtype": dtype} if dtype else {})
+    module = step.plain(trained.module)
     variables = jax.tree.map(jnp.asarray, trees.unstack_layers(trained.variables))
-    return Graph(_changed(trained.module, changes), variables, about)
-
-
-def _changed(module: nn.Module, changes: Mapping[str, object]) -> nn.Module:
-    """The module, and those in its fields, with these fields where they have them."""
-    fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name not in ("parent", "name")}
-    new: dict[str, Any] = {name: value for name, value in changes.items() if name in fields}
-    new |= {name: _changed(value, changes) for name, value in fields.items() if isinstance(value, nn.Module)}
-    return module.clone(**new)
+    return Graph(step.with_field(module, "dtype", dtype) if dtype else module, variables, about)

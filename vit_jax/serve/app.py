@@ -7,7 +7,7 @@ import functools
 import importlib.resources
 import io
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vit_jax.data.resizing import as_image
 from vit_jax.serve import openapi
 from vit_jax.serve.batcher import Batcher, Busy
 from vit_jax.serve.served import Served
-from vit_jax.serve.uploads import Limits, Upload, decode, read_uploads
+from vit_jax.serve.uploads import Budget, Limits, Upload, decode, read_uploads
 
 # The page is whole in itself: nothing but its own code runs, and nothing is fetched from elsewhere.
 POLICY = (
@@ -78,26 +79,23 @@ class Query:
         return cls(int(top[:9]), method, served.class_names.index(target) if target else -1)
 
 
-def make_app(served: Served, batcher: Batcher, limits: Limits, threads: int = 4) -> Starlette:
+def make_app(served: Served, batcher: Batcher, limits: Limits, threads: int = 4) -> ASGIApp:
     """The application; `batcher` computes `served.probabilities`."""
     metrics, decoders = Metrics(batcher), ThreadPoolExecutor(threads, "decode")
     description = openapi.describe(served, limits)
-    page, docs = make_page(served), openapi.as_page(description)
+    page, docs, budget = make_page(served), openapi.as_page(description), Budget(limits)
 
     async def predict(request: Request) -> Response:
         start = time.perf_counter()
         query = Query.of(request, served)
-        uploads = await read_uploads(request, limits)
-        try:
-            batcher.reserve(len(uploads))
-        except Busy as busy:
-            raise HTTPException(429, "too many images wait already; try again", {"Retry-After": "1"}) from busy
-        try:
-            images = await _decoded(uploads, served, limits, decoders)
-            rows = await asyncio.gather(*map(batcher.submit, images))
-            answer = await _answer(uploads, images, rows, query, served, batcher)
-        finally:
-            batcher.release(len(uploads))
+        with budget.held(request):
+            uploads = await read_uploads(request, limits)
+            if query.explain and len(uploads) > limits.explained:
+                raise HTTPException(422, f"{len(uploads)} images to explain; expected at most {limits.explained}")
+            with _places(batcher, len(uploads)):
+                images = await _decoded(uploads, served, limits, decoders)
+                rows = await asyncio.gather(*map(batcher.submit, images))
+                answer = await _answer(uploads, images, rows, query, served, batcher)
         metrics.latency.observe(time.perf_counter() - start)
         return JSONResponse(answer)
 
@@ -142,27 +140,36 @@ def make_app(served: Served, batcher: Batcher, limits: Limits, threads: int = 4)
     return _counted(app, metrics, {route.path for route in routes})
 
 
-def _counted(app: Starlette, metrics: Metrics, paths: set[str]) -> Starlette:
-    """Counts each answer by its path, unknown ones together, and its status."""
+@contextlib.contextmanager
+def _places(batcher: Batcher, images: int) -> Iterator[None]:
+    """Places in the queue, or the answer 429."""
+    try:
+        batcher.reserve(images)
+    except Busy as busy:
+        raise HTTPException(429, "too many images wait already; try again", {"Retry-After": "1"}) from busy
+    try:
+        yield
+    finally:
+        batcher.release(images)
 
-    class Count:
-        def __init__(self, inner: Callable[..., Any]) -> None:
-            self.inner = inner
 
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            if scope["type"] != "http":
-                return await self.inner(scope, receive, send)
-            path = scope["path"] if scope["path"] in paths else "other"
+def _counted(app: ASGIApp, metrics: Metrics, paths: set[str]) -> ASGIApp:
+    """Counts each answer by its path, unknown ones together, and its status.
 
-            async def counted(message: Any) -> None:
-                if message["type"] == "http.response.start":
-                    metrics.requests.labels(path, message["status"]).inc()
-                await send(message)
+    It stands around the whole application: what answers 500 is the outermost of Starlette's own layers.
+    """
 
-            await self.inner(scope, receive, counted)
+    async def count(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path") if scope.get("path") in paths else "other"
 
-    app.add_middleware(Count)
-    return app
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                metrics.requests.labels(path, message["status"]).inc()
+            await send(message)
+
+        await app(scope, receive, counted)
+
+    return count
 
 
 async def _decoded(

@@ -1,6 +1,8 @@
 """Puts the images of many requests together on the device, in batches of a few fixed sizes."""
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -77,37 +79,40 @@ class Batcher:
         loop, computing = asyncio.get_running_loop(), None
         while True:
             batch = await self._gather(computing)
-            if computing:
-                await computing
             computing = loop.create_task(self._compute(batch))
 
     async def _gather(self, computing: asyncio.Task | None) -> list[tuple[np.ndarray, asyncio.Future]]:
-        batch = [await self._queue.get()]
-        until = time.monotonic() + self.wait_ms / 1000
-        while len(batch) < self.sizes()[-1]:
-            busy = computing is not None and not computing.done()
-            left = until - time.monotonic()
-            if left <= 0 and not busy:
-                break
-            try:
-                batch.append(self._queue.get_nowait())
-            except asyncio.QueueEmpty:
-                await asyncio.sleep(min(0.001, max(0.0002, left)))
+        """The images that come within `wait_ms` of the first one, and until `computing` ends."""
+        batch, most = [await self._queue.get()], self.sizes()[-1]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.wait_ms / 1000):
+                while len(batch) < most:
+                    batch.append(await self._queue.get())
+        if computing:
+            await computing
+        while len(batch) < most and not self._queue.empty():
+            batch.append(self._queue.get_nowait())
         return batch
 
     async def _compute(self, batch: list[tuple[np.ndarray, asyncio.Future]]) -> None:
-        images = np.stack([image for image, _ in batch])
-        size = next(size for size in self.sizes() if size >= len(images))
-        padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
-        start = time.perf_counter()
+        """Answers each image of the batch, whatever happens: with a row, or with the exception."""
+        reason: Exception = RuntimeError("the batch was not computed")
         try:
+            images = np.stack([image for image, _ in batch])
+            size = next(size for size in self.sizes() if size >= len(images))
+            padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
+            start = time.perf_counter()
             found = await self.alone(lambda: self.compute(padded))
+            if len(found) != size:
+                raise ValueError(f"{len(found)} rows of probabilities for {size} images")
+            for (_, answer), row in zip(batch, found[: len(batch)], strict=True):
+                if not answer.done():  # a client that went away
+                    answer.set_result(row)
+            self.watch(len(batch), time.perf_counter() - start)
         except Exception as fault:  # the requests answer 500, and the server goes on
+            logging.getLogger(__name__).exception("a batch of %d images failed", len(batch))
+            reason = fault
+        finally:
             for _, answer in batch:
                 if not answer.done():
-                    answer.set_exception(fault)
-            return
-        self.watch(len(batch), time.perf_counter() - start)
-        for (_, answer), row in zip(batch, found, strict=False):
-            if not answer.done():  # a client that went away
-                answer.set_result(row)
+                    answer.set_exception(reason)

@@ -44,6 +44,9 @@ def _serve(flags: argparse.Namespace, served: Served) -> None:
     limits = Limits(flags.max_mb * 2**20, flags.max_pixels, min(flags.max_images, flags.queue))
     print(f"compiling {served.name} for batches of {', '.join(map(str, batcher.sizes()))} images", file=sys.stderr)
     batcher.warm_up(served.preprocessing.shape)
+    if served.methods:
+        print(f"compiling {', '.join(served.methods)}", file=sys.stderr)
+        served.warm_up()
     app = make_app(served, batcher, limits, flags.threads)
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN_S, server_header=False)
     server = uvicorn.Server(settings)

@@ -33,7 +33,7 @@ def describe(served: Served, limits: Limits) -> dict[str, Any]:
             "/healthz": {
                 "get": {
                     "summary": "Whether the server is ready",
-                    "responses": {"200": {"description": "It is", "content": _json(HEALTH)}},
+                    "responses": {"200": {"description": "It is ready", "content": _json(HEALTH)}},
                 }
             },
             "/metrics": {"get": {"summary": "Counters for Prometheus", "responses": _text("text/plain", "Metrics")}},
@@ -62,8 +62,9 @@ def _predict(served: Served, limits: Limits) -> dict[str, Any]:
     if served.methods:
         methods = {"type": "string", "enum": list(served.methods)}
         classes = {"type": "string", "minLength": 1}
+        about = f"how to show where the model looked; then at most {limits.explained} images"
         parameters += [
-            {"name": "explain", "in": "query", "description": "how to show where the model looked", "schema": methods},
+            {"name": "explain", "in": "query", "description": about, "schema": methods},
             {"name": "target", "in": "query", "description": "the class that is explained", "schema": classes},
         ]
     images = {
@@ -81,10 +82,11 @@ def _predict(served: Served, limits: Limits) -> dict[str, Any]:
         "responses": {
             "200": {"description": "In the order of the images", "content": _json({"$ref": ANSWER_PATH})},
             "400": _fault("The body or the query is not as described"),
+            "408": _fault(f"The body took longer than {limits.seconds:g} seconds"),
             "413": _fault("Too many bytes or pixels"),
             "415": _fault("Neither a form nor JSON"),
-            "422": _fault("No image, too many, or one that cannot be read"),
-            "429": _fault("Too many images wait already; try again"),
+            "422": _fault("No image, too many, too many to explain, or one that cannot be read"),
+            "429": _fault("Too many images wait, or uploads are under way; try again"),
         },
     }
 

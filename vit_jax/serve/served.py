@@ -31,12 +31,18 @@ class Served:
     methods: tuple[str, ...] = ()  # of `explain`
     explain: Explain | None = field(default=None)  # heat of images, a method, a class's number: at most 1
 
+    def warm_up(self) -> None:
+        """Compiles all methods, so that no request waits for it while it keeps the device."""
+        image = np.zeros((1, *self.preprocessing.shape), np.uint8)
+        if self.explain is not None:
+            for method in self.methods:
+                self.explain(image, method, 0)
+
 
 def open_run(address: str | Path, overrides: Sequence[str] = ()) -> Served:
     """A run, or published weights."""
     predictor = inference.load(address, overrides=overrides)
-    _check_head(predictor.class_names, address)
-    probabilities = losses.LOSSES[predictor.config.task["loss"]].probabilities
+    probabilities = _probabilities(predictor.class_names, predictor.config.task.get("loss", ""), address)
     names, heat = _explanations(predictor)
     return Served(
         str(predictor.config.model["name"]),
@@ -52,14 +58,26 @@ def open_file(path: Path) -> Served:
     """An exported model; it has no gradients, so that it cannot show where it looked."""
     exported = open_exported(path)
     about = exported.about
-    _check_head(about.class_names, path)
-    probabilities = losses.LOSSES[about.loss].probabilities
+    if about.class_names and about.output != "logits":
+        raise UserError(f"{path} gives {about.output}, not logits; serve a model that classifies images")
+    probabilities = _probabilities(about.class_names, about.loss, path)
+    found = exported(np.zeros((1, *about.view.shape), np.uint8)).shape
+    if found != (1, len(about.class_names)):
+        raise UserError(f"{path} gives {list(found)} numbers for an image; serve a model that gives each class one")
     return Served(about.model, about.class_names, about.view, lambda images: probabilities(exported(images)))
 
 
-def _check_head(class_names: Sequence[str], address: str | Path) -> None:
+def _probabilities(class_names: Sequence[str], loss: str, address: str | Path) -> Callable[..., np.ndarray]:
+    """How logits become probabilities; raises `UserError` for a model that does not classify images."""
     if not class_names:
         raise UserError(f"{address} has no head, so there is nothing to predict; serve a model that has classes")
+    if loss not in losses.LOSSES:
+        known = ", ".join(losses.LOSSES)
+        raise UserError(
+            f"{address} was trained with the loss {loss or 'none'!r}, not {known}: its outputs are no probabilities of "
+            "classes; serve a model that classifies images"
+        )
+    return losses.LOSSES[loss].probabilities
 
 
 def _explanations(predictor: Predictor) -> tuple[tuple[str, ...], Explain]:
