@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -212,13 +211,20 @@ def test_what_is_no_training_has_no_checkpoint_to_go_on_from(tmp_path):
     assert done.stderr.endswith(" of 2 ended with exit code 7, the others were stopped\n")
 
 
+# What follows hears of a lost terminal, which `nohup` may have told the tests to ignore.
+HEARING = [
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
 def test_signals_reach_all_processes_once(tmp_path, number, code):
     python = f"trap 'echo $JAX_PROCESS_ID >>{tmp_path}/got; exit {code}' TERM INT; touch {tmp_path}/$JAX_PROCESS_ID\n"
     python += "while true; do sleep 0.1; done"
     command = [str(SCRIPT), "2", "--config", "x.py"]
-    heard = partial(signal.signal, number, signal.SIG_DFL)  # `nohup`, which may have started the tests, ignores one
-    launcher = subprocess.Popen(command, env=imitate(tmp_path, python), preexec_fn=heard)
+    launcher = subprocess.Popen(HEARING + command, env=imitate(tmp_path, python))
     while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
         assert launcher.poll() is None
         time.sleep(0.02)
