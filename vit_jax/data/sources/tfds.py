@@ -57,26 +57,42 @@ def open_records(name: str, builder: Any, split: str) -> Any:
     return builder.as_data_source(split).data_source
 
 
-class _RecordSource:
+class Records:
     """One split's records, each with the image's bytes as TFDS stored them."""
 
-    def __init__(self, name: str, builder: Any, image_key: str, label_key: str, split: str):
+    def __init__(self, name: str, builder: Any, split: str):
         self._name, self._split = name, split
-        self._image_key, self._label_key = image_key, label_key
-        features = builder.info.features
-        self._classes = features[label_key].num_classes
         self._records = open_records(name, builder, split)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, index: int) -> Example:
+    def describe(self, index: int) -> str:
+        return f"{self._name} {self._split} record {index}"
+
+    def parse(self, index: int) -> tuple[bytes, Any]:
+        """The image's bytes and the target; raises `UserError` for a record that is damaged."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         try:
-            image, label = self._parsed(self._records[index])
+            return self._parsed(self._records[index])
         except Exception as fault:  # checksums: RuntimeError and others, by the kind of damage
             raise UserError(f"the record cannot be read ({fault}); prepare the data set again") from fault
+
+    def _parsed(self, record: bytes) -> tuple[bytes, Any]:
+        raise NotImplementedError
+
+
+class _RecordSource(Records):
+    """Images with labels."""
+
+    def __init__(self, name: str, builder: Any, image_key: str, label_key: str, split: str):
+        super().__init__(name, builder, split)
+        self._image_key, self._label_key = image_key, label_key
+        self._classes = builder.info.features[label_key].num_classes
+
+    def read(self, index: int) -> Example:
+        image, label = self.parse(index)
         if not 0 <= label < self._classes:
             raise UserError(f"label {label} is outside 0..{self._classes - 1}; is the split {self._split} labelled?")
         return {"image": image, "label": label}
@@ -106,9 +122,6 @@ class _RecordSource:
                     f"labels ({fault}); prepare the data set again"
                 ) from fault
         return labels
-
-    def describe(self, index: int) -> str:
-        return f"{self._name} {self._split} record {index}"
 
 
 def _find(name: str, data_dir: Path) -> Path | None:

@@ -7,7 +7,7 @@ from typing import Any
 from vit_jax.command import UserError
 from vit_jax.data.sources.dataset import Dataset, Example
 from vit_jax.data.sources.masks import CLASSES_FILE, Classes, read_classes
-from vit_jax.data.sources.tfds import image_keys, image_shape, open_builder, open_records
+from vit_jax.data.sources.tfds import Records, image_keys, image_shape, open_builder
 
 _MASK_WORDS = ("mask", "segmentation", "annotation", "label")  # in the names of features
 
@@ -53,28 +53,20 @@ def _keys(name: str, features: Any) -> tuple[str, str]:
     return images[0], masks[0]
 
 
-class _MaskRecords:
-    """One split's records, each with the image's bytes as TFDS stored them, and the classes of its mask."""
+class _MaskRecords(Records):
+    """Images with masks, as the classes of their pixels."""
 
     def __init__(self, name: str, builder: Any, image_key: str, mask_key: str, classes: Classes, split: str):
-        self._name, self._split, self._classes = name, split, classes
-        self._keys = image_key, mask_key
-        self._records = open_records(name, builder, split)
-
-    def __len__(self) -> int:
-        return len(self._records)
+        super().__init__(name, builder, split)
+        self._keys, self._classes = (image_key, mask_key), classes
 
     def read(self, index: int) -> Example:
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        try:
-            feature = tf_example_pb2.Example.FromString(self._records[index]).features.feature
-            image, mask = (feature[key].bytes_list.value[0] for key in self._keys)
-        except Exception as fault:  # checksums: RuntimeError and others, by the kind of damage
-            raise UserError(f"the record cannot be read ({fault}); prepare the data set again") from fault
+        image, mask = self.parse(index)
         return {"image": image, "mask": self._classes.decode(mask)}
 
-    def describe(self, index: int) -> str:
-        return f"{self._name} {self._split} record {index}"
+    def _parsed(self, record: bytes) -> tuple[bytes, bytes]:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        image, mask = (feature[key].bytes_list.value[0] for key in self._keys)
+        return image, mask
