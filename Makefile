@@ -20,10 +20,10 @@ run: .venv/installed
 	$(BIN)/python -m vit_jax.main --config configs/digits.py
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations=10
 
 test-slow: .venv/installed-parity
-	$(BIN)/python -m pytest -q -n 2 -m slow --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --durations=10
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check --quiet

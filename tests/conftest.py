@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,6 +25,11 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 REPOSITORY = Path(__file__).parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "tfds"  # prepared TFDS data sets of real images, where a machine has them
+
+
+def rest_is_slow(values: Iterable[Any], fast: int = 1) -> list[Any]:
+    """The values of a parametrised test, of which only the first few are run by `make test`."""
+    return [v if i < fast else pytest.param(v, marks=pytest.mark.slow) for i, v in enumerate(values)]
 
 
 @pytest.fixture(autouse=True, scope="module")

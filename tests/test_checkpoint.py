@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import rest_is_slow
 from tests.described import described
 from vit_jax import checkpoint, config, models, sharding, step
 from vit_jax.checkpoint import Checkpoints, Damaged, canonical, restore_variables
@@ -128,7 +129,7 @@ def test_everything_comes_back_to_the_last_bit(tmp_path, model, optimizer):
     assert int(found.guard["skipped"]) > 0 and jax.tree.leaves(found.ema) and int(found.step) == int(state.step)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", rest_is_slow(["adafactor", "adamw"]))
 @pytest.mark.parametrize("scanned", [True, False])
 def test_a_scanned_model_resumes_a_looped_one_and_the_other_way_round(tmp_path, optimizer, scanned):
     before, after = (build(f"optim.name={optimizer}", f"model.scan={scan}") for scan in (scanned, not scanned))
@@ -269,7 +270,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(copied, cnn, damag
 
 
 @leaves_coroutines
-@pytest.mark.parametrize("damage", UNCHECKED.values(), ids=UNCHECKED)
+@pytest.mark.parametrize("damage", rest_is_slow(UNCHECKED.values()), ids=UNCHECKED)
 def test_damage_that_orbax_sees_is_found_without_checksums(copied, cnn, damage, caplog, collected):
     damage(copied / "2")
     (copied / "2" / "checksums.json").unlink()

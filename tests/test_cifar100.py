@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, rest_is_slow
 from tests.data import archives
 from tests.data.test_prepare import serving
 from vit_jax import config, log, main
@@ -74,7 +74,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("arg", ["", "vit", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arg", rest_is_slow(["", "vit", "resnet"]))
 def test_from_the_archive_to_the_result(arg, tmp_path, data_dir, capsys):
     already = (data_dir / "cifar100").exists()
     few = ("train.steps=2", "train.batch_size=8")

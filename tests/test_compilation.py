@@ -49,6 +49,7 @@ def test_what_no_process_can_read_again_is_not_kept(tmp_path):
     assert "jit_first" in found and "jit_third" in found and "jit_second" not in found
 
 
+@pytest.mark.slow
 def test_jaxs_own_variable_decides(tmp_path):
     assert folder(JAX_COMPILATION_CACHE_DIR=str(tmp_path), XDG_CACHE_HOME="/nowhere") == str(tmp_path)
     assert os.listdir(tmp_path)
@@ -64,6 +65,7 @@ def instructions(depth: int, scan: bool) -> int:
     return built.train_step.lower(*built.arguments).as_text().count(" = ")
 
 
+@pytest.mark.slow
 def test_a_scanned_step_does_not_grow_with_depth():
     shallow = instructions(3, scan=True)
     assert instructions(12, scan=True) == pytest.approx(shallow, rel=0.05)

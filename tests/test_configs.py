@@ -49,6 +49,8 @@ def arguments(path: Path) -> list[str]:
 
 SPECS = [f"{path}:{arg}" if arg else str(path) for path in FILES for arg in arguments(path)]
 
+FIRST = {next(spec for spec in SPECS if spec.startswith(str(path))) for path in FILES}
+
 
 def name(spec: str) -> str:
     return spec.rpartition("/")[2]
@@ -92,7 +94,9 @@ def shallow(given: config.Config) -> config.Config:
     return replace(given, task=task).with_model(**{k: f(given.model[k]) for k, f in fewer.items() if k in given.model})
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=name)
+@pytest.mark.parametrize(
+    "spec", [spec if spec in FIRST else pytest.param(spec, marks=pytest.mark.slow) for spec in SPECS], ids=name
+)
 def test_config(spec, monkeypatch):
     given = config.load(spec)
     assert config.from_dict(json.loads(config.to_json(given))) == given

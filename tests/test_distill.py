@@ -83,6 +83,7 @@ def test_a_teacher_of_other_classes_is_refused(teacher, tmp_path, caplog):
     assert json.loads(Workdir(teacher).labels_file.read_text()) == ["class 0", "class 1", "class 2"]
 
 
+@pytest.mark.slow
 def test_a_teacher_of_published_weights(teacher, tmp_path):
     """A folder written for `transformers`: its logits, through the student's normalisation, are the model's own."""
     size, names = (10, 15), ("class 0", "class 1", "class 2")

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import vit_jax
 from tests import quick, tiny
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, rest_is_slow
 from tests.plugins.config import PLUGINS
 from vit_jax import augment, compare, config, data, losses, metrics, models, optim, sharding, tasks, trees
 from vit_jax.command import UserError
@@ -169,7 +169,7 @@ def test_a_task_without_labels_resumes_bit_for_bit(folder, tmp_path, monkeypatch
     assert vit_jax.load(tmp_path / "whole").features(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 6)
 
 
-@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
+@pytest.mark.parametrize("policy", rest_is_slow(["randaugment", "trivialaugment"]))
 def test_an_operation_changes_no_draw_of_a_policy(policy):
     settings = augment.Settings(policy=policy, mean=(0.5,), std=(0.5,))
     images = jax.random.bits(jax.random.key(1), (4, 8, 8, 3), np.uint8)

@@ -44,6 +44,7 @@ def said(installed: str, **environment: str) -> str:
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or any(True for name in platforms.ACCELERATORS for _ in platforms.DEVICES.glob(name)),
     reason="for Linux machines without accelerators",
@@ -87,11 +88,12 @@ def test_a_device_for_each_core():
 @pytest.mark.parametrize(
     ("words", "environment"),
     [
-        ((1, "soon", 6), {}),
         ((4, "soon", 8, 6), {}),  # one of the batches cannot be divided
-        ((12, "soon", 12), {}),
-        ((2, "late", 2), {}),
         ((2, "soon", 2), {"JAX_NUM_CPU_DEVICES": "1"}),
+        *(
+            pytest.param(words, {}, marks=pytest.mark.slow)
+            for words in ((1, "soon", 6), (12, "soon", 12), (2, "late", 2))
+        ),
     ],
 )
 def test_otherwise_one_device(words, environment):

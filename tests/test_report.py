@@ -27,6 +27,7 @@ def size(path):
         return picture.size
 
 
+@pytest.mark.slow
 def test_a_sheet_has_more_rows_for_more_steps(tmp_path):
     out = tmp_path / "sheet.png"
     shape = ["--images", "3", "--rows", "2", "--height", "40"]
@@ -118,6 +119,7 @@ def test_a_row_is_what_a_training_step_sees_of_its_batch(rows, more):
         np.testing.assert_array_equal(row, augment.displayed(view, np.asarray(expected))[:6])
 
 
+@pytest.mark.slow
 def test_a_crop_on_the_host_looks_other_than_the_whole_image_and_than_a_crop_on_the_device(rows):
     seen = {}
     for where in ("host", "device"):
@@ -187,6 +189,7 @@ def test_models_are_compared_by_shape_and_texture(tmp_path, finished, capsys):
     assert json.loads((tmp_path / "validation" / "texture.json").read_text())["images"] == 20
 
 
+@pytest.mark.slow
 def test_texture_explains_mistakes(tmp_path, finished):
     with pytest.raises(UserError, match="a run is given twice"):
         texture.main([str(finished), str(finished), "--out", str(tmp_path)])

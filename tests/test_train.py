@@ -173,6 +173,7 @@ def test_a_run_that_was_refused_before_it_trained_may_be_corrected(tmp_path):
         tiny.start(tmp_path / "other", "cnn")
 
 
+@pytest.mark.slow
 def test_a_scanned_run_keeps_its_layers_by_name(tmp_path):
     plain = ["model.embedding_dropout=0", "augment.flip=0", "train.accumulate=1", "train.steps=3"]
     code, text = tiny.start(tmp_path, "vit", *plain, "model.scan=true")
@@ -332,6 +333,7 @@ def test_a_damaged_checkpoint_costs_steps_not_the_run(tmp_path, cnn, caplog):
     tiny.assert_same_run(tmp_path, cnn)
 
 
+@pytest.mark.slow
 def test_streamed_images_are_cropped_on_the_host_and_a_run_resumes_so(tmp_path, monkeypatch):
     crop = ["data.cache=none", "data.crop_on=host", "data.image_size=(4,5)", "augment.crop_area=(0.3,1)"]
     seen = set()

@@ -83,6 +83,7 @@ def test_a_run_of_another_command_is_refused(tmp_path, finished):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_comparison_is_kept_with_its_command(tmp_path):
     words = [SPEC, "--sweep", "optim.lr=0.01,0.02", "--config.train.steps=3", "--out", str(tmp_path / "runs")]
     with pytest.raises(UserError, match="give it whole, with --out"):

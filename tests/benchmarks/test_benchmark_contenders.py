@@ -110,6 +110,7 @@ def test_peers_train_on_our_images() -> None:
     assert given.dtype == np.uint8 and given.shape == (4, 32, 32, 3) and labels.shape == (4,) and classes == 1000
 
 
+@pytest.mark.slow
 def test_our_steps_train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker from its job to its answers, with the library's real step."""
     monkeypatch.setattr("sys.stdin", io.StringIO("2\n1\n"))

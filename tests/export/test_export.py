@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conftest import rest_is_slow
 from tests.export.trained import NAMES, images, trained
 from vit_jax import command
 from vit_jax.command import UserError
@@ -24,7 +25,7 @@ def vit():
     return trained("vit", resize=(32, 48), scan=True)
 
 
-@pytest.mark.parametrize("form", ["onnx", "stablehlo", "safetensors"])
+@pytest.mark.parametrize("form", rest_is_slow(["stablehlo", "onnx", "safetensors"]))
 def test_a_scanned_model_comes_back_in_each_format(vit, form, tmp_path):
     given = images(3, vit.predictor.preprocessing)
     file = tmp_path / f"x{formats.SUFFIXES[form]}"

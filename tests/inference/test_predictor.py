@@ -359,6 +359,7 @@ def test_which_checkpoint(tmp_path_factory, published):
         inference.load(published(), use="best")
 
 
+@pytest.mark.slow
 def test_a_run_written_for_transformers_gives_the_same_logits(tmp_path_factory, tmp_path):
     overrides = ("model.class_token=true", "model.pooling=token", "data.channels=3", "model.norm_epsilon=1e-6")
     trained = inference.load(tiny.finished(tmp_path_factory, "vit", *overrides))

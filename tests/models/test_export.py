@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tests import quick
+from tests.conftest import rest_is_slow
 from tests.models.small import SMALL, small
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", rest_is_slow(SMALL))
 def test_a_forward_pass_is_exported_for_each_platform(family):
     model = small(family)
     images = jax.random.normal(jax.random.key(1), (3, 32, 48, 3))

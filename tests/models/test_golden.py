@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.conftest import rest_is_slow
 from tests.models.golden import count
 from vit_jax import models
 
@@ -57,7 +58,13 @@ def test_every_model_has_a_golden_count():
     assert sorted(here) == sorted(PARAMETERS)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+# All are counted by `make test-slow`: one size of a family, which traces fast, tells most mistakes.
+QUICK = [name for name in PARAMETERS if name.endswith(("S16", "S32", "/18", "50x1", "Ti16"))]
+
+
+@pytest.mark.parametrize(
+    "name", rest_is_slow([*QUICK, *(name for name in PARAMETERS if name not in QUICK)], len(QUICK))
+)
 def test_golden_count(name):
     scan = {"scan": True} if "scan" in models.fields(name) else {}  # traces one layer instead of 56
     assert count(name, 224, 1000, **scan) == PARAMETERS[name]

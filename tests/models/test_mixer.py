@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.special import erf
 
 from tests import quick
@@ -154,6 +155,7 @@ def test_stochastic_depth_grows_from_0_and_drops_whole_images():
     np.testing.assert_allclose(added[~dropped[0]], expected[~dropped[0]], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputing_changes_no_gradient():
     params = random_params(tiny(depth=1), IMAGES, train=False)
 

@@ -171,6 +171,7 @@ def test_a_projector_stands_between_modules_if_at_all():
     assert not any(name.startswith("projector") for name in shapes(tiny(projector=False), images)["params"])
 
 
+@pytest.mark.slow
 def test_it_trains_on_32_pixels_and_every_parameter_takes_part():
     model = tiny(num_classes=5, modules=2, dropout=0.1)
     model.check((32, 32, 3))

@@ -108,7 +108,11 @@ DROPS = {
 @pytest.mark.parametrize(
     ("fields", "read"),
     [
-        (DROPS | {"pos_embed": "relative", "registers": 3, "layer_scale": 0.5, "norm_after_pooling": True}, 1),
+        pytest.param(
+            DROPS | {"pos_embed": "relative", "registers": 3, "layer_scale": 0.5, "norm_after_pooling": True},
+            1,
+            marks=pytest.mark.slow,
+        ),
         (DROPS | {"pos_embed": "relative_bias", "distillation_token": True, "remat": "full"}, 2),
     ],
 )

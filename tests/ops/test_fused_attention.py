@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pallas_tpu
 
+from tests.conftest import rest_is_slow
 from tests.models.random_params import random_params
 from vit_jax import sharding
 from vit_jax.command import UserError
@@ -41,7 +42,7 @@ def fused_calls(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("length", [6, 7], ids=["even", "odd"])
+@pytest.mark.parametrize("length", rest_is_slow([7, 6]), ids=["odd", "even"])
 def test_fused_attention_is_the_plain_one(fused_calls, length):
     tokens = jnp.asarray(SEQUENCE[:, :length])
     (found, gradient), (expected, plain_gradient) = (attend(kernel, tokens) for kernel in ("cudnn", "plain"))

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests import tiny
+from tests.conftest import rest_is_slow
 from vit_jax import config, models, plan, platforms, sharding
 from vit_jax.command import UserError
 from vit_jax.ops import fused_attention
@@ -350,7 +351,7 @@ def test_every_part_of_the_memory_is_in_the_total():
     assert {f.name for f in dataclasses.fields(Memory)} == {*parts, "state", "capacity"}
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", rest_is_slow([False, True]))
 def test_fsdp_adds_up_gradients_not_activations(scan):
     """Left alone, XLA computes all images on every device with a part of the width, and adds up activations."""
     model = models.settings(

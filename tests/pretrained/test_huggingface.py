@@ -172,6 +172,7 @@ def test_published_deit_base_distilled():
     assert layout.preprocessing == Preprocessing((224, 224), "stretch", 0.875, "bicubic", **IMAGENET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("registers", [0, 4])
 def test_published_dinov2_giant(registers):
     shapes = files.dinov2(1536, 4096, 40, 14, 37 * 37 + 1, gated=True, registers=registers)
@@ -215,6 +216,7 @@ def test_published_resnets(name, stages, bottleneck):
     assert files.our_shapes(layout, shapes) == parameter_shapes(layout.model, (224, 224, 3))
 
 
+@pytest.mark.slow
 def test_published_bit():
     shapes = files.bit(64, (3, 4, 6, 3), 1000)
     layout = huggingface.detect(shapes, {"config.json": {"model_type": "bit"}})
@@ -223,6 +225,7 @@ def test_published_bit():
     assert files.our_shapes(layout, shapes) == parameter_shapes(layout.model, (224, 224, 3))
 
 
+@pytest.mark.slow
 def test_without_side_files_published_sizes_tell_the_heads_and_the_rest_is_usual():
     layout = huggingface.detect(files.vit(1280, 5120, 32, 14, 257, prefix=""), {})
     assert layout.model["name"] == "vit/H14" and layout.grid == (16, 16)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import rest_is_slow
 from tests.pretrained import huggingface_files as files
 from tests.pretrained import parity
 from tests.pretrained.huggingface_files import Shapes
@@ -129,7 +130,7 @@ def test_deit():
     assert layout.preprocessing.mean == IMAGENET["mean"]
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", rest_is_slow([True, False]))
 def test_dinov2_whose_class_token_has_no_position(gated):
     originals = files.arrays(files.dinov2(130, 13, 2, 7, 10, gated=gated, registers=3))
     originals["embeddings.position_embeddings"][:, 0] = 0
@@ -139,7 +140,7 @@ def test_dinov2_whose_class_token_has_no_position(gated):
     assert layout.model["registers"] == 3 and layout.model["layer_scale"] == 1e-5
 
 
-@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("registers", rest_is_slow([3, 0]))
 def test_dinov2_with_its_authors_names(registers):
     originals = files.arrays(files.dinov2(130, 13, 2, 7, 10, gated=True, registers=registers))
     arrays = {}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import quick
+from tests.conftest import rest_is_slow
 from tests.step.small import (
     ADAMW,
     CALM,
@@ -78,13 +79,13 @@ def one_device(state):
 @pytest.mark.parametrize(
     ("mesh", "split"),
     [
-        ({"data": 2}, (8, 10)),
         ({"data": 4}, (8, 10)),
-        ({"data": 1, "fsdp": 4}, (2, 10)),
-        ({"data": 1, "tensor": 2}, (8, 5)),
         ({"data": 1, "fsdp": 2, "tensor": 2}, (4, 5)),
+        pytest.param({"data": 2}, (8, 10), marks=pytest.mark.slow),
+        pytest.param({"data": 1, "fsdp": 4}, (2, 10), marks=pytest.mark.slow),
+        pytest.param({"data": 1, "tensor": 2}, (8, 5), marks=pytest.mark.slow),
     ],
-    ids=["2", "4", "fsdp4", "tensor2", "fsdp2-tensor2"],
+    ids=["4", "fsdp2-tensor2", "2", "fsdp4", "tensor2"],
 )
 def test_the_devices_do_not_change_the_losses(state, one_device, mesh, split):
     expected, _ = one_device
@@ -107,7 +108,9 @@ def with_optimizer(state: TrainState, i: int) -> TrainState:
     return state.replace(opt_state=state.opt_state | {"which": jnp.int32(i)})
 
 
-@pytest.mark.parametrize("fields", [{"remat": "dots"}, {"remat": "full", "scan": True}], ids=["dots", "full-scan"])
+@pytest.mark.parametrize(
+    "fields", rest_is_slow([{"remat": "full", "scan": True}, {"remat": "dots"}]), ids=["full-scan", "dots"]
+)
 def test_remat_changes_nothing(state, noisy_step, fields):
     params = trees.stack_layers(state.params) if "scan" in fields else state.params
     assert_same_run(train(compiled(create(NOISY | fields), ADAMW), start(params, ADAMW)), train(noisy_step, state))

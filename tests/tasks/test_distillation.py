@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests import quick
+from tests.conftest import rest_is_slow
 from tests.step.small import CALM, LABELS, RNG, SEED, SGD, SHAPE, K, N, batch, compiled, create, start, task_of
 from vit_jax import losses, step, tasks
 
@@ -35,7 +36,7 @@ def params():
     return quick.jit(lambda: step.init_variables(create(CALM), SEED, SHAPE)["params"])()
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("kind", rest_is_slow(["soft", "hard"]))
 def test_a_teacher_s_share_of_the_loss(params, kind):
     """The teacher looks at the student's augmented images; its variables are an argument."""
 
