@@ -166,6 +166,18 @@ def best_step(directory: Path) -> int | None:
     return max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]
 
 
+def read_about(directory: Path) -> dict[str, Any]:
+    """The `about` of the newest checkpoint in which it is whole; {} without any."""
+    for step in reversed(saved_steps(directory)):
+        folder = directory / str(step)
+        with contextlib.suppress(Damaged, OSError, ValueError):
+            _verify(folder, folder / "about")
+            found = json.loads((folder / "about" / "metadata").read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
 def restore_variables(
     directory: Path,
     step: int,
@@ -291,7 +303,7 @@ def _read_score(folder: Path) -> float | None:
     if not path.parent.exists():
         return None
     try:
-        return float(json.loads(path.read_text())[SCORE])
+        return float(json.loads(path.read_text(encoding="utf-8"))[SCORE])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"its score cannot be read: {_first_line(error)}") from error
 
@@ -306,17 +318,22 @@ def _write_checksums(folder: Path) -> None:
         write_atomically(path, json.dumps(_checksums(folder), indent=1))
 
 
-def _verify(folder: Path) -> None:
-    """Raises `Damaged` if a file is missing or differs. A checkpoint cut off before its checksums passes."""
+def _verify(folder: Path, part: Path | None = None) -> None:
+    """Raises `Damaged` if a file is missing or differs. A checkpoint cut off before its checksums passes.
+
+    `part`: only what lies in this folder of it.
+    """
     path = folder / CHECKSUMS
     if not path.exists():
         return
     try:
-        written = json.loads(path.read_text())
-    except ValueError as error:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        inside = f"{part.relative_to(folder)}/" if part else ""
+        written = {name: checksum for name, checksum in written.items() if name.startswith(inside)}
+    except (ValueError, AttributeError) as error:
         raise Damaged(f"{CHECKSUMS} is not JSON") from error
     try:
-        found = _checksums(folder)
+        found = _checksums(folder, part)
     except OSError as error:
         raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     for name in sorted(written.keys() | found.keys()):
@@ -324,9 +341,9 @@ def _verify(folder: Path) -> None:
             raise Damaged(f"{name} {'is missing' if name not in found else 'has changed since it was written'}")
 
 
-def _checksums(folder: Path) -> dict[str, str]:
+def _checksums(folder: Path, part: Path | None = None) -> dict[str, str]:
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted((part or folder).rglob("*")):
         if path.is_file() and not path.name.startswith(CHECKSUMS.split(".")[0]):
             with path.open("rb") as file:
                 found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()

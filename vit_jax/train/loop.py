@@ -23,7 +23,7 @@ from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import UNKNOWN, Length
 from vit_jax.train.overview import describe, needed_memory
 from vit_jax.trees import PyTree
-from vit_jax.workdir import Workdir
+from vit_jax.workdir import DESCRIPTION, Workdir
 
 STEPS_IN_FLIGHT = 2  # dispatched and not finished, mostly: enough to keep a device busy, few enough to stop soon
 IN_A_ROW = "skipped_in_a_row"
@@ -171,6 +171,8 @@ class Trainer:
 
     def open_log(self, start: int) -> None:
         settings = self.experiment.config
+        if self.active:
+            self.workdir.cut_metrics()
         self.writer = log.MetricsWriter(
             self.workdir.path,
             resume_step=start,
@@ -253,7 +255,7 @@ class Trainer:
         self.so_far.steps = self.length.steps
         if self.active:
             self.write_progress(at)
-        self.checkpoints.save(state, at, {SAVED_AS: vars(self.so_far)}, score)
+        self.checkpoints.save(state, at, {SAVED_AS: vars(self.so_far), DESCRIPTION: self.workdir.description}, score)
         memory.give_back_much()
 
     def write_progress(self, at: int) -> None:
@@ -364,7 +366,8 @@ class Trainer:
             "config": config.to_dict(self.experiment.config),
         }
         if self.active:
-            found.save(self.workdir.path)
+            with self.workdir.writing(self.workdir.predictions_file, self.workdir.confusion_file):
+                found.save(self.workdir.path)
             self.workdir.write_result(result)
         return result
 
