@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from vit_jax import augment, checkpoint, config
+from vit_jax import augment, checkpoint, config, lock
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.config.sweep import file_name
@@ -58,6 +58,7 @@ class Workdir:
         self.predictions_file = self.path / classification.PREDICTIONS
         self.confusion_file = self.path / classification.CONFUSION
         self.manifest = Manifest(self.path)
+        self.lock_file = self.path / lock.FILE  # while a process trains: which one
         self.manifest_file = self.manifest.path  # the checksums of all that later commands read
         self.description: dict[str, str] = {}  # what the files that describe the run hold; {} before it is written
 
@@ -110,6 +111,14 @@ class Workdir:
     def _copy(self, path: Path) -> str | None:
         """What the newest checkpoint knows of a file that describes the run."""
         return checkpoint.read_about(self.checkpoints).get(DESCRIPTION, {}).get(path.name)
+
+    def foreign_files(self) -> list[str]:
+        """Of a folder that holds no run, the files that training would write over and no run of ours wrote."""
+        if self.is_run():
+            return []
+        ours = {self.manifest_file.name, self.lock_file.name, self.config_file.name, *self.manifest.proofs()}
+        named = [path for path in vars(self).values() if isinstance(path, Path) and path.parent == self.path]
+        return sorted(path.name for path in named if path.name not in ours and path.exists())
 
     def is_finished(self) -> bool:
         """Whether the run has its result."""
@@ -220,6 +229,10 @@ class Workdir:
 
     def write_progress(self, step: int, facts: Mapping[str, Any]) -> None:
         """Notes what is known at a checkpoint, and that all lines of the log so far are as they should be."""
+        if self.description and not self.config_file.is_file():  # the folder was removed
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name, content in self.description.items():
+                self.manifest.write(self.path / name, content)
         self.manifest.note([self.metrics_file])
         self.manifest.write(self.progress_file, json.dumps({"step": step, **facts}, indent=1) + "\n")
 

@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -22,30 +21,14 @@ from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import UNKNOWN, Length
 from vit_jax.train.overview import describe, needed_memory
+from vit_jax.train.saving import Saver, TrainerState
 from vit_jax.trees import PyTree
-from vit_jax.workdir import DESCRIPTION, Workdir
+from vit_jax.workdir import Workdir
 
 STEPS_IN_FLIGHT = 2  # dispatched and not finished, mostly: enough to keep a device busy, few enough to stop soon
 IN_A_ROW = "skipped_in_a_row"
 LAST = ("lr", "param_norm", "skipped_updates", IN_A_ROW)  # of a step's metrics, those whose mean says nothing
-SAVED_AS = "book"  # what checkpoints call a `TrainerState`, those of earlier versions too
 STEPS_TO_LEARN = 200  # before a loss that has not moved is worth a warning
-
-
-@dataclass
-class TrainerState:
-    """What a run knows about itself beside the arrays of the state: it is saved with each checkpoint."""
-
-    window: list[dict[str, float]] = field(default_factory=list)  # metrics of the steps since the last log line
-    validation: dict[str, float] = field(default_factory=dict)  # the last
-    best: dict[str, float] = field(default_factory=dict)  # the validation with the best score
-    before: dict[str, float] = field(default_factory=dict)  # metrics on the test split before the first step
-    warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0  # of all processes that trained so far
-    training_seconds: float = 0.0  # of these, in training steps
-    logged_seconds: float = 0.0  # of these, before the last log line
-    energy_kwh: float | None = None
-    steps: int = 0  # of the whole run, as far as the last checkpoint knew
 
 
 class Trainer:
@@ -72,6 +55,7 @@ class Trainer:
         self.waited = 0.0  # seconds since the last log line in which the loop had no batch
         self.in_flight = STEPS_IN_FLIGHT
         self.gaps: memory.Gaps | None = None
+        self.saver = Saver(workdir, checkpoints, so_far, self.warn)
         agree = distributed.Agreement(self.mesh, STEPS_IN_FLIGHT)
         steps = experiment.total_steps or so_far.steps
         self.length = Length(steps, experiment.config.train.seconds, agree)
@@ -244,6 +228,7 @@ class Trainer:
 
     def validate_and_save(self, at: int, state: PyTree, window: Sequence[dict[str, Any]]) -> None:
         """Validates if it is time, then starts a checkpoint, with the metrics that no log line holds yet."""
+        self.saver.check_lock()
         score = None
         if self.is_evaluation_step(at):
             self.validate(at, state)
@@ -254,18 +239,9 @@ class Trainer:
         self.account()
         self.so_far.steps = self.length.steps
         if self.active:
-            self.write_progress(at)
-        self.checkpoints.save(state, at, {SAVED_AS: vars(self.so_far), DESCRIPTION: self.workdir.description}, score)
+            self.saver.write_progress(at)
+        self.saver.save(at, state, score)
         memory.give_back_much()
-
-    def write_progress(self, at: int) -> None:
-        """Notes for the report what is known; a disk that refuses it is a warning, once."""
-        try:
-            self.workdir.write_progress(at, {k: v for k, v in vars(self.so_far).items() if k != "window"})
-        except OSError as error:
-            text = f"{self.workdir.progress_file.name} cannot be written ({error.strerror}): reports will be behind"
-            if text not in self.so_far.warnings:
-                self.warn(text)
 
     def score(self, validation: dict[str, float]) -> float:
         """By which checkpoints are compared: higher is better, and what is not a number the worst."""
@@ -366,9 +342,7 @@ class Trainer:
             "config": config.to_dict(self.experiment.config),
         }
         if self.active:
-            with self.workdir.writing(self.workdir.predictions_file, self.workdir.confusion_file):
-                found.save(self.workdir.path)
-            self.workdir.write_result(result)
+            self.saver.write_result(found, result)
         return result
 
 
