@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from vit_jax import compilation, memory, platforms
+from vit_jax import compilation, interrupt, memory, platforms
 
 DONE, FAULT, USER_MISTAKE = 0, 1, 2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -36,6 +36,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     _allow_many_files()
     platforms.skip_missing_accelerator()
     compilation.keep_compiled()
+    interrupt.raise_again()
     try:
         code = main(sys.argv[1:])
     except UserError as mistake:
@@ -53,6 +54,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
             raise
         where = f"{error.filename} " if error.filename else ""
         code = _say(f"{where}cannot be written: {error.strerror}; make room, and give the same command again", FAULT)
+    interrupt.end_at_once()
     sys.stdout.flush()
     sys.exit(code)
 

@@ -54,6 +54,7 @@ class Workdir:
         self.starts_file = self.path / "starts.json"  # each start: command, time, device, versions
         self.progress_file = self.path / "progress.json"  # as of the last checkpoint: time, energy, warnings
         self.result_file = self.path / "result.json"  # with it the run is finished
+        self.bad_batches_file = self.path / "bad_batches.txt"  # of training that diverged
         self.report_file = self.path / "report.html"
         self.predictions_file = self.path / classification.PREDICTIONS
         self.confusion_file = self.path / classification.CONFUSION

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from vit_jax.checkpoint import Checkpoints
 from vit_jax.train.loop import Trainer
 from vit_jax.train.saving import Saver, TrainerState
 from vit_jax.workdir import Workdir
@@ -14,7 +15,7 @@ def test_a_note_that_cannot_be_written_is_a_warning_once(tmp_path):
         said.append(text)
         so_far.warnings.append(text)
 
-    saver = Saver(Workdir(tmp_path), SimpleNamespace(), so_far, warn)
+    saver = Saver(Workdir(tmp_path), Checkpoints(tmp_path / "checkpoints"), so_far, warn)
     saver.write_progress(3)
     assert saver.workdir.progress()["step"] == 3 and not said
     saver.workdir.progress_file = tmp_path / "gone" / "progress.json"
@@ -25,8 +26,8 @@ def test_a_note_that_cannot_be_written_is_a_warning_once(tmp_path):
 
 def test_trackers_learn_how_the_run_ended():
     ended = []
-    writer = SimpleNamespace(close=lambda failed: ended.append(failed))
-    trainer = SimpleNamespace(writer=writer, checkpoints=SimpleNamespace(close=lambda: None))
+    writer = SimpleNamespace(close=lambda failed=None: failed is None or ended.append(failed))
+    trainer = SimpleNamespace(watchdog=writer, writer=writer, checkpoints=SimpleNamespace(close=lambda: None))
     Trainer.__exit__(trainer, None, None, None)
     Trainer.__exit__(trainer, RuntimeError, RuntimeError(), None)
     assert ended == [False, True]

@@ -1,11 +1,13 @@
 """What a run writes on its way and at its end, whatever the disk does: training goes on where a save fails."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.command import Failure, UserError
+from vit_jax.files import write_atomically
 from vit_jax.lock import Lock
 from vit_jax.tasks import Evaluator
 from vit_jax.trees import PyTree
@@ -75,6 +77,13 @@ class Saver:
                 f"another process trains in {self.workdir} now: this one stood still for long and was taken for dead; "
                 "nothing is lost, let the other one go on"
             )
+
+    def write_bad_batches(self, images: Mapping[int, Sequence[str]]) -> None:
+        """Lists the images of the steps whose updates were skipped, for whoever looks for a bad one."""
+        lines = [f"step {step}\t{image}" for step, names in images.items() for image in names]
+        with contextlib.suppress(OSError):
+            text = "\n".join(lines) + "\n"
+            write_atomically(self.workdir.bad_batches_file, text.encode(errors="surrogateescape"))
 
     def write_progress(self, at: int) -> None:
         """Notes for the report what is known; a disk that refuses it is a warning, once."""
