@@ -28,6 +28,7 @@ from typing import Any
 from benchmarks.chaos import Chaos, arrays_equal, cut, flip, prepare
 
 NOW = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
+MISSING = re.compile(r"[^<>]* missing: [^<>]*")  # what a page says of a file that it could not read
 COMMANDS = ("resume", "evaluate", "predict", "export", "report")
 
 
@@ -57,7 +58,8 @@ class Commands:
         with heard() as said:
             code = ended(getattr(self, name), said)
         gave = self.result(name) if code == 0 else ""
-        return Answer(code, said.getvalue(), gave)
+        on_page = MISSING.findall((self.out / "x.html").read_text()) if name == "report" and code == 0 else []
+        return Answer(code, "\n".join([said.getvalue(), *on_page]), gave)
 
     def resume(self) -> int:
         from vit_jax import main
@@ -133,7 +135,8 @@ def ended(command: Callable[[], int], said: io.StringIO) -> int:
 def is_told(answer: Answer) -> bool:
     """Whether it says that something is wrong with a file."""
     return (
-        re.search(r"damaged|cannot be read|is missing|has changed|unchecked|not JSON|error: ", answer.said) is not None
+        re.search(r"damaged|cannot be read|missing: |is missing|has changed|unchecked|not JSON|error: ", answer.said)
+        is not None
     )
 
 
@@ -160,6 +163,8 @@ def damage(n: int, config: str, seed: int, folder: Path, each: int) -> tuple[Cou
         renew(workdir, whole[kind])
         expected[kind, name] = commands.ask(name)
         assert expected[kind, name].code == 0, (kind, name, expected[kind, name])
+        renew(workdir, whole[kind])
+        assert commands.ask(name).gave == expected[kind, name].gave, f"{name} gives something else each time"
     for i in range(n):
         kind, change = rng.choice(list(whole)), rng.choice((flip, flip, cut))
         for name in rng.sample(COMMANDS, each):

@@ -244,7 +244,8 @@ def _sharpness_aware(gradients: Gradients, rho: float) -> Gradients:
 
 def _guarded(old: TrainState, new: TrainState, values: list[Array], spike_sigmas: float) -> TrainState:
     """The new state, or the old one if a value is not finite or, of the first two, spikes; the guard counts which."""
-    good, recent = jnp.isfinite(jnp.stack(values)).all(), {}
+    good = jnp.isfinite(jnp.stack(values)).all()
+    recent: dict[str, Array] = {}
     if spike_sigmas:
         calm, recent = _calm(old.guard, jnp.stack(values[:2]), spike_sigmas)
         good &= calm

@@ -54,4 +54,4 @@ class Watchdog:
                 text = "step %d has taken %.0f s, the median is %.2g s; what each thread is doing:"
                 usual = statistics.median(list(self._took))
                 logging.getLogger(__name__).warning(text, self._step, seconds, usual)
-                faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+                faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)

@@ -1,14 +1,16 @@
 """The spike guard: a loss or a gradient norm far above those of the steps before is skipped, a new level is learned."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import step
 
 
 def run(values: np.ndarray, sigmas: float) -> list[bool]:
-    guard, calm = step._no_spikes(), []
+    guard, calm, calmly = step._no_spikes(), [], jax.jit(step._calm, static_argnums=2)
     for pair in values.astype(np.float32):
-        each, guard = step._calm(guard, pair, sigmas)
+        each, guard = calmly(guard, jnp.asarray(pair), sigmas)
         calm.append(bool(each))
     return calm
 

@@ -140,6 +140,7 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self._path, self._waiting, self._warned = path, b"", False
+        self._size: int  # of what is written whole
         self._open()
 
     def add(self, line: str) -> None:
