@@ -95,8 +95,7 @@ class Commands:
             )
         if name == "evaluate":
             return (self.workdir / "evaluation-test.json").read_text()
-        [file] = self.out.iterdir()
-        content = file.read_bytes()
+        content = b"".join(file.read_bytes() for file in sorted(self.out.iterdir()))
         if name == "report":
             content = NOW.sub("", content.decode()).encode()
         return hashlib.sha256(content).hexdigest()
