@@ -6,10 +6,11 @@
 #
 # Only the first process prints. Ctrl-C, SIGTERM and a lost terminal reach all: they save and stop; a second signal ends
 # them at once.
-# When a process fails, the rest are ended. The exit code is that of the first one that failed.
+# When a process fails, the rest are ended, and up to $RESTARTS times (default: 0) all are started again. The exit code is
+# that of the first one that failed.
 # A training's command, with any N that divides the batch, goes on from the last checkpoint when given again.
-# Environment: PYTHON, the interpreter (default: python); MODULE, what it runs (default: vit_jax.main), such as
-# vit_jax.evaluate.
+# Environment: RESTARTS, see above; PYTHON, the interpreter (default: python); MODULE, what it runs (default:
+# vit_jax.main), such as vit_jax.evaluate.
 set -euo pipefail
 
 usage() {
@@ -17,6 +18,7 @@ usage() {
   exit 2
 }
 
+arguments=("$@")
 dry_run=
 if [[ ${1-} == --dry-run ]]; then
   dry_run=1
@@ -102,5 +104,10 @@ if ((code != 130 && code != 143)); then
   again=
   [[ ${MODULE:-vit_jax.main} != vit_jax.main ]] || again="; the same command goes on from the last checkpoint"
   ((code == 2)) || echo "process $first of $processes ended with exit code $code, the others were stopped$again" >&2
+fi
+if ((code != 2 && code != 130 && code != 143 && signals == 0 && ${RESTARTS:-0} > 0)); then
+  rm -r "$logs"
+  echo "starting again, $RESTARTS more times at most" >&2
+  RESTARTS=$((RESTARTS - 1)) exec "$0" "${arguments[@]}"
 fi
 exit "$code"

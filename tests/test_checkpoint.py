@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import rest_is_slow
 from tests.described import described
-from vit_jax import checkpoint, config, models, sharding, step
+from vit_jax import checkpoint, checksums, config, models, sharding, step
 from vit_jax.checkpoint import Checkpoints, Damaged, canonical, restore_variables
 from vit_jax.command import UserError
 from vit_jax.train import Experiment
@@ -385,7 +385,7 @@ def test_a_file_that_cannot_be_read_is_damage(copied, cnn, monkeypatch, caplog):
             raise OSError(errno.EIO, "Input/output error", file.name)
         return digest(file, kind)
 
-    monkeypatch.setattr(checkpoint.hashlib, "file_digest", read)
+    monkeypatch.setattr(checksums.hashlib, "file_digest", read)
     state, _ = Checkpoints(copied).restore_newest(cnn.abstract_state, cnn.mesh, cnn.rules)
     assert_equal(state, fill(cnn, 1))
     assert "cannot be read: Input/output error" in caplog.text

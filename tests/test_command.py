@@ -3,13 +3,15 @@
 import os
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vit_jax import command
-from vit_jax.command import Interruption, Parser, UserError
+from tests.conftest import REPOSITORY
+from vit_jax import command, interrupt
+from vit_jax.command import Failure, Interruption, Parser, UserError
 
 
 @pytest.fixture
@@ -43,7 +45,13 @@ def test_a_mistaken_flag_is_the_users_error(parser, argv, message):
     [
         (0, 0, ""),
         (UserError("two\nlines"), 2, "error: two lines\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (Failure("no\nroom"), 1, "error: no room\n"),
+        (
+            OSError(28, "No space left on device", "x.json"),
+            1,
+            "error: x.json cannot be written: No space left on device; make room, and give the same command again\n",
+        ),
         (UserError("patch_size=7"), 2, "error: patch_size=7\n"),
     ],
 )
@@ -98,3 +106,31 @@ def test_a_command_may_open_as_many_files_as_the_system_allows(monkeypatch):
         monkeypatch.setattr(resource, "getrlimit", lambda kind, enough=enough: enough)
         command._allow_many_files()
     assert not limits
+
+
+INTERRUPTED_AT = """
+import os, signal, sys
+sys.orig_argv = [sys.executable, "-m", "vit_jax.main"]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+
+class At:
+    def find_spec(name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, At)
+import vit_jax.main
+"""
+
+
+@pytest.mark.parametrize("module", ["vit_jax.command", "jax"])
+def test_ctrl_c_while_libraries_are_imported_is_one_line(module):
+    words = [sys.executable, "-c", INTERRUPTED_AT, module]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_only_a_command_of_ours_ends_at_once():
+    assert interrupt.is_command(["python", "-m", "vit_jax.main", "--config", "x"])
+    assert interrupt.is_command(["/usr/bin/python3", "/opt/bin/vit_jax", "train"])
+    assert not interrupt.is_command(["python", "train.py", "vit_jax"]) and not interrupt.is_command(["pytest"])

@@ -262,6 +262,7 @@ def test_images_that_came_later_are_told(copied, caplog, tmp_path):
     workdir = shutil.copytree(copied, tmp_path / "run")
     now = json.loads((workdir / "images.json").read_text())
     assert now == {"train": 180, "validation": 20, "test": 40}
+    (workdir / "checksums.json").unlink()  # by which the change would be found
     (workdir / "images.json").write_text(json.dumps(now | {"train": 100}))
     command(workdir, "--data_dir", str(tmp_path))
     assert "are not those that the run in" in caplog.text and "began with: 100 images to train, now 180" in caplog.text

@@ -183,3 +183,12 @@ def test_error_consistency_is_cohens_kappa():
     assert metrics.error_consistency(a, ~a) < 0
     perfect = np.ones(5, bool)
     assert math.isnan(metrics.error_consistency(perfect, perfect))
+
+
+def test_what_is_not_finite_never_ranks_a_checkpoint():
+    good = {"val/loss": 1.0, "val/accuracy": 0.5}
+    assert metrics.score("accuracy", good, "val") == 0.5 and metrics.score("loss", good, "val") == -1.0
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        assert metrics.score("accuracy", good | {"val/loss": bad}, "val") == -float("inf")
+        assert metrics.score("accuracy", good | {"val/accuracy": bad}, "val") == -float("inf")
+        assert metrics.score("loss", good | {"val/loss": bad}, "val") == -float("inf")

@@ -313,6 +313,9 @@ def test_energy_is_read_and_waiting_for_images_measured_at_each_log_line(tmp_pat
 def test_training_that_diverges_stops_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^the last 14 gradients up to step 14 were not finite: .* lower optim\.lr"):
         tiny.start(tmp_path, "cnn", "optim.lr=1e38", "optim.schedule=constant", "train.max_bad_steps=10")
+    lines = [line.split("\t") for line in Workdir(tmp_path).bad_batches_file.read_text().splitlines()]
+    assert [step for step, _ in lines] == [f"step {step}" for step in range(1, 15) for _ in range(40)]
+    assert all("train record" in name for _, name in lines) and len({name for _, name in lines[:160]}) == 160
 
 
 def test_without_a_validation_split_a_checkpoint_is_written_each_epoch(tmp_path):

@@ -18,6 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vit_jax import interrupt
+
+if interrupt.is_command(sys.orig_argv):
+    interrupt.end_at_once()  # imports take seconds, and Ctrl-C in one is a page of traceback
+
 if typing.TYPE_CHECKING:
     from flax import linen as nn
 

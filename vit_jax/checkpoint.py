@@ -5,12 +5,14 @@ once it is complete `checksums.json`: Orbax itself restores flipped bits without
 """
 
 import contextlib
-import hashlib
+import errno
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,15 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import sharding, trees
+from vit_jax.checksums import CHECKSUMS, Damaged, verify, write_checksums
 from vit_jax.command import UserError
-from vit_jax.files import write_atomically
 from vit_jax.trees import PyTree
 
 Rules = Sequence[sharding.Rule]  # of the mesh: a model's `Naming.rules`
 
 FORMAT = 1
-CHECKSUMS = "checksums.json"
 SCORE = "score"
 log = logging.getLogger(__name__)
-
-
-class Damaged(Exception):
-    """A checkpoint whose files are not what was written."""
 
 
 class Checkpoints:
@@ -58,6 +55,8 @@ class Checkpoints:
             single_host_load_and_broadcast=True,  # which checkpoints there are: a shared folder may show some later
         )
         self._manager = self._open()
+        self._proving: threading.Thread | None = None  # computes checksums, while training goes on
+        self.fault = ""  # why the last save, or the one before it, failed, of a run of one process
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -67,7 +66,11 @@ class Checkpoints:
         return best_step(self.directory)
 
     def save(self, state: PyTree, step: int, about: Mapping[str, Any], score: float | None = None) -> None:
-        """Starts writing; returns as soon as the arrays are copied. A step that is there already is left alone."""
+        """Starts writing; returns as soon as the arrays are copied. A step that is there already is left alone.
+
+        Where it fails, as on a full disk, `fault` says so, now or at the next call: the former checkpoints stay.
+        """
+        self.fault = ""
         self.finish()
         if step in self.steps():
             return
@@ -75,7 +78,11 @@ class Checkpoints:
             state=ocp.args.StandardSave(_without_empty(canonical(state))),
             about=ocp.args.JsonSave({"format": FORMAT, **about}),
         )
-        self._manager.save(step, args=items, metrics=None if score is None else {SCORE: score}, force=True)
+        with self._attempt():
+            self._manager.save(step, args=items, metrics=None if score is None else {SCORE: score}, force=True)
+            if jax.process_index() == 0:
+                self._proving = threading.Thread(target=self._prove, args=[self._manager, step], daemon=True)
+                self._proving.start()
 
     def restore_newest(self, abstract: PyTree, mesh: Mesh, rules: Rules) -> tuple[PyTree, dict[str, Any]] | None:
         """The newest undamaged state, placed by the rules, and its `about`; None without any.
@@ -94,7 +101,7 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: PyTree, mesh: Mesh, rules: Rules) -> tuple[PyTree, dict[str, Any]]:
         """The state saved at a step; raises `Damaged`, or `UserError` if it belongs to another model."""
-        _verify(self.directory / str(step))
+        verify(self.directory / str(step))
         target = _without_empty(jax.eval_shape(lambda: canonical(_zeros(abstract))))
         try:
             saved = self._manager.item_metadata(step)["state"]
@@ -119,14 +126,47 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until all is written."""
         self.finish()
-        self._manager.close()
+        with self._attempt():
+            self._manager.close()
 
     def finish(self) -> None:
-        """Waits until what is being written is complete, and notes its checksums."""
-        self._manager.wait_until_finished()
+        """Waits until what is being written is complete, and has its checksums."""
+        with self._attempt():
+            self._manager.wait_until_finished()
+        if self._proving:
+            self._proving.join()
+            self._proving = None
         if jax.process_index() == 0:
             for step in self.steps():
-                _write_checksums(self.directory / str(step))
+                with self._attempt():
+                    write_checksums(self.directory / str(step))
+
+    def _prove(self, manager: ocp.CheckpointManager, step: int) -> None:
+        """Writes the checksums of a checkpoint once it is complete; where that fails, `finish` tries again."""
+        while manager.is_saving_in_progress():
+            time.sleep(0.02)
+        with contextlib.suppress(OSError):
+            if (self.directory / str(step)).exists():
+                write_checksums(self.directory / str(step))
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """A save that fails inside is noted, what it left is removed. Several processes end: they wait for each other.
+
+        Orbax and TensorStore raise whatever a full disk leads to.
+        """
+        try:
+            yield
+        except Exception as error:
+            if jax.process_count() > 1:
+                raise
+            self.fault = _reason(error)
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._manager = self._open()
 
     def _set_aside(self, step: int, damage: Damaged) -> None:
         log.warning("checkpoint %s is damaged (%s): going back to an older one", step, damage)
@@ -166,6 +206,18 @@ def best_step(directory: Path) -> int | None:
     return max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]
 
 
+def read_about(directory: Path) -> dict[str, Any]:
+    """The `about` of the newest checkpoint in which it is whole; {} without any."""
+    for step in reversed(saved_steps(directory)):
+        folder = directory / str(step)
+        with contextlib.suppress(Damaged, OSError, ValueError):
+            verify(folder, folder / "about")
+            found = json.loads((folder / "about" / "metadata").read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
 def restore_variables(
     directory: Path,
     step: int,
@@ -180,7 +232,7 @@ def restore_variables(
     processes read together, without one each for itself. Raises as `restore` does.
     """
     folder = directory.absolute() / str(step)
-    _verify(folder)
+    verify(folder)
     target = _without_empty(jax.eval_shape(lambda: canonical(_zeros(abstract))))
     item = {part: target} if part else target
     _check_variables(folder, item)
@@ -291,46 +343,21 @@ def _read_score(folder: Path) -> float | None:
     if not path.parent.exists():
         return None
     try:
-        return float(json.loads(path.read_text())[SCORE])
+        return float(json.loads(path.read_text(encoding="utf-8"))[SCORE])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"its score cannot be read: {_first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """Why something could not be written, in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    known = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)]
+    return next((text for text in known if text in str(error)), _first_line(error)[:200])
+
+
+def _first_line(error: BaseException) -> str:
     return " ".join([type(error).__name__ + ":", *str(error).splitlines()[:1]])
-
-
-def _write_checksums(folder: Path) -> None:
-    path = folder / CHECKSUMS
-    if not path.exists():
-        write_atomically(path, json.dumps(_checksums(folder), indent=1))
-
-
-def _verify(folder: Path) -> None:
-    """Raises `Damaged` if a file is missing or differs. A checkpoint cut off before its checksums passes."""
-    path = folder / CHECKSUMS
-    if not path.exists():
-        return
-    try:
-        written = json.loads(path.read_text())
-    except ValueError as error:
-        raise Damaged(f"{CHECKSUMS} is not JSON") from error
-    try:
-        found = _checksums(folder)
-    except OSError as error:
-        raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    for name in sorted(written.keys() | found.keys()):
-        if written.get(name) != found.get(name):
-            raise Damaged(f"{name} {'is missing' if name not in found else 'has changed since it was written'}")
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(CHECKSUMS.split(".")[0]):
-            with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def _score(metrics: Mapping[str, float]) -> float:
@@ -338,4 +365,5 @@ def _score(metrics: Mapping[str, float]) -> float:
 
 
 def _not_routine(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+    """Not what Orbax tells of its work, nor the traceback of an exception that it raises, too."""
+    return "orbax" not in record.pathname or record.levelno >= logging.ERROR and not record.exc_info

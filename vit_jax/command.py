@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -12,9 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from vit_jax import compilation, memory, platforms
+from vit_jax import compilation, interrupt, memory, platforms
 
 DONE, FAULT, USER_MISTAKE = 0, 1, 2
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FILES = 2**16  # open at once, at most
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
@@ -23,25 +25,43 @@ class UserError(ValueError):
     """A mistake of the user's: says in one line what was given, what was expected and what to do."""
 
 
+class Failure(RuntimeError):
+    """A fault of the machine, such as a full disk: says in one line what is lost and what to do."""
+
+
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Runs a command and exits with its code; a `UserError` becomes one line on stderr and exit code 2."""
+    """Runs a command and exits with its code; a `UserError` becomes one line and code 2, a `Failure` one and 1."""
     logging.basicConfig(format="%(message)s", force=True)
     memory.keep_freed()
     _allow_many_files()
     platforms.skip_missing_accelerator()
     compilation.keep_compiled()
+    interrupt.raise_again()
     try:
         code = main(sys.argv[1:])
     except UserError as mistake:
-        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
-        code = USER_MISTAKE
+        code = _say(mistake, USER_MISTAKE)
+    except Failure as failure:
+        code = _say(failure, FAULT)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader went away: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f"{error.filename} " if error.filename else ""
+        code = _say(f"{where}cannot be written: {error.strerror}; make room, and give the same command again", FAULT)
+    interrupt.end_at_once()
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _say(mistake: object, code: int) -> int:
+    print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+    return code
 
 
 def _allow_many_files() -> None:

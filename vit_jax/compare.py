@@ -300,9 +300,9 @@ def write(table: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
     texts = [[row["run"], *(cell(key, row.get(key, [])) for key in used)] for row in table]
     _print(header, texts, console)
     lines = [header, ["---", *["---:"] * len(used)], *texts]
-    (out / f"{NAME}.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
-    (out / f"{NAME}.json").write_text(json.dumps(table, indent=1) + "\n")
-    with (out / f"{NAME}.csv").open("w", newline="") as file:
+    (out / f"{NAME}.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
+    (out / f"{NAME}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    with (out / f"{NAME}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "seeds", *(f"{key}{end}" for key in used for end in ("", " std"))])
         for row in table:

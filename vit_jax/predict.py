@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vit_jax import command, config, download, inference, log
-from vit_jax.command import UserError
+from vit_jax.command import NO_ROOM, Failure, UserError
 from vit_jax.data.files import find_images
 from vit_jax.inference import Predictor
 from vit_jax.inference.masks import Segmented
@@ -231,12 +231,24 @@ def _opened(path: Path | None) -> Iterator[IO[str]]:
             sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
         return
+    plain = not path.exists() or path.is_file()  # not a pipe, nor a device
+    unfinished = path.with_name(f"{path.name}.part") if plain else path
     try:
-        file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        file = unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         raise UserError(f"cannot write --out {path}: {error.strerror}; give another file") from error
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+        if plain:
+            os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise Failure(f"--out {path} cannot be written: {error.strerror}; make room, or give another file") from error
+    finally:
+        if plain:
+            unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from vit_jax import augment, optim, trees
 from vit_jax.tasks import Aux, Rngs, Task, gathered
@@ -23,6 +23,7 @@ Batch = Mapping[str, Array]
 Constants = Mapping[str, PyTree]  # arrays that a step reads and never changes: a split on the device, a teacher's ...
 Metrics = dict[str, Array]
 PLAIN = {"scan": False, "remat": "none", "attention": "plain"}
+RECENT = 128  # steps that a spike is compared with
 Gradients = Callable[..., tuple[PyTree, Aux]]
 TrainStep = Callable[["TrainState", Batch, Constants], tuple["TrainState", Metrics]]
 EvalStep = Callable[[PyTree, Batch, Constants], dict[str, Array]]
@@ -46,7 +47,9 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: PyTree  # running statistics of batch norms; {} without any
     opt_state: PyTree
     ema: PyTree  # averages of params and batch_stats, under these names; {} if off
-    guard: dict[str, PyTree]  # updates skipped because not finite: `skipped` in all, `in_a_row` just now
+    # Updates skipped because not finite, or spiking: `skipped` in all, `in_a_row` just now; with a spike guard the last
+    # losses and gradient norms, `recent` [2 RECENT], and how many there were, `seen`.
+    guard: dict[str, PyTree]
     task: PyTree = flax.struct.field(default_factory=dict)  # the task's own, see `Task.init_state`
 
 
@@ -99,7 +102,9 @@ def init_variables(module: nn.Module, seed: int, image_shape: tuple[int, int, in
     return trees.stack_layers(variables) if twin is not module else variables
 
 
-def init_state(task: Task, tx: optax.GradientTransformation, seed: int, *, ema: bool) -> TrainState:
+def init_state(
+    task: Task, tx: optax.GradientTransformation, seed: int, *, ema: bool, spike_guard: bool = False
+) -> TrainState:
     """The state before the first step."""
     variables = init_variables(task.module, seed, task.parts.image_shape)
     zero = jnp.zeros((), jnp.int32)
@@ -107,7 +112,7 @@ def init_state(task: Task, tx: optax.GradientTransformation, seed: int, *, ema: 
         step=zero,
         opt_state=tx.init(variables["params"]),
         ema=jax.tree.map(jnp.copy, variables) if ema else {},
-        guard={"skipped": zero, "in_a_row": zero},
+        guard={"skipped": zero, "in_a_row": zero} | (_no_spikes() if spike_guard else {}),
         task=task.init_state(variables["params"]),
         **variables,
     )
@@ -131,6 +136,7 @@ def make_train_step(
     sam_rho: float = 0.0,
     ema_decay: float = 0.0,
     ema_warmup: bool = False,
+    spike_sigmas: float = 0.0,
 ) -> TrainStep:
     """`(state, batch, constants) -> (state, metrics)`: one update from one batch.
 
@@ -138,7 +144,8 @@ def make_train_step(
     `trainable(params)` is a tree of booleans: where it is False, the gradient is zero.
     With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged; where its
     images are `independent`, none repeated, their noise is measured, too. An update that is not finite is skipped and
-    counted; the step number advances all the same.
+    counted; the step number advances all the same. So is one whose loss or gradient norm is more than `spike_sigmas`
+    standard deviations above the mean of the last `RECENT` steps.
     """
     gradients = _accumulated(_make_gradients(task, seed, trainable), accumulate, independent)
     if sam_rho:
@@ -159,7 +166,7 @@ def make_train_step(
             new = new.replace(task=task.update(state.task, params, aux, done / steps))
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         metrics = aux.metrics | {"lr": lr} | norms
-        new = _guarded(state, new, [metrics[k] for k in ("loss", "grad_norm", "param_norm")])
+        new = _guarded(state, new, [metrics[k] for k in ("loss", "grad_norm", "param_norm")], spike_sigmas)
         metrics |= {"skipped_updates": new.guard["skipped"], "skipped_in_a_row": new.guard["in_a_row"]}
         return new.replace(step=state.step + 1), metrics
 
@@ -235,13 +242,35 @@ def _sharpness_aware(gradients: Gradients, rho: float) -> Gradients:
     return sharpness_aware
 
 
-def _guarded(old: TrainState, new: TrainState, values: list[Array]) -> TrainState:
-    """The new state, or the old one if a value is not finite; the guard counts which."""
-    finite = jnp.isfinite(jnp.stack(values)).all()
-    kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
-    bad = 1 - finite.astype(jnp.int32)
+def _guarded(old: TrainState, new: TrainState, values: list[Array], spike_sigmas: float) -> TrainState:
+    """The new state, or the old one if a value is not finite or, of the first two, spikes; the guard counts which."""
+    good = jnp.isfinite(jnp.stack(values)).all()
+    recent: dict[str, Array] = {}
+    if spike_sigmas:
+        calm, recent = _calm(old.guard, jnp.stack(values[:2]), spike_sigmas)
+        good &= calm
+    kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, old)
+    bad = 1 - good.astype(jnp.int32)
     guard = {"skipped": old.guard["skipped"] + bad, "in_a_row": (old.guard["in_a_row"] + 1) * bad}
-    return kept.replace(guard=guard)
+    return kept.replace(guard=guard | recent)
+
+
+def _no_spikes() -> dict[str, Array]:
+    return {"recent": jnp.zeros((2, RECENT)), "seen": jnp.zeros((), jnp.int32)}
+
+
+def _calm(guard: dict[str, PyTree], values: Float[Array, "2"], sigmas: float) -> tuple[Array, dict[str, Array]]:
+    """Whether no value is far above its last `RECENT` ones, and these with the values, cut off at the limit.
+
+    A level that is new for good is so taken for normal after a few steps. What is not finite is left out.
+    """
+    recent, seen = guard["recent"], guard["seen"]
+    mean, deviation = recent.mean(axis=1), jnp.maximum(recent.std(axis=1), 1e-2 * jnp.abs(recent.mean(axis=1)))
+    limit = jnp.where(seen >= RECENT, mean + sigmas * deviation, jnp.inf)
+    finite = jnp.isfinite(values).all()
+    added = recent.at[:, seen % RECENT].set(jnp.minimum(values, limit))
+    found = {"recent": jnp.where(finite, added, recent), "seen": seen + finite.astype(jnp.int32)}
+    return (values <= limit).all(), found
 
 
 def _rows(batch: Batch) -> Int[Array, " n"]:

@@ -18,7 +18,14 @@ SAVED = {  # by version 16d3a41, before there were tasks
     "imagenet21k_b16.json": "configs/imagenet21k.py:b16",
     "deit3_s16.json": "configs/deit.py:deit3_s16",
 }
-NEW = ("plugins", "augment.extra", "log.wandb", "log.mlflow", "log.report")  # fields that came later
+NEW = (
+    "plugins",
+    "augment.extra",
+    "log.wandb",
+    "log.mlflow",
+    "log.report",
+    "train.spike_sigmas",
+)  # fields that came later
 
 
 @pytest.fixture(autouse=True)

@@ -145,15 +145,17 @@ def test_a_signal_stops_both_at_the_same_step_and_one_process_goes_on(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_lost_process_ends_the_other_and_the_same_launch_goes_on(tmp_path, alone):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_ends_the_other_and_the_same_launch_goes_on(tmp_path, alone, number):
     workdir = tmp_path / "run"
     launcher = launch(2, workdir)
     wait_for_step(15, workdir, launcher)
-    os.kill(child(launcher, 1), signal.SIGKILL)
+    os.kill(child(launcher, 1), number)
     code, _, errors = end(launcher)
-    assert code == 128 + signal.SIGKILL
+    lost = {signal.SIGKILL: (1, 137), signal.SIGSTOP: (0, 134)}[number]  # the one that stands still is ended
+    assert code == lost[1]
     assert errors.splitlines()[-1] == (
-        "process 1 of 2 ended with exit code 137, the others were stopped; "
+        f"process {lost[0]} of 2 ended with exit code {lost[1]}, the others were stopped; "
         "the same command goes on from the last checkpoint"
     )
     code, output, errors = train(2, workdir)
@@ -202,6 +204,21 @@ def test_the_first_bad_exit_code_and_one_message(tmp_path, python, code, said):
     done = subprocess.run(command, env=imitate(tmp_path, python), capture_output=True, text=True, timeout=SECONDS)
     assert (done.returncode, done.stderr) == (code, said)
     assert done.stdout == ("0\n" if code == 0 else "")
+
+
+def test_all_are_started_again_so_often_as_is_said(tmp_path):
+    """Each time at another port; a mistake is none that another start mends."""
+    python = f"((JAX_PROCESS_ID)) || echo $RESTARTS >>{tmp_path}/left; ((RESTARTS == 1)) || exit 7"
+    environment = imitate(tmp_path, python) | {"RESTARTS": "3"}
+    command = [str(SCRIPT), "2", "--config", "my photos.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0 and (tmp_path / "left").read_text().split() == ["3", "2", "1"]
+    assert done.stderr.count("ended with exit code 7") == 2 and "starting again, 2 more times at most" in done.stderr
+    environment = imitate(tmp_path, "exit 7") | {"RESTARTS": "1"}
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS).returncode == 7
+    environment = imitate(tmp_path, f"echo x >>{tmp_path}/mistakes; exit 2") | {"RESTARTS": "3"}
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS).returncode == 2
+    assert (tmp_path / "mistakes").read_text().count("x") == 2
 
 
 def test_what_is_no_training_has_no_checkpoint_to_go_on_from(tmp_path):

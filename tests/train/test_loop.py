@@ -2,7 +2,9 @@
 
 from types import SimpleNamespace
 
-from vit_jax.train.loop import Trainer, TrainerState
+from vit_jax.checkpoint import Checkpoints
+from vit_jax.train.loop import Trainer
+from vit_jax.train.saving import Saver, TrainerState
 from vit_jax.workdir import Workdir
 
 
@@ -13,19 +15,19 @@ def test_a_note_that_cannot_be_written_is_a_warning_once(tmp_path):
         said.append(text)
         so_far.warnings.append(text)
 
-    trainer = SimpleNamespace(workdir=Workdir(tmp_path), so_far=so_far, warn=warn)
-    Trainer.write_progress(trainer, 3)
-    assert trainer.workdir.progress()["step"] == 3 and not said
-    trainer.workdir.progress_file = tmp_path / "gone" / "progress.json"
+    saver = Saver(Workdir(tmp_path), Checkpoints(tmp_path / "checkpoints"), so_far, warn)
+    saver.write_progress(3)
+    assert saver.workdir.progress()["step"] == 3 and not said
+    saver.workdir.progress_file = tmp_path / "gone" / "progress.json"
     for at in (4, 5):
-        Trainer.write_progress(trainer, at)
+        saver.write_progress(at)
     assert said == ["progress.json cannot be written (No such file or directory): reports will be behind"]
 
 
 def test_trackers_learn_how_the_run_ended():
     ended = []
-    writer = SimpleNamespace(close=lambda failed: ended.append(failed))
-    trainer = SimpleNamespace(writer=writer, checkpoints=SimpleNamespace(close=lambda: None))
+    writer = SimpleNamespace(close=lambda failed=None: failed is None or ended.append(failed))
+    trainer = SimpleNamespace(watchdog=writer, writer=writer, checkpoints=SimpleNamespace(close=lambda: None))
     Trainer.__exit__(trainer, None, None, None)
     Trainer.__exit__(trainer, RuntimeError, RuntimeError(), None)
     assert ended == [False, True]

@@ -214,6 +214,7 @@ def test_a_run_takes_what_it_took_before_and_so_do_later_commands(has, monkeypat
     assert inference.load(tmp_path).model.attention == "cudnn"
     in_float32 = inference.load(tmp_path, overrides=["model.dtype=float32"])
     assert in_float32.model.attention == "auto"  # cudnn cannot do that
+    Workdir(tmp_path).manifest_file.unlink()  # by which the change would be found
     Workdir(tmp_path).attention_file.write_text('{"device": "another", "kernel": "pallas"}')
     assert inference.load(tmp_path).model.attention == "auto"
 

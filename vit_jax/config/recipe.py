@@ -16,6 +16,7 @@ from vit_jax.config import plugins, values
 from vit_jax.config.older import rename
 from vit_jax.config.parse import Tree, from_dict, load_plugins, name_of, require_known, to_dict
 from vit_jax.config.schema import NAMED, Config, Schema, schema, schema_of
+from vit_jax.manifest import Manifest
 
 
 class FieldError(UserError):
@@ -173,9 +174,10 @@ def _read_json(path: Path, arg: str) -> Mapping[str, Any]:
     if arg:
         raise UserError(f"config argument {arg!r}: {path} takes none; leave out `:{arg}`")
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}; repair it, or give the config file that it came from") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a JSON {type(tree).__name__}, expected an object of config groups")
+    Manifest(path.parent).check(path, "put a copy back, or give the config file that it came from")
     return tree

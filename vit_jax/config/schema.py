@@ -32,7 +32,9 @@ class Train:
     steps: int = 0  # instead of epochs
     seconds: float = 0.0  # instead of epochs: the time that training steps may take; the schedule follows the clock
     accumulate: int = 1  # parts in which a batch is processed, one after another, to save memory
-    max_bad_steps: int = 10  # updates in a row that may be skipped for a gradient that is not finite
+    max_bad_steps: int = 10  # updates in a row that may be skipped: a loss or gradient that is not finite, or spikes
+    # Skips updates whose loss or gradient norm is so many standard deviations above the mean of 128 steps, too; 0: off.
+    spike_sigmas: float = 0.0
     # Only kernels that give the same bits each time, and none chosen by a clock.
     deterministic: bool = setting(False, read_by="evaluate")
 
@@ -160,6 +162,8 @@ def _check_train(train: Train, repeats: int) -> None:
     for name in ("batch_size", "accumulate", "max_bad_steps"):
         if getattr(train, name) < 1:
             raise UserError(f"train.{name}={getattr(train, name)} is not positive")
+    if train.spike_sigmas < 0:
+        raise UserError(f"train.spike_sigmas={train.spike_sigmas} is negative; 0 means off")
     if 1 < repeats >= train.batch_size:
         raise UserError(
             f"data.repeats={repeats} fills each batch of train.batch_size={train.batch_size} with one "

@@ -98,6 +98,11 @@ class Loader:
         indices = batching.train_indices(seed, step, batch_size, len(self.split), self.repeats)[rows]
         return indices, [self.crop.at(seed, step, int(row)) for row in rows] if self.crop else ()
 
+    def images_of(self, seed: int, step: int, batch_size: int) -> list[str]:
+        """What the images of a training step's whole batch are called."""
+        indices, _ = self.chosen(seed, step, batch_size, np.arange(batch_size))
+        return [self.split.source.describe(int(index)) for index in indices]
+
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Every image of the split once, in order, the last batch padded."""
         self.load()

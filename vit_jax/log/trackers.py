@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from vit_jax.command import UserError
-from vit_jax.files import write_atomically
+from vit_jax.manifest import Manifest, read_json
 
 FILE = "trackers.json"
 PROJECT = "vit_jax"
@@ -119,11 +119,11 @@ def _required(name: str) -> Any:
 def _numbers(workdir: Path) -> dict[str, str]:
     """The records of a run that has begun."""
     path = workdir / FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, dict, "delete it: a new record then begins") if path.is_file() else {}
 
 
 def _note(workdir: Path, name: str, number: str) -> None:
-    write_atomically(workdir / FILE, json.dumps(_numbers(workdir) | {name: number}) + "\n")
+    Manifest(workdir).write(workdir / FILE, json.dumps(_numbers(workdir) | {name: number}) + "\n")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

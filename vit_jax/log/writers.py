@@ -1,5 +1,7 @@
 """The metrics of a run as files: `metrics.jsonl`, one object per line, and TensorBoard event files."""
 
+import contextlib
+import errno
 import io
 import json
 import logging
@@ -8,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsFloat, TextIO
+from typing import Any, SupportsFloat
 
 from PIL import Image
 
@@ -42,14 +44,14 @@ class MetricsWriter:
         config: Mapping[str, Any] = {},  # noqa: B006 - never changed
         active: bool = True,
     ) -> None:
-        self._lines: TextIO | None = None
+        self._lines: _Lines | None = None
         self._trackers: list[Tracker] = []
         self._faults: dict[Tracker, int] = {}  # since it last worked; of those that have been warned of
         if not active:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         _forget_after(workdir / FILE, resume_step)
-        self._lines = (workdir / FILE).open("a", encoding="utf-8")
+        self._lines = _Lines(workdir / FILE)
         self._trackers = _open(workdir, resume_step, tensorboard, trackers, config)
 
     def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
@@ -59,8 +61,7 @@ class MetricsWriter:
             return
         values = {name: float(value) for name, value in scalars.items()}
         encoded = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": int(step)} | encoded, allow_nan=False, ensure_ascii=False) + "\n")
-        self._lines.flush()
+        self._lines.add(json.dumps({"step": int(step)} | encoded, allow_nan=False, ensure_ascii=False) + "\n")
         for tracker in list(self._trackers):
             self._attempt(tracker, lambda to: to.write(step, values))
 
@@ -81,7 +82,7 @@ class MetricsWriter:
                 text = "%s does not take metrics (%s); training goes on, and %s has all of them"
                 logging.getLogger(__name__).warning(text, type(tracker).__name__.lstrip("_"), fault, FILE)
             self._faults[tracker] = self._faults.get(tracker, 0) + 1
-            if self._faults[tracker] == FAULTS:
+            if self._faults[tracker] == FAULTS and not isinstance(tracker, _EventFile):
                 self._trackers.remove(tracker)
         else:
             if tracker in self._faults:
@@ -134,6 +135,51 @@ def _decode(line: bytes) -> dict[str, int | float] | None:
         return None
 
 
+class _Lines:
+    """A file to which lines are added, each whole or not at all; those that cannot be written wait for the next one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._waiting, self._warned = path, b"", False
+        self._size: int  # of what is written whole
+        self._open()
+
+    def add(self, line: str) -> None:
+        self._waiting += line.encode()
+        try:
+            if not self._is_there():
+                self._file.close()
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._open()
+            if self._file.write(self._waiting) < len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size, self._waiting = self._size + len(self._waiting), b""
+        except OSError as fault:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), self._size)
+            if not self._warned:
+                text = "%s cannot be written (%s): training goes on, and its lines are written as soon as they can be"
+                logging.getLogger(__name__).warning(text, self._path, fault.strerror)
+            self._warned = True
+
+    def close(self) -> None:
+        if self._waiting:
+            self.add("")
+        self._file.close()
+        if self._waiting:
+            logging.getLogger(__name__).warning("%s lacks the last %d lines", self._path, self._waiting.count(b"\n"))
+
+    def _open(self) -> None:
+        self._file = self._path.open("ab", buffering=0)
+        self._size = self._path.stat().st_size
+
+    def _is_there(self) -> bool:
+        """Whether the name still leads to the open file: a folder may be removed, or come back as another one."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
+
+
 def _forget_after(path: Path, last_step: int) -> None:
     """Removes the lines of later steps and damaged lines, in one atomic replacement."""
     old = path.read_bytes() if path.exists() else b""
@@ -163,14 +209,19 @@ class _EventFile:
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter  # 0.3 s, and only the first process writes
         from tensorboardX.proto.event_pb2 import SessionLog
 
-        folder.mkdir(parents=True, exist_ok=True)
-        # The suffix keeps two processes that start within one second from writing to the same file.
-        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
+        self._folder = folder
+        self._writer: Any = self._open()
         # Makes TensorBoard drop what earlier files say about this step and later ones.
         self._add(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _open(self) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter  # 0.3 s, and only the first process writes
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # The suffix keeps two processes that start within one second from writing to the same file.
+        return EventsWriter(str(self._folder / "events"), filename_suffix=f".{time.time_ns()}")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
@@ -188,10 +239,31 @@ class _EventFile:
         self._add(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
 
     def close(self, *, failed: bool = False) -> None:
-        self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError:
+            self._give_up()
+            raise
 
     def _add(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
-        self._writer.flush()
+        try:
+            self._writer = self._writer or self._open()
+            self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+            self._writer.flush()
+        except OSError:  # a part may be written: what follows goes into another file
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Closes a file that cannot be written, which its writer does not; an empty one goes."""
+        if self._writer is None:
+            return
+        records, self._writer = self._writer._py_recordio_writer, None
+        with contextlib.suppress(OSError):
+            records.close()
+        with contextlib.suppress(OSError):
+            if not os.path.getsize(records.path):
+                os.remove(records.path)

@@ -3,6 +3,7 @@
 A metric of classification can also say here how it is computed: it is then part of every evaluation.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +39,14 @@ def register(name: str, metric: Metric) -> Metric:
 
 
 def score(name: str, scalars: dict[str, float], split: str) -> float:
-    """The value by which checkpoints are compared: higher is better, and a NaN is the worst."""
+    """The value by which checkpoints are compared: higher is better, and -inf of what is not a number.
+
+    Nor are metrics of a model whose loss is not finite, whatever its accuracy.
+    """
     if f"{split}/{name}" not in scalars:
         known = ", ".join(key.rpartition("/")[2] for key in scalars)
         raise UserError(f"evaluate.metric={name!r} has no value on this split: what is measured is {known}")
     value: Any = scalars[f"{split}/{name}"]
-    if value != value:
+    if not math.isfinite(value) or not math.isfinite(scalars.get(f"{split}/loss", 0.0)):
         return -float("inf")
     return value if METRICS[name].higher_is_better else -value

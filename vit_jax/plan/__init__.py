@@ -220,6 +220,6 @@ def check_out(path: Path) -> None:
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     try:
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write --out {path}: {error}; give a file in a folder that exists") from error

@@ -36,6 +36,7 @@ def read(run: Run) -> Classified | None:
     path = run.workdir.predictions_file
     if not path.is_file() or not run.workdir.labels_file.is_file():
         return None
+    run.workdir.check(path)
     with path.open("rb") as file, np.load(file) as found:  # which leaves a damaged file open
         arrays = {name: found[name] for name in found.files}
     if "label" not in arrays or not {"logits", "prediction"} & arrays.keys():

@@ -1,5 +1,6 @@
 """The story of one run: open what it needs, set up, restore, loop, evaluate, save."""
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from vit_jax.checkpoint import Checkpoints, Damaged
 from vit_jax.command import Interruption, UserError
 from vit_jax.config import Config
 from vit_jax.data import Data
+from vit_jax.lock import Lock, held
 from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
-from vit_jax.train.loop import SAVED_AS, Trainer, TrainerState
+from vit_jax.train.loop import Trainer
+from vit_jax.train.saving import SAVED_AS, TrainerState
 from vit_jax.train.start import start_from
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
@@ -70,7 +73,16 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
         done = f"\nThis run is finished. To train again, give another --workdir than {workdir}."
         console.print(done, soft_wrap=True, markup=False)
         return Result(workdir, command.DONE, finished)
+    with contextlib.ExitStack() as stack:
+        with distributed.raise_on_all_processes():
+            lock = stack.enter_context(held(folder.path)) if jax.process_index() == 0 else None
+        return _train(given, folder, console, lock)
+
+
+def _train(given: Config, folder: Workdir, console: Console, lock: Lock | None) -> Result:
+    """As `train`, in a folder that no other process trains in."""
     with distributed.raise_on_all_processes():
+        check_workdir(given, folder)  # what another process may have written in the meantime
         inputs = open_inputs(given, folder, console)
         kernel = folder.kernel(given)
     experiment = set_up(inputs, kernel=kernel, console=console)
@@ -83,15 +95,16 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
     checkpoints = Checkpoints(folder.checkpoints, **keep)
     state, so_far = restore_or_init(experiment, checkpoints, inputs)
     with Interruption() as interruption, Trainer(experiment, folder, checkpoints, so_far, console) as trainer:
+        trainer.saver.lock = lock
         state = trainer.loop(state, interruption)
-        checkpoints.finish()
+        trainer.saver.ensure_saved(state)
         if interruption.signal and int(state.step) < trainer.length.steps:
             console.print(f"Stopped at step {int(state.step)}, and saved: the same command goes on from there.")
-            return Result(workdir, interruption.exit_code, {}, experiment.data)
+            return Result(folder.path, interruption.exit_code, {}, experiment.data)
         result = trainer.finish(*choose_variables(experiment, checkpoints, state))
     log.result_table(console, result)
     log.print_curves(console, folder.metrics(), trainer.monitor())
-    return Result(workdir, command.DONE, result, experiment.data)
+    return Result(folder.path, command.DONE, result, experiment.data)
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
@@ -121,6 +134,10 @@ def check_workdir(given: Config, workdir: Workdir) -> dict[str, Any] | None:
             return workdir.result()
     if workdir.path.exists() and not workdir.path.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a folder")
+    if foreign := workdir.foreign_files():
+        raise UserError(
+            f"--workdir {workdir} holds no run, but {', '.join(foreign)}, which training would write over; give another"
+        )
     if set("[]*?") & set(str(workdir.path.resolve())):
         raise UserError(f"--workdir {workdir}: checkpoints cannot be kept under a name with [, ], * or ?; give another")
     return None

@@ -159,7 +159,8 @@ def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int)
     tx, naming = optimizer(config, task), models.naming_of(task.module)
 
     def init() -> PyTree:
-        return step.init_state(task, tx, config.seed, ema=config.optim.ema_decay > 0)
+        guarded = config.train.spike_sigmas > 0
+        return step.init_state(task, tx, config.seed, ema=config.optim.ema_decay > 0, spike_guard=guarded)
 
     abstract = jax.eval_shape(init)
     optim.check_params(config.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
@@ -207,6 +208,7 @@ def _train_step(config: Config, task: tasks.Task, tx: optax.GradientTransformati
         sam_rho=config.optim.sam_rho,
         ema_decay=config.optim.ema_decay,
         ema_warmup=config.optim.ema_warmup,
+        spike_sigmas=config.train.spike_sigmas,
     )
 
 

@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -22,30 +21,16 @@ from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import UNKNOWN, Length
 from vit_jax.train.overview import describe, needed_memory
+from vit_jax.train.saving import Saver, TrainerState
 from vit_jax.trees import PyTree
+from vit_jax.watchdog import Watchdog
 from vit_jax.workdir import Workdir
 
 STEPS_IN_FLIGHT = 2  # dispatched and not finished, mostly: enough to keep a device busy, few enough to stop soon
 IN_A_ROW = "skipped_in_a_row"
 LAST = ("lr", "param_norm", "skipped_updates", IN_A_ROW)  # of a step's metrics, those whose mean says nothing
-SAVED_AS = "book"  # what checkpoints call a `TrainerState`, those of earlier versions too
+SHOWN_STEPS = 20  # at most, of those whose images are listed where training diverges
 STEPS_TO_LEARN = 200  # before a loss that has not moved is worth a warning
-
-
-@dataclass
-class TrainerState:
-    """What a run knows about itself beside the arrays of the state: it is saved with each checkpoint."""
-
-    window: list[dict[str, float]] = field(default_factory=list)  # metrics of the steps since the last log line
-    validation: dict[str, float] = field(default_factory=dict)  # the last
-    best: dict[str, float] = field(default_factory=dict)  # the validation with the best score
-    before: dict[str, float] = field(default_factory=dict)  # metrics on the test split before the first step
-    warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0  # of all processes that trained so far
-    training_seconds: float = 0.0  # of these, in training steps
-    logged_seconds: float = 0.0  # of these, before the last log line
-    energy_kwh: float | None = None
-    steps: int = 0  # of the whole run, as far as the last checkpoint knew
 
 
 class Trainer:
@@ -72,6 +57,8 @@ class Trainer:
         self.waited = 0.0  # seconds since the last log line in which the loop had no batch
         self.in_flight = STEPS_IN_FLIGHT
         self.gaps: memory.Gaps | None = None
+        self.watchdog = Watchdog()
+        self.saver = Saver(workdir, checkpoints, so_far, self.warn)
         agree = distributed.Agreement(self.mesh, STEPS_IN_FLIGHT)
         steps = experiment.total_steps or so_far.steps
         self.length = Length(steps, experiment.config.train.seconds, agree)
@@ -82,6 +69,7 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.watchdog.close()
         self.writer.close(failed=kind is not None)
         self.checkpoints.close()
 
@@ -111,6 +99,7 @@ class Trainer:
                 if self.gaps:
                     self.gaps.after_step()
                 self.progress.advance(at)
+                self.watchdog.step(at)
                 ended = self.is_last(at)
                 agreed = agree(interruption.signal)
                 stop = bool(agreed) or ended
@@ -120,6 +109,7 @@ class Trainer:
                 if self.is_evaluation_step(at) or self.is_checkpoint_step(at) or stop:
                     jax.block_until_ready(state)
                     self.clock()
+                    self.watchdog.pause()
                     self.validate_and_save(at, state, window)
                     self.mark = time.monotonic()
                 if stop:
@@ -171,6 +161,8 @@ class Trainer:
 
     def open_log(self, start: int) -> None:
         settings = self.experiment.config
+        if self.active:
+            self.workdir.cut_metrics()
         self.writer = log.MetricsWriter(
             self.workdir.path,
             resume_step=start,
@@ -235,35 +227,43 @@ class Trainer:
         self.warn_of(at, self.task.warnings(means))
         in_a_row = int(steps[-1][IN_A_ROW])
         if in_a_row >= self.experiment.config.train.max_bad_steps:
-            raise UserError(
-                f"the last {in_a_row} gradients up to step {at} were not finite: training has diverged; "
-                "lower optim.lr, lengthen the warm-up or set optim.clip_norm=1"
-            )
+            raise UserError(self.diverged(at, in_a_row))
+
+    def diverged(self, at: int, in_a_row: int) -> str:
+        """What happened, and which images the first of the steps had that went wrong; a file has those of all."""
+        settings, first = self.experiment.config, at - in_a_row + 1
+        images = {
+            step: self.loader.images_of(settings.seed, step - 1, settings.train.batch_size)
+            for step in range(first, min(at, first + SHOWN_STEPS) + 1)
+        }
+        if self.active:
+            self.saver.write_bad_batches(images)
+        spiked = " or spiked" if settings.train.spike_sigmas else ""
+        shown = ", ".join(images[first][:3])
+        return (
+            f"the last {in_a_row} gradients up to step {at} were not finite{spiked}: training has diverged. It began "
+            f"at step {first} with the images {shown} ... ({self.workdir.bad_batches_file} has all); "
+            "lower optim.lr, lengthen the warm-up or set optim.clip_norm=1"
+        )
 
     def validate_and_save(self, at: int, state: PyTree, window: Sequence[dict[str, Any]]) -> None:
         """Validates if it is time, then starts a checkpoint, with the metrics that no log line holds yet."""
-        score = None
+        self.saver.check_lock()
+        score: float | None = None
         if self.is_evaluation_step(at):
             self.validate(at, state)
             score = self.score(self.so_far.validation)
-            if not self.so_far.best or score >= self.score(self.so_far.best):  # of equals the last, as of checkpoints
+            if score == -np.inf:  # it is not a number, and cannot be the best
+                score = None
+            elif not self.so_far.best or score >= self.score(self.so_far.best):  # of equals the last, as of checkpoints
                 self.so_far.best = self.so_far.validation
         self.so_far.window = _floats(window)
         self.account()
         self.so_far.steps = self.length.steps
         if self.active:
-            self.write_progress(at)
-        self.checkpoints.save(state, at, {SAVED_AS: vars(self.so_far)}, score)
+            self.saver.write_progress(at)
+        self.saver.save(at, state, score)
         memory.give_back_much()
-
-    def write_progress(self, at: int) -> None:
-        """Notes for the report what is known; a disk that refuses it is a warning, once."""
-        try:
-            self.workdir.write_progress(at, {k: v for k, v in vars(self.so_far).items() if k != "window"})
-        except OSError as error:
-            text = f"{self.workdir.progress_file.name} cannot be written ({error.strerror}): reports will be behind"
-            if text not in self.so_far.warnings:
-                self.warn(text)
 
     def score(self, validation: dict[str, float]) -> float:
         """By which checkpoints are compared: higher is better, and what is not a number the worst."""
@@ -364,8 +364,7 @@ class Trainer:
             "config": config.to_dict(self.experiment.config),
         }
         if self.active:
-            found.save(self.workdir.path)
-            self.workdir.write_result(result)
+            self.saver.write_result(found, result)
         return result
 
 
