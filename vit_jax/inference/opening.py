@@ -183,6 +183,7 @@ def fit_weights(
         class_names=class_names,
         source_names=weights.class_names,
         interpolation=prepared.init.interpolation,
+        antialias=weights.antialias,
     )
 
 
@@ -191,6 +192,7 @@ def _configuration_of(weights: Weights, overrides: Sequence[str]) -> Config:
     known = weights.preprocessing
     tree = {
         "model": weights.model,
+        "task": {"name": "classification", "loss": weights.loss},
         "data": {
             "image_size": known.size,
             "resize": known.resize,

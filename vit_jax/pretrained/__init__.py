@@ -47,6 +47,8 @@ class Weights:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]  # by label; () unknown
     reader: Callable[[], dict[str, np.ndarray]]
+    loss: str = "softmax"  # of `losses.LOSSES`: what their logits mean
+    antialias: bool = True  # whether their authors smooth positions before they shrink them
 
     def read(self) -> dict[str, np.ndarray]:
         """All arrays, float32, by canonical name: `params/Transformer/encoderblock_0/LayerNorm_0/scale`.
@@ -74,6 +76,8 @@ def open_weights(address: str) -> Weights:
         preprocessing=layout.preprocessing,
         class_names=layout.class_names,
         reader=lambda: _read(arrays, layout),
+        loss=layout.loss,
+        antialias=layout.antialias,
     )
 
 

@@ -21,7 +21,8 @@ from vit_jax.command import UserError
 SIDE_FILES = ("config.json", "preprocessor_config.json")
 INDEX = "*.safetensors.index.json"
 WEIGHTS = (INDEX, "*.safetensors", "*.npz")  # in a folder, the first that is there
-PREFERRED = ("model.safetensors.index.json", "model.safetensors")
+# The whole file before its parts, as `transformers` reads them: an index may have been left behind.
+PREFERRED = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 
 PICKLED = (
@@ -208,7 +209,7 @@ def _open_shard(index: Path, name: str) -> Arrays:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}; fetch it again or remove it") from error
     if not isinstance(content, dict):

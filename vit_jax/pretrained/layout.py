@@ -6,7 +6,7 @@ be, and of what shapes.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -87,6 +87,8 @@ class Layout:
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()  # by label; () where the file does not tell
     entries: tuple[Entry, ...] = ()  # one for each array of ours; several may read one of theirs
+    loss: str = ""  # of `losses.LOSSES`, which says what its logits mean; "": a softmax, of one output a sigmoid
+    antialias: bool = True  # whether its authors smooth positions before they shrink them, see `fit.resize`
 
 
 def parameter_shapes(model: Mapping[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Shape]:
@@ -143,7 +145,8 @@ def complete(
         raise UserError(
             f"{layout.name}: no model here has a place for {listed(rest)}; it may be another variant, or damaged"
         )
-    return Layout(layout.name, layout.model, layout.grid, layout.preprocessing, layout.class_names, entries)
+    loss = layout.loss or ("sigmoid" if layout.model.get("num_classes") == 1 else "softmax")
+    return replace(layout, entries=entries, loss=loss)
 
 
 def _image_shape(layout: Layout) -> tuple[int, int, int]:
