@@ -1,7 +1,9 @@
 """What every command shares: the user's errors, exit codes, and the flags --config, --workdir and --data_dir."""
 
 import argparse
+import codecs
 import contextlib
+import io
 import logging
 import os
 import resource
@@ -25,6 +27,7 @@ class UserError(ValueError):
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command and exits with its code; a `UserError` becomes one line on stderr and exit code 2."""
+    _write_utf8()
     logging.basicConfig(format="%(message)s", force=True)
     memory.keep_freed()
     _allow_many_files()
@@ -42,6 +45,13 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = DONE
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _write_utf8() -> None:
+    """Names of classes and files may hold any letter, though the locale (LANG=C) knows ASCII alone."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "ascii":
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def _allow_many_files() -> None:

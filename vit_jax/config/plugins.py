@@ -20,7 +20,7 @@ def load(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(_load_file(name) if name.endswith(".py") else _load_module(name) for name in names)
 
 
-def place(error: Exception, path: Path) -> str:
+def place(error: BaseException, path: Path) -> str:
     """`path:line` of the last line in the file that led to the error."""
     file = str(path.absolute())
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
@@ -41,7 +41,7 @@ def _load_file(name: str) -> str:
     module = sys.modules[known_as] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a mistake in the file leads to
+    except (Exception, SystemExit) as error:  # whatever a mistake in the file leads to
         del sys.modules[known_as]
         raise _told(error, place(error, path)) from error
     return str(path)
@@ -59,6 +59,6 @@ def _load_module(name: str) -> str:
     return name
 
 
-def _told(error: Exception, where: str) -> UserError:
+def _told(error: BaseException, where: str) -> UserError:
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return UserError(f"plugins: {where}: {kind}{' '.join(str(error).split())}")

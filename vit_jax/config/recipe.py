@@ -150,7 +150,8 @@ def run_file(path: Path, arg: str) -> Tree:
     Raises `UserError` with the place of the mistake.
     """
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {str(path)!r} ends in neither .py nor .json; give a config file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -161,7 +162,7 @@ def run_file(path: Path, arg: str) -> Tree:
         raise UserError(f"{plugins.place(mistake, path)}: {mistake}") from mistake
     except UserError:  # of the argument
         raise
-    except Exception as error:  # whatever a mistake in the file leads to
+    except (Exception, SystemExit) as error:  # whatever a mistake in the file leads to
         text = " ".join(str(error).split())
         raise UserError(f"{plugins.place(error, path)}: {type(error).__name__}: {text}") from error
     if not isinstance(tree, Mapping | ConfigDict):
@@ -173,8 +174,8 @@ def _read_json(path: Path, arg: str) -> Mapping[str, Any]:
     if arg:
         raise UserError(f"config argument {arg!r}: {path} takes none; leave out `:{arg}`")
     try:
-        tree = json.loads(path.read_text())
-    except ValueError as error:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; repair it, or give the config file that it came from") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a JSON {type(tree).__name__}, expected an object of config groups")

@@ -55,7 +55,7 @@ def locate(address: str) -> Path:
         case "hf":
             return _hub(address, **_parse_hub(address, rest))
         case "augreg":
-            return locate(augreg.resolve(address, lambda url: fetch(url, _place(url)).read_text()))
+            return locate(augreg.resolve(address, lambda url: fetch(url, _place(url)).read_text(encoding="utf-8")))
         case "http" | "https":
             return fetch(address, _place(address))
         case "file":

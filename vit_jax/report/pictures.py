@@ -108,7 +108,11 @@ class Album:
             return self._sources[run.workdir.path]
         settings: dict[str, Any] = config.to_dict(run.config)["data"]
         used = {name: value for name, value in settings.items() if name not in ("limit", "choice", "threads", "cache")}
-        size = run.workdir.preprocessing_file.read_text() if run.workdir.preprocessing_file.is_file() else ""
+        size = (
+            run.workdir.preprocessing_file.read_text(encoding="utf-8")
+            if run.workdir.preprocessing_file.is_file()
+            else ""
+        )
         return self._sources.setdefault(run.workdir.path, json.dumps([used, size], sort_keys=True, default=str))
 
 
