@@ -121,4 +121,4 @@ class Interruption:
 
 def data_dir(given: str = "") -> Path:
     """The folder of prepared data sets: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))

@@ -37,7 +37,7 @@ class Workdir:
     """
 
     def __init__(self, path: "str | Path | Workdir") -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         self.config_file = self.path / "config.json"  # as it was given; written last: with it the run exists
         self.labels_file = self.path / "labels.json"  # the classes' names, in the order of the labels
         self.preprocessing_file = self.path / "preprocessing.json"
@@ -69,7 +69,7 @@ class Workdir:
 
     def is_run(self) -> bool:
         """Whether the folder holds a run: other tools, too, write a `config.json`."""
-        return self.config_file.is_file() and self.preprocessing_file.is_file()
+        return os.path.isfile(self.config_file) and os.path.isfile(self.preprocessing_file)
 
     def has_begun(self) -> bool:
         """Whether the run trained; one that was refused before leaves no more than its description."""

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 import zlib
@@ -30,8 +31,8 @@ def place(error: BaseException, path: Path) -> str:
 
 
 def _load_file(name: str) -> str:
-    path = Path(name).expanduser().resolve()
-    if not path.is_file():
+    path = Path(os.path.realpath(os.path.expanduser(name)))
+    if not os.path.isfile(path):
         raise UserError(f"plugins: the file {name} does not exist; where it lies now, say by --config.plugins=FILE")
     if any(vars(module).get("__file__") == str(path) for module in list(sys.modules.values())):
         return str(path)  # also where another module imported it

@@ -100,9 +100,10 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     Raises `UserError` for a missing file, an unknown field, a wrong type or a value out of range.
     """
     path, _, arg = spec.partition(":")
-    if (Path(path) / "config.json").is_file():
+    path = os.path.expanduser(path)
+    if os.path.isfile(os.path.join(path, "config.json")):
         raise UserError(f"config file {path!r} is a run's folder; give {os.path.join(path, 'config.json')}")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         folder, name = os.path.split(path)
         near = difflib.get_close_matches(name, [known.name for known in Path(folder).glob("*.py")], 1)
         hint = (

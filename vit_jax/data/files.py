@@ -28,7 +28,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     passed_over = Counter[str]()
     for given in paths:
         path = Path(os.path.expanduser(given))
-        if not path.exists():
+        if not os.path.exists(path):  # also one that no file system takes
             raise UserError(f"{given} is not there; expected an image file or a folder of images")
         try:
             inside = sorted(map(Path, images_below(path, passed_over))) if path.is_dir() else [path]

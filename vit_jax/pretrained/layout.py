@@ -52,6 +52,15 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def check(self, where: str) -> None:
+        """Raises `UserError` for values with which there is no image."""
+        if not all(isinstance(side, int) and side > 0 for side in self.size):
+            raise UserError(f"{where}: images of the size {self.size}; expected two positive whole numbers")
+        if not 0 < self.crop_fraction <= 1:
+            raise UserError(f"{where}: {self.crop_fraction:g} of an image is taken; expected a share up to 1")
+        if not (np.isfinite((*self.mean, *self.std)).all() and min(self.std) > 0):
+            raise UserError(f"{where}: mean={self.mean}, std={self.std}; expected finite numbers, std above 0")
+
 
 def preprocessing(
     size: tuple[int, int],
@@ -145,6 +154,7 @@ def complete(
         raise UserError(
             f"{layout.name}: no model here has a place for {listed(rest)}; it may be another variant, or damaged"
         )
+    layout.preprocessing.check(layout.name)
     loss = layout.loss or ("sigmoid" if layout.model.get("num_classes") == 1 else "softmax")
     return replace(layout, entries=entries, loss=loss)
 

@@ -44,8 +44,9 @@ def open_folder(name: str) -> Dataset:
     copies of training images in other splits are told. Raises `UserError` where the layout is none that is known.
     """
     root = Path(os.path.expanduser(name))
-    if not root.is_dir():
-        raise UserError(f"{name} is {'not a folder' if root.exists() else 'not there'}; expected a folder of images")
+    if not os.path.isdir(root):
+        there = "not a folder" if os.path.exists(root) else "not there"
+        raise UserError(f"{name} is {there}; expected a folder of images")
     try:
         folders = split_folders(root)
         found = {split: _classes(root, path) for split, path in folders.items()} if folders else _divided(root)
