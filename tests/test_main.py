@@ -44,7 +44,7 @@ def refused(*flags: str) -> str:
         (["CONFIG", "--config.train.batch_size=41"], "train.batch_size=41 cannot be divided by 4 devices"),
         (["CONFIG", "--config.mesh.devices=3"], "found 4 devices, expected mesh.devices=3"),
         (["CONFIG", "--config.model.num_classes=5"], "has 3 classes"),
-        (["CONFIG", "--config.optim.warmup_steps=23"], "the warm-up of 23 steps leaves nothing"),
+        (["CONFIG", "--config.optim.head_warmup_steps=23"], "head_warmup_steps=23 leaves nothing"),
         (["CONFIG", "--config.model.stages=((5,),(5,),(5,))"], "halves the image 3 times"),
     ],
 )

@@ -1,8 +1,10 @@
 """What every command shares: the user's errors, exit codes, and the flags --config, --workdir and --data_dir."""
 
 import argparse
+import codecs
 import contextlib
 import errno
+import io
 import logging
 import os
 import resource
@@ -31,6 +33,7 @@ class Failure(RuntimeError):
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command and exits with its code; a `UserError` becomes one line and code 2, a `Failure` one and 1."""
+    _write_utf8()
     logging.basicConfig(format="%(message)s", force=True)
     memory.keep_freed()
     _allow_many_files()
@@ -62,6 +65,13 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
 def _say(mistake: object, code: int) -> int:
     print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
     return code
+
+
+def _write_utf8() -> None:
+    """Names of classes and files may hold any letter, though the locale (LANG=C) knows ASCII alone."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "ascii":
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def _allow_many_files() -> None:
@@ -131,4 +141,4 @@ class Interruption:
 
 def data_dir(given: str = "") -> Path:
     """The folder of prepared data sets: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))

@@ -42,7 +42,7 @@ class Workdir:
     """
 
     def __init__(self, path: "str | Path | Workdir") -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         self.config_file = self.path / "config.json"  # as it was given; written last: with it the run exists
         self.labels_file = self.path / "labels.json"  # the classes' names, in the order of the labels
         self.preprocessing_file = self.path / "preprocessing.json"
@@ -90,7 +90,7 @@ class Workdir:
         return self.is_run() and (saved or self.metrics_file.exists() and not any(map(_fault, self._described_by())))
 
     def _is_there(self, path: Path) -> bool:
-        return path.is_file() or path.name in self.manifest.proofs()
+        return os.path.isfile(path) or path.name in self.manifest.proofs()  # `Path.is_file` raises for long names
 
     def _described_by(self) -> list[Path]:
         return [self.images_file, self.labels_file, self.preprocessing_file, self.config_file]

@@ -129,4 +129,4 @@ def test_a_page_that_names_no_table_of_ours_is_refused() -> None:
 def test_benchmarks_stay_small_and_name_no_place() -> None:
     for path in (*machine.RESULTS.glob("**/*.json"), *tables.PAGES):
         assert not re.search(r'["` ]/(?:home|work|root|tmp|usr|srv)', path.read_text()), path.name
-    assert sum(len(path.read_text().splitlines()) for path in (REPOSITORY / "benchmarks").glob("*.py")) < 1800
+    assert sum(len(path.read_text().splitlines()) for path in (REPOSITORY / "benchmarks").glob("*.py")) < 2000

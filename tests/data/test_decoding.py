@@ -1,6 +1,8 @@
 """Decoding files of every kind: their pixels, channels, orientation, and what is refused; masks."""
 
+import io
 import itertools
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +256,28 @@ def test_what_is_no_mask_is_refused():
             decoding.decode_mask(encoded(image))
     with pytest.raises(decoding.BrokenImage, match="not an image"):
         decoding.decode_mask(b"hello")
+
+
+def jpeg2000(pixels: np.ndarray, orientation: int, *, long: bool = False) -> bytes:
+    """A JP2 file with an EXIF block in its box, as ExifTool and cameras write it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = b"JpgTiffExif->JP2" + exif.tobytes().removeprefix(b"Exif\0\0")
+    size = (
+        struct.pack(">I4sQ", 1, b"uuid", 16 + len(content)) if long else struct.pack(">I4s", 8 + len(content), b"uuid")
+    )
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG2000", irreversible=False)
+    plain = file.getvalue()
+    header = plain.index(b"jp2c") - 4
+    return plain[:header] + size + content + plain[header:]
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_jpeg_2000_file_is_turned_as_its_exif_says(tmp_path, long):
+    pixels = np.random.default_rng(3).integers(0, 256, (17, 11, 3), np.uint8)
+    for orientation, turned in ((1, pixels), (6, np.rot90(pixels, -1)), (3, np.rot90(pixels, 2))):
+        file = jpeg2000(pixels, orientation, long=long)
+        np.testing.assert_array_equal(decoding.decode(file, 0), turned)
+        (tmp_path / "x.jp2").write_bytes(file)
+        assert decoding.header_shape(file) == decoding.header_shape(tmp_path / "x.jp2") == turned.shape

@@ -28,7 +28,8 @@ def names(source: Source) -> list[str]:
 def images(root: Path, *paths: str, size: tuple[int, int] = (7, 5), mode: str = "RGB") -> Path:
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new(mode, size).save(root / path)
+        own = np.random.default_rng(list(path.encode())).integers(0, 256, size[::-1], np.uint8)  # no two are copies
+        Image.fromarray(own).convert(mode).save(root / path)
     return root
 
 

@@ -184,3 +184,36 @@ def test_a_mixer_is_tied_to_its_image_size():
     assert actions(run(model, model)[2]) == {}
     with pytest.raises(UserError, match="token_mixing/Dense_0/kernel is 4x3 in the weights, but 6x3.*augment.resize"):
         run(model, model, image_shape=(8, 12, 3))
+
+
+@pytest.mark.parametrize(("interpolation", "expected"), [("bilinear", (1.5, 5.0)), ("bicubic", (1.3125, 5.1875))])
+def test_positions_that_are_not_smoothed_are_those_of_the_nearest_places(interpolation, expected):
+    """By hand: of 1, 2, 4, 6 the places 0.5 and 2.5; Keys's kernel with a = -0.75 is 0.59375 and -0.09375 there."""
+    table = np.float32([1, 2, 4, 6])[:, None, None]
+    found = resize(table, (2, 1), interpolation, antialias=False)[:, 0, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (2, 3), (5, 7), (11, 13)])
+def test_positions_that_are_not_smoothed_equal_pytorchs_definition(grid):
+    """`upsample_bicubic2d`, one output at a time: four taps on each axis, those beyond an edge at the edge."""
+    table = np.random.default_rng(1).standard_normal((5, 7, 2)).astype(np.float32)
+
+    def taps(n, m, i):
+        place, a = (i + 0.5) * n / m - 0.5, -0.75
+        x = place - np.floor(place)
+        near, far = (
+            (lambda s: ((a + 2) * s - (a + 3)) * s * s + 1),
+            (lambda s: ((a * s - 5 * a) * s + 8 * a) * s - 4 * a),
+        )
+        weights = far(x + 1), near(x), near(1 - x), far(2 - x)
+        return [(min(max(int(np.floor(place)) + k, 0), n - 1), w) for k, w in zip((-1, 0, 1, 2), weights, strict=True)]
+
+    expected = [
+        [
+            sum(v * w * table[y, x].astype(float) for y, v in taps(5, grid[0], i) for x, w in taps(7, grid[1], j))
+            for j in range(grid[1])
+        ]
+        for i in range(grid[0])
+    ]
+    np.testing.assert_allclose(resize(table, grid, "bicubic", antialias=False), expected, atol=1e-6)

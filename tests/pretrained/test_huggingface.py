@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.pretrained import huggingface_files as files
 from tests.pretrained import parity
 from vit_jax.command import UserError
+from vit_jax.data import resizing
 from vit_jax.pretrained import Weights, huggingface, open_weights, parameter_shapes
 from vit_jax.pretrained.huggingface import processor
 from vit_jax.pretrained.layout import Preprocessing
@@ -301,7 +303,12 @@ DEFAULT = Preprocessing((21, 35), "crop", 0.5, "bicubic", (0.1, 0.2, 0.3), (0.4,
     ("given", "expected"),
     [
         ({}, {}),
-        ({"do_resize": False, "resample": 2}, {"interpolation": "bilinear"}),
+        ({"do_resize": False, "resample": 2}, {"interpolation": "bilinear", "resize": "stretch", "crop_fraction": 1.0}),
+        ({"size": {"height": 224, "width": 192}}, {"size": (224, 192), "resize": "stretch", "crop_fraction": 1.0}),
+        (
+            {"size": {"height": 256, "width": 320}, "crop_size": {"height": 224, "width": 280}, "do_center_crop": True},
+            {"size": (224, 280), "resize": "stretch", "crop_fraction": 0.875},
+        ),
         ({"size": {"height": 20, "width": 30}}, {"size": (20, 30), "resize": "stretch", "crop_fraction": 1.0}),
         ({"size": {"shortest_edge": 20}}, {"size": (20, 20), "crop_fraction": 1.0}),
         (
@@ -340,11 +347,67 @@ def test_preprocessing(given, expected):
         ({"size": 20, "resample": 0}, r"resample=0 is not supported; expected 2 \(bilinear\) or 3 \(bicubic\)"),
         ({"size": {"longest_edge": 20}}, "the size {'longest_edge': 20} is not supported"),
         ({"size": 20, "do_center_crop": True, "crop_size": 21}, r"crop_size=\(21, 21\) exceeds size=\(20, 20\)"),
+        (
+            {"do_resize": False, "do_center_crop": True, "crop_size": 20},
+            r"it cuts \(20, 20\) out of images as they are",
+        ),
+        (
+            {"size": 256, "do_center_crop": True, "crop_size": {"height": 224, "width": 192}},
+            r"crop_size=\(224, 192\) of size=\(256, 256\) is not supported",
+        ),
+        (
+            {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 192}},
+            r"crop_size=\(224, 192\) of a shorter side of 256 is not supported",
+        ),
     ],
 )
 def test_preprocessing_that_is_not_supported(given, message):
     with pytest.raises(UserError, match=message):
         processor.read(given, DEFAULT)
+
+
+@pytest.mark.parametrize("shape", [(500, 375), (375, 500), (333, 517)])
+def test_photos_have_the_pixels_of_processors_that_crop(shape):
+    """Scaled as a whole, of the longer side the fraction is dropped, then cut: also where the crop takes it all."""
+    pixels = np.random.default_rng(31).integers(0, 256, (*shape, 3), np.uint8)
+    bilinear = dataclasses.replace(DEFAULT, interpolation="bilinear")
+    view = processor.read({"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 32}, bilinear)
+    found = resizing.resize(pixels, view.size, view.resize, view.crop_fraction, view.interpolation)
+    height, width = (int(32 * side / min(shape)) for side in shape)
+    top, left = (height - 32) // 2, (width - 32) // 2
+    whole = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(found, whole[top : top + 32, left : left + 32])
+
+
+@pytest.mark.parametrize(
+    ("classes", "problem_type", "loss"),
+    [
+        (5, None, "softmax"),
+        (5, "single_label_classification", "softmax"),
+        (5, "multi_label_classification", "sigmoid"),
+        (1, None, "sigmoid"),
+        (1, "single_label_classification", "sigmoid"),
+        (0, "regression", "softmax"),
+    ],
+)
+def test_what_the_logits_mean(classes, problem_type, loss):
+    head = files.linear("classifier", 6, classes) if classes else {}
+    shapes = files.vit(6, 13, 1, 4, 5) | head
+    config = {"num_attention_heads": 2, "problem_type": problem_type}
+    assert huggingface.detect(shapes, {"config.json": config}).loss == loss
+
+
+def test_numbers_are_no_classes():
+    shapes = files.vit(6, 13, 1, 4, 5) | files.linear("classifier", 6, 1)
+    with pytest.raises(UserError, match="problem_type='regression' in config.json: the outputs are numbers"):
+        huggingface.detect(shapes, {"config.json": {"num_attention_heads": 2, "problem_type": "regression"}})
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_smooths_positions_with_registers_alone(registers):
+    shapes = files.dinov2(6, 13, 1, 4, 5, gated=False, registers=registers)
+    found = huggingface.detect(shapes, {"config.json": {"num_attention_heads": 2}})
+    assert found.antialias == bool(registers)
 
 
 @pytest.mark.slow

@@ -93,6 +93,12 @@ def test_shards_are_one_mapping(tmp_path):
         np.testing.assert_array_equal(arrays["c"], ARRAYS["half"].astype(np.float32))
 
 
+def test_a_whole_file_is_read_though_an_index_was_left_beside_it(tmp_path):
+    write_sharded(tmp_path)
+    save_file({"whole": np.float32([3])}, tmp_path / "model.safetensors")
+    assert list(open_arrays(tmp_path)) == ["whole"]
+
+
 def test_shards_that_do_not_fit_their_index(tmp_path):
     index = write_sharded(tmp_path)
     save_file({"d": ARRAYS["half"]}, tmp_path / "model-00002-of-00002.safetensors")

@@ -1,5 +1,6 @@
 """Writing a ViT for `transformers`: read back the same, loaded there without a word, with the same outputs."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -96,6 +97,15 @@ def test_what_transformers_lacks_is_named(fields, message):
         check(settings(**fields), NAMES)
 
 
+@pytest.mark.parametrize("independent", [False, True])
+def test_classes_that_are_judged_by_themselves_are_written_and_read_so(tmp_path, independent):
+    model = settings()
+    save_huggingface(tmp_path, model, random_variables(model), NAMES, VIEW, SHAPE[:2], independent=independent)
+    kind = json.loads((tmp_path / "config.json").read_text()).get("problem_type")
+    assert kind == ("multi_label_classification" if independent else None)
+    assert open_weights(str(tmp_path)).loss == ("sigmoid" if independent else "softmax")
+
+
 def test_other_families_cannot_be_written():
     with pytest.raises(UserError, match="only a 'vit' can be written, not 'resnet/18'"):
         check(models.settings("resnet/18", num_classes=5), NAMES)
@@ -110,7 +120,19 @@ def test_preprocessing_reads_back(tmp_path, size, resize, fraction):
     model = settings(patch_size=(7,))
     save_huggingface(tmp_path, model, random_variables(model, (*size, 3)), NAMES, given, size)
     written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    if (resize, fraction) == ("crop", 1.0):
+        given = dataclasses.replace(given, crop_fraction=processor.AS_A_WHOLE)
     assert processor.read(written, VIEW) == given
+
+
+def test_other_pixels_of_photos_are_told(caplog):
+    view = Preprocessing((21, 21), "crop", 1.0, "bilinear", (0.5,), (0.5,))
+    write.processor(view, 3)
+    assert "evaluated with data.crop_fraction=0.999999 it sees the very pixels" in caplog.text
+    caplog.clear()
+    for other in ({"crop_fraction": 0.9}, {"interpolation": "bicubic"}, {"resize": "stretch"}):
+        write.processor(dataclasses.replace(view, **other), 3)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("fraction", [0.9, 0.875, 0.95, 1 / 3])

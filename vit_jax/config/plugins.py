@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 import zlib
@@ -20,7 +21,7 @@ def load(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(_load_file(name) if name.endswith(".py") else _load_module(name) for name in names)
 
 
-def place(error: Exception, path: Path) -> str:
+def place(error: BaseException, path: Path) -> str:
     """`path:line` of the last line in the file that led to the error."""
     file = str(path.absolute())
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
@@ -30,8 +31,8 @@ def place(error: Exception, path: Path) -> str:
 
 
 def _load_file(name: str) -> str:
-    path = Path(name).expanduser().resolve()
-    if not path.is_file():
+    path = Path(os.path.realpath(os.path.expanduser(name)))
+    if not os.path.isfile(path):
         raise UserError(f"plugins: the file {name} does not exist; where it lies now, say by --config.plugins=FILE")
     if any(vars(module).get("__file__") == str(path) for module in list(sys.modules.values())):
         return str(path)  # also where another module imported it
@@ -41,7 +42,7 @@ def _load_file(name: str) -> str:
     module = sys.modules[known_as] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a mistake in the file leads to
+    except (Exception, SystemExit) as error:  # whatever a mistake in the file leads to
         del sys.modules[known_as]
         raise _told(error, place(error, path)) from error
     return str(path)
@@ -59,6 +60,6 @@ def _load_module(name: str) -> str:
     return name
 
 
-def _told(error: Exception, where: str) -> UserError:
+def _told(error: BaseException, where: str) -> UserError:
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return UserError(f"plugins: {where}: {kind}{' '.join(str(error).split())}")

@@ -101,9 +101,10 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
     Raises `UserError` for a missing file, an unknown field, a wrong type or a value out of range.
     """
     path, _, arg = spec.partition(":")
-    if (Path(path) / "config.json").is_file():
+    path = os.path.expanduser(path)
+    if os.path.isfile(os.path.join(path, "config.json")):
         raise UserError(f"config file {path!r} is a run's folder; give {os.path.join(path, 'config.json')}")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         folder, name = os.path.split(path)
         near = difflib.get_close_matches(name, [known.name for known in Path(folder).glob("*.py")], 1)
         hint = (
@@ -151,7 +152,8 @@ def run_file(path: Path, arg: str) -> Tree:
     Raises `UserError` with the place of the mistake.
     """
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {str(path)!r} ends in neither .py nor .json; give a config file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -162,7 +164,7 @@ def run_file(path: Path, arg: str) -> Tree:
         raise UserError(f"{plugins.place(mistake, path)}: {mistake}") from mistake
     except UserError:  # of the argument
         raise
-    except Exception as error:  # whatever a mistake in the file leads to
+    except (Exception, SystemExit) as error:  # whatever a mistake in the file leads to
         text = " ".join(str(error).split())
         raise UserError(f"{plugins.place(error, path)}: {type(error).__name__}: {text}") from error
     if not isinstance(tree, Mapping | ConfigDict):
@@ -175,7 +177,7 @@ def _read_json(path: Path, arg: str) -> Mapping[str, Any]:
         raise UserError(f"config argument {arg!r}: {path} takes none; leave out `:{arg}`")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; repair it, or give the config file that it came from") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a JSON {type(tree).__name__}, expected an object of config groups")

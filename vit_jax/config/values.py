@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from vit_jax.command import UserError
 
+MOST_SHOWN = 300  # letters of a value in a message
+
 
 def from_text(text: str, annotation: Any, key: str) -> Any:
     """The value that `--config.<key>=<text>` gives a field of this type; still to be checked by `convert`."""
@@ -57,9 +59,10 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
         return _one_of(args, value, key)
     if origin is tuple:
         if not isinstance(value, tuple | list):
-            raise UserError(f"{key}={value!r} is not a tuple; write {key.rsplit('.', 1)[-1]}=({value!r},)")
+            shown = _shown(value)
+            raise UserError(f"{key}={shown} is not a tuple; write {key.rsplit('.', 1)[-1]}=({shown},)")
         if args[-1] is not Ellipsis and len(args) != len(value):
-            raise UserError(f"{key}={value!r} has {len(value)} elements, expected {len(args)}")
+            raise UserError(f"{key}={_shown(value)} has {len(value)} elements, expected {len(args)}")
         return tuple(convert(element, args[0], key) for element in value)
     if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not abs(value) <= sys.float_info.max:  # a NaN passes any check of its range
@@ -67,13 +70,19 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
         return float(value)
     if isinstance(value, annotation) and not (annotation is int and isinstance(value, bool)):
         return value
-    raise UserError(f"{key}={value!r} is {_a(type(value).__name__)}, expected {_a(annotation.__name__)}")
+    raise UserError(f"{key}={_shown(value)} is {_a(type(value).__name__)}, expected {_a(annotation.__name__)}")
 
 
 def _one_of(choices: Iterable[str], value: Any, key: str) -> Any:
     if value not in (known := tuple(choices)):
-        raise UserError(f"{key}={value!r} is unknown; choose from {', '.join(known)}")
+        raise UserError(f"{key}={_shown(value)} is unknown; choose from {', '.join(known)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """The value as Python writes it; a very long one cut."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _a(kind: str) -> str:

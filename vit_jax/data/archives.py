@@ -115,7 +115,8 @@ def _members(path: Path, wanted: set[str], folder: str) -> dict[str, bytes]:
     files = {}
     with _damage(path), gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
-            name, file = names.get(PurePosixPath(member.name)), archive.extractfile(member)
+            name = names.get(PurePosixPath(member.name))
+            file = archive.extractfile(member) if name and member.isfile() else None  # no link is followed
             if name and file:
                 files[name] = file.read()
         while stream.read(1 << 20):  # gzip checks its checksum at the end

@@ -1,7 +1,9 @@
 """Decodes images and masks on the host: from a file's bytes to uint8 [h w c], or [h w]."""
 
+import contextlib
 import io
 import math
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,11 @@ from PIL import Image, ImageOps
 from vit_jax.data import jpeg
 from vit_jax.data.resizing import Box, Interpolation, as_image, from_image
 
+with contextlib.suppress(ImportError):  # photos of phones (.heic), where the package for them is installed
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
 VOID = 255  # in a mask: no class
 DRAFT_MARGIN = 2  # times a wanted size: what a JPEG decoder that reduces an image leaves at least
 Part = tuple[int, int, int, int]  # top, left, height, width
@@ -20,6 +27,7 @@ Part = tuple[int, int, int, int]  # top, left, height, width
 # Pillow's modes that hold no colour. 16-bit grey comes as "I;16" (any byte order), or as "I" from PGM and TIFF files.
 _GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_GREY_16_BIT)
+_EXIF_BOX = b"JpgTiffExif->JP2"  # the UUID of the box with the EXIF block of a JPEG 2000 file
 _REDUCIBLE = ("JPEG", "MPO")  # while they are decoded
 
 
@@ -91,6 +99,7 @@ def header_shape(file: Path | bytes) -> tuple[int, int, int]:
     """The (h, w, c) that `decode` will return as stored, from a file's header alone; raises `BrokenImage`."""
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            _note_exif(image, file)
             width, height = image.size
             # A PNG may carry its EXIF block behind the pixels; getexif would decode the image to reach it.
             known = image.format != "PNG" or "exif" in image.info
@@ -161,11 +170,32 @@ def _around(part: Part, scale: tuple[float, float], given: tuple[int, int]) -> t
 def _opened(encoded: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            _note_exif(image, encoded)
             yield image
     except BrokenImage:
         raise
     except Exception as fault:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         raise BrokenImage(_reason(fault) if encoded else "the file is empty") from fault
+
+
+def _note_exif(image: Image.Image, file: Path | bytes) -> None:
+    """Finds the EXIF block of a JPEG 2000 file, which Pillow does not: it lies in a box of its own."""
+    if image.format != "JPEG2000" or "exif" in image.info:
+        return
+    encoded = file if isinstance(file, bytes) else file.read_bytes()
+    at = 0
+    while at + 8 <= len(encoded):
+        size, kind = struct.unpack(">I4s", encoded[at : at + 8])
+        start = at + 8
+        if size == 1:
+            size, start = int.from_bytes(encoded[start : start + 8], "big"), start + 8
+        end = len(encoded) if size == 0 else at + size
+        if kind == b"uuid" and encoded[start : start + 16] == _EXIF_BOX:
+            image.info["exif"] = b"Exif\0\0" + encoded[start + 16 : end]
+            return
+        if end <= at:  # damaged, or a bare codestream, which has no boxes
+            return
+        at = end
 
 
 def _reduce(image: Image.Image, at_least: tuple[int, int]) -> tuple[float, float] | None:

@@ -1,7 +1,8 @@
 """Image files without labels, found and decoded for prediction: as many as there are, a batch at a time."""
 
+import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from jaxtyping import UInt8
 
 from vit_jax.command import UserError
 from vit_jax.data.preprocessing import Preprocessing
-from vit_jax.data.sources.folder import images_below
+from vit_jax.data.sources.folder import images_below, told
 
 Decoded = UInt8[np.ndarray, "h w c"]
 Batch = tuple[list[int], UInt8[np.ndarray, "n h w c"], dict[int, str]]
@@ -24,15 +25,18 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     taken whatever its name. Raises `UserError` for a path that is not there, and where no image is found.
     """
     found: dict[Path, None] = {}
+    passed_over = Counter[str]()
     for given in paths:
         path = Path(os.path.expanduser(given))
-        if not path.exists():
+        if not os.path.exists(path):  # also one that no file system takes
             raise UserError(f"{given} is not there; expected an image file or a folder of images")
         try:
-            inside = sorted(Path(name) for name in images_below(path)) if path.is_dir() else [path]
+            inside = sorted(map(Path, images_below(path, passed_over))) if path.is_dir() else [path]
         except OSError as fault:
             raise UserError(f"cannot read the folder {given}: {fault}") from fault
         found.update(dict.fromkeys(inside))
+    if passed_over:
+        logging.getLogger(__name__).warning("%s: %s", ", ".join(paths), told(passed_over))
     if not found:
         raise UserError(f"no image (.jpg, .png and what else Pillow reads) in {', '.join(paths) or 'no path'}")
     return list(found)

@@ -117,7 +117,7 @@ def _is_prepared(folder: Path) -> bool:
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no readable data set ({error}); remove it and prepare again") from error

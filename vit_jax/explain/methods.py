@@ -14,10 +14,11 @@ from jaxtyping import Array, Int, UInt8
 
 from vit_jax import losses
 from vit_jax.command import UserError
+from vit_jax.data import resizing
 from vit_jax.explain import attention, features, gradients, parameters, receptive_field
 from vit_jax.explain.network import Network, grid, layers, open_network
 from vit_jax.explain.occlusion import occlusion
-from vit_jax.inference.images import Images, batches, one_by_one
+from vit_jax.inference.images import Images, all_files, batches, one_by_one
 from vit_jax.inference.predictor import Predictor
 from vit_jax.models.visual_transformer import VisualTransformer
 
@@ -197,7 +198,16 @@ def read_pixels(predictor: Predictor, images: Images, scale: int = 1) -> UInt8[n
     height, width = predictor.preprocessing.size
     larger = dataclasses.replace(predictor.preprocessing, size=(scale * height, scale * width))
     parts = [np.zeros((0, *larger.shape), np.uint8)]
-    for batch in batches(one_by_one(images), larger, 128, predictor.config.data.threads):
+    given = one_by_one(images)
+    if scale > 1 and not all_files(given):  # what has the model's size is not cropped, larger as little as it is there
+        size = predictor.preprocessing.size
+        given = [
+            resizing.resize(np.atleast_3d(one), larger.size, "stretch")
+            if isinstance(one, np.ndarray) and one.shape[:2] == size and one.dtype == np.uint8
+            else one
+            for one in given
+        ]
+    for batch in batches(given, larger, 128, predictor.config.data.threads):
         for file, fault in batch.broken.items():
             raise UserError(f"{file} cannot be used as an image: {fault}; leave it out")
         parts.append(batch.images)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -51,7 +52,7 @@ def load(
     try:
         weights = pretrained.open_weights(str(address))
     except UserError as mistake:
-        if "://" in str(address) or Path(address).is_file():
+        if "://" in str(address) or os.path.isfile(address):
             raise
         lacking = f"{workdir.config_file.name} and {workdir.preprocessing_file.name}"
         raise UserError(
@@ -183,6 +184,7 @@ def fit_weights(
         class_names=class_names,
         source_names=weights.class_names,
         interpolation=prepared.init.interpolation,
+        antialias=weights.antialias,
     )
 
 
@@ -191,6 +193,7 @@ def _configuration_of(weights: Weights, overrides: Sequence[str]) -> Config:
     known = weights.preprocessing
     tree = {
         "model": weights.model,
+        "task": {"name": "classification", "loss": weights.loss},
         "data": {
             "image_size": known.size,
             "resize": known.resize,

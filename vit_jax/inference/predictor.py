@@ -1,5 +1,6 @@
 """A trained model, ready to use: `load` a run or published weights, then `predict` or get `features`."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,10 +58,17 @@ class Predictions:
 class Predictor:
     """A trained model, ready to use.
 
-    `predict` and `features` take images in any form and of any size: a file or a folder, an array uint8 [n h w c],
-    or a list of files, Pillow images and arrays. `preprocessing` brings them to the model's size; arrays that have
-    this size already are taken as they are: they are neither scaled nor cropped again. `batch_size` sets the memory
-    that is needed; a batch is read while the one before is computed, on one device.
+    `predict`, `features` and `explain` take images in these forms, `logits` only the second:
+
+    - a file, a folder or a Pillow image: decoded, scaled and cropped by `preprocessing`, also where it has the model's
+      size by chance, as evaluation does;
+    - an array uint8 of the model's height and width (`preprocessing.size`): taken as it is, since `preprocessing`, or
+      a split, may have made it. It is neither scaled nor cropped again, whatever `crop_fraction` says;
+    - an array uint8 of any other size: an image as stored, scaled and cropped as a file is.
+
+    Arrays are [n h w c], or a list of [h w c] and [h w]; a list may mix all forms. In each the logits of an image are
+    the same, those of its evaluation and of the exported model. `batch_size` sets the memory that is needed; a batch
+    is read while the one before is computed, on one device.
     """
 
     config: Config  # prepared
@@ -202,9 +210,19 @@ class Predictor:
         """
         from vit_jax.pretrained.write import save_huggingface
 
-        view = whole_preprocessing(self.config, self.preprocessing)
+        view, stored = whole_preprocessing(self.config, self.preprocessing), self.preprocessing.size
+        if view.size != stored:
+            logging.getLogger(__name__).warning(
+                "transformers brings images to %s at once, here they have been %s before: what it sees of larger ones "
+                "is sharper, and its logits differ; give it images of %s",
+                *("x".join(map(str, size)) for size in (view.size, stored, stored)),
+            )
+        loss = losses.LOSSES.get(self.config.task.get("loss", ""))
         params = {"params": trees.unstack_layers(dict(self.variables))["params"]}
-        save_huggingface(Path(folder), self.config.model, params, self.class_names, view, view.size)
+        independent = loss is not None and loss.independent
+        save_huggingface(
+            Path(folder), self.config.model, params, self.class_names, view, view.size, independent=independent
+        )
 
     def _check_head(self) -> None:
         if not self.class_names:

@@ -22,6 +22,7 @@ from vit_jax.models.sequence import prepend, select_patches
 from vit_jax.models.stack import Layer, Remat, apply_blocks, tokens_read
 from vit_jax.ops.dropout import drop_path, dropout
 from vit_jax.ops.fused_attention import Kernel
+from vit_jax.setting import setting
 
 DepthSchedule = Literal["linear", "uniform"]
 
@@ -202,7 +203,8 @@ class ViT(TokenBackbone):
     attention_dropout: float = 0.0  # on attention probabilities
     embedding_dropout: float = 0.0  # on patch embeddings plus positions
     stochastic_depth: float = 0.0  # of the last block
-    stochastic_depth_schedule: DepthSchedule = "linear"  # from 0 at the first block; or uniform: in all the same
+    # From 0 at the first block; or uniform: in all the same.
+    stochastic_depth_schedule: DepthSchedule = setting("linear", active_if="model.stochastic_depth")
     pre_logits: int = 0  # width of a tanh layer before the head; 0: none
     head_widths: tuple[int, ...] = ()  # hidden layers of the head
     head_dropout: float = 0.0  # before each layer of the head

@@ -9,7 +9,7 @@ import numpy as np
 from vit_jax import trees
 from vit_jax.command import UserError
 from vit_jax.optim.optimizers import OPTIMIZERS
-from vit_jax.optim.schedules import SCHEDULES, warmup_steps
+from vit_jax.optim.schedules import SCHEDULES
 from vit_jax.optim.settings import Settings, reads
 from vit_jax.optim.transformation import HEAD
 from vit_jax.trees import PyTree
@@ -76,18 +76,12 @@ def check_params(settings: Settings, params: PyTree, *, layers: Sequence[str] = 
         )
 
 
-def check_warmup(settings: Settings, total_steps: int, steps_per_epoch: int) -> None:
-    """Raises `UserError` if a warm-up, that of the rate or that of the head, takes all of the run's steps."""
-    warmup = warmup_steps(settings, steps_per_epoch)
+def check_warmup(settings: Settings, total_steps: int) -> None:
+    """Raises `UserError` if the warm-up of the head takes all of the run's steps."""
     if settings.head_warmup_steps >= total_steps:
         raise UserError(
             f"optim.head_warmup_steps={settings.head_warmup_steps} leaves nothing of the run's {total_steps} steps, in "
             "which only the head would train; shorten it, or ask for that by optim.freeze='^(?!head/)'"
-        )
-    if warmup >= total_steps and warmup > 0:
-        raise UserError(
-            f"the warm-up of {warmup} steps leaves nothing of the run's {total_steps}; "
-            "shorten optim.warmup_steps or optim.warmup_epochs, or train longer (train.epochs, train.steps)"
         )
 
 

@@ -6,13 +6,15 @@ Nothing of the data set is read but its sizes; where it is not at hand, publishe
 import dataclasses
 from dataclasses import dataclass
 
+from rich.console import Console
+
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, MissingDataset, open_data
 from vit_jax.plan.topology import Machine
 from vit_jax.train import Experiment, Inputs, set_up
 from vit_jax.train.attention import kernel_choice
-from vit_jax.train.inputs import check_data
+from vit_jax.train.inputs import check_data, with_short_warmup
 from vit_jax.train.start import default_size
 
 # Height, width (0: the images differ in size), channels, classes, training images, as their authors published them.
@@ -50,6 +52,7 @@ def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Planned:
     stand_in = bool(assumed)
     config = dataclasses.replace(given, data=data.settings)
     check_data(config, data)
+    config = with_short_warmup(config, data, Console(quiet=True))
     if given.distill.teacher:
         assumed.append("the teacher is left out: its forward pass and its parameters come on top")
     return Planned(Inputs(config, data, crops_on_host=stand_in and _crops_on_host(config, data)), tuple(assumed))

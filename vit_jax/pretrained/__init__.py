@@ -47,6 +47,8 @@ class Weights:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]  # by label; () unknown
     reader: Callable[[], dict[str, np.ndarray]]
+    loss: str = "softmax"  # of `losses.LOSSES`: what their logits mean
+    antialias: bool = True  # whether their authors smooth positions before they shrink them
 
     def read(self) -> dict[str, np.ndarray]:
         """All arrays, float32, by canonical name: `params/Transformer/encoderblock_0/LayerNorm_0/scale`.
@@ -74,6 +76,8 @@ def open_weights(address: str) -> Weights:
         preprocessing=layout.preprocessing,
         class_names=layout.class_names,
         reader=lambda: _read(arrays, layout),
+        loss=layout.loss,
+        antialias=layout.antialias,
     )
 
 
@@ -87,7 +91,16 @@ def position_grid(model: Mapping[str, Any], image_shape: tuple[int, int, int]) -
 
 def _detect(arrays: Arrays, about: Mapping[str, Mapping[str, Any]], address: str) -> Layout:
     for detect in (google.detect, huggingface.detect, timm.detect):
-        layout = detect(arrays.shapes, about)
+        try:
+            layout = detect(arrays.shapes, about)
+        except UserError:
+            raise
+        except Exception as error:  # of a side file: what its fields hold may be anything
+            if not any(about.values()):
+                raise
+            names = " or ".join(name for name, content in about.items() if content)
+            fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{address}: a value in {names} cannot be used ({fault}); fetch it again") from error
         if layout is not None:
             return layout
     raise UserError(

@@ -31,7 +31,7 @@ LOG_IN = "run `hf auth login` or set HF_TOKEN"
 
 def cache() -> Path:
     """Where fetched weights lie: $VIT_JAX_CACHE, else ~/.cache/vit_jax."""
-    return Path(os.environ.get("VIT_JAX_CACHE") or "~/.cache/vit_jax").expanduser()
+    return Path(os.path.expanduser(os.environ.get("VIT_JAX_CACHE") or "~/.cache/vit_jax"))
 
 
 def locate(address: str) -> Path:
@@ -55,7 +55,7 @@ def locate(address: str) -> Path:
         case "hf":
             return _hub(address, **_parse_hub(address, rest))
         case "augreg":
-            return locate(augreg.resolve(address, lambda url: fetch(url, _place(url)).read_text()))
+            return locate(augreg.resolve(address, lambda url: fetch(url, _place(url)).read_text(encoding="utf-8")))
         case "http" | "https":
             return fetch(address, _place(address))
         case "file":
@@ -66,8 +66,8 @@ def locate(address: str) -> Path:
 def _local(path: str) -> Path:
     if not path:
         raise UserError(f"the address of the weights is empty; give {FORMS}")
-    if Path(path).expanduser().exists():
-        return Path(path).expanduser()
+    if os.path.exists(os.path.expanduser(path)):  # False also for a path that no file system takes
+        return Path(os.path.expanduser(path))
     if re.fullmatch(NAME, path) and (known := augreg.known(path)):
         return locate(known[1])
     if re.fullmatch(REPOSITORY, path) and not any(fnmatch.fnmatch(path, pattern) for pattern in WEIGHTS):

@@ -6,6 +6,7 @@ What a file is, its content says, not its name.
 import fnmatch
 import importlib
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,8 @@ from vit_jax.command import UserError
 SIDE_FILES = ("config.json", "preprocessor_config.json")
 INDEX = "*.safetensors.index.json"
 WEIGHTS = (INDEX, "*.safetensors", "*.npz")  # in a folder, the first that is there
-PREFERRED = ("model.safetensors.index.json", "model.safetensors")
+# The whole file before its parts, as `transformers` reads them: an index may have been left behind.
+PREFERRED = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 
 PICKLED = (
@@ -165,8 +167,12 @@ def _npy_shape(archive: zipfile.ZipFile, member: str, path: Path) -> tuple[int, 
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
+        begin = file.tell()
     if dtype.hasobject:
         raise UserError(f"{path}: {member!r} holds pickled Python objects, which are not read; save plain arrays")
+    size, promised = archive.getinfo(member).file_size, begin + math.prod(shape) * dtype.itemsize
+    if size != promised or min(shape, default=0) < 0:  # of too large a shape the memory would not be enough
+        raise ValueError(f"{member!r} has {size:,} bytes, and by its header {promised:,}")
     return shape
 
 
@@ -208,7 +214,7 @@ def _open_shard(index: Path, name: str) -> Arrays:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}; fetch it again or remove it") from error
     if not isinstance(content, dict):

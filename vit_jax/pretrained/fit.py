@@ -54,6 +54,7 @@ def fit(
     class_names: Sequence[str] = (),
     source_names: Sequence[str] = (),
     interpolation: Interpolation = "bicubic",
+    antialias: bool = True,
 ) -> tuple[dict[str, np.ndarray], Report]:
     """The arrays of `found` as the model needs them, by the names in `shapes`, and what was done to them.
 
@@ -71,6 +72,7 @@ def fit(
         class_names: of the data set, by label; (): unknown.
         source_names: of the weights' head, by label; (): unknown.
         interpolation: of positions on a grid of another size.
+        antialias: see `resize`.
 
     Raises:
         UserError: other architectures, or arrays for which no rule exists.
@@ -81,7 +83,7 @@ def fit(
     parts = [name for name in shapes if name in found and (_of(naming.head, name) or _of(naming.head_hidden, name))]
     if head == "auto" and order is not None and any(found[name].shape != shapes[name] for name in parts):
         order, why = None, "its input has another shape"
-    fitting = _Fitting(found, source, grid, model, naming, image_shape, interpolation, order, why)
+    fitting = _Fitting(found, source, grid, model, naming, image_shape, interpolation, antialias, order, why)
     arrays, rows = {}, []
     for name, shape in shapes.items():
         array, row = fitting.one(name, shape)
@@ -171,15 +173,19 @@ def _other_input(source: Settings, model: Settings) -> str:
     return f"{differing[0]} {source[differing[0]]!r} -> {model[differing[0]]!r}" if differing else ""
 
 
-def resize(table: Float[np.ndarray, "h w d"], grid: tuple[int, int], interpolation: str) -> Float[np.ndarray, "H W d"]:
+def resize(
+    table: Float[np.ndarray, "h w d"], grid: tuple[int, int], interpolation: str, antialias: bool = True
+) -> Float[np.ndarray, "H W d"]:
     """The table on another grid, its corners aligned with the corners of the outer patches.
 
     Smoothed before it shrinks; bicubic is Keys's with a = -0.5. `jax.image.resize` and PyTorch's `interpolate(...,
     antialias=True, align_corners=False)`, and with it timm, compute the same. The same grid gives the same bits.
+    Without `antialias`: PyTorch's `interpolate(..., align_corners=False)`, whose bicubic kernel has a = -0.75.
     """
     if table.shape[:2] == grid:
         return table
-    rows, columns = (_mixing(n, m, interpolation) for n, m in zip(table.shape, grid, strict=False))
+    mixing = _mixing if antialias else _picking
+    rows, columns = (mixing(n, m, interpolation) for n, m in zip(table.shape, grid, strict=False))
     return np.einsum("Hh,Ww,hwd->HWd", rows, columns, table, optimize=True).astype(np.float32)
 
 
@@ -192,6 +198,21 @@ def _mixing(n: int, m: int, interpolation: str) -> Float[np.ndarray, "m n"]:
     else:
         kernel = np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
     return kernel / kernel.sum(axis=1, keepdims=True)
+
+
+def _picking(n: int, m: int, interpolation: str) -> Float[np.ndarray, "m n"]:
+    """`_mixing` of the nearest places alone: 2, bicubic 4. Those beyond an edge are the one at the edge."""
+    places = (np.arange(m) + 0.5) * n / m - 0.5
+    reach = 1 if interpolation == "bilinear" else 2
+    near = np.floor(places)[:, None].astype(int) + np.arange(1 - reach, 1 + reach)
+    t = np.abs(places[:, None] - near)
+    if interpolation == "bilinear":
+        kernel = 1 - t
+    else:
+        kernel = np.where(t <= 1, 1.25 * t**3 - 2.25 * t**2 + 1, -0.75 * (t**3 - 5 * t**2 + 8 * t - 4))
+    result = np.zeros((m, n))
+    np.add.at(result, (np.arange(m)[:, None], near.clip(0, n - 1)), kernel)
+    return result
 
 
 def channels(kernel: Float[np.ndarray, "p q c d"], c: int) -> Float[np.ndarray, "p q c2 d"]:
@@ -237,6 +258,7 @@ class _Fitting:
     naming: models.Naming
     image_shape: tuple[int, int, int]
     interpolation: str
+    antialias: bool
     order: np.ndarray | None  # of the head's classes; None: the head is new
     why: str
 
@@ -264,10 +286,10 @@ class _Fitting:
         if SEQUENCE.fullmatch(name):
             return self._sequence(array, shape)
         if axis and array.shape != shape:
-            resized = resize(array[:, None], (shape[0], 1), self.interpolation)[:, 0]
+            resized = self._resize(array[:, None], (shape[0], 1))[:, 0]
             return resized, "resized", self._detail(f"{len(array)} -> {shape[0]} along {axis[1]}")
         if RELATIVE_BIAS.fullmatch(name) and array.shape != shape:
-            resized = resize(array, (shape[0], shape[1]), self.interpolation)
+            resized = self._resize(array, (shape[0], shape[1]))
             return resized, "resized", self._detail(f"{_by(array.shape)} -> {_by(shape)} offsets")
         # Of one architecture, the first layer's kernel alone depends on the images' channels.
         if name.endswith("/kernel") and array.ndim == 4 and array.shape[2] != shape[2] == self.image_shape[2]:
@@ -282,7 +304,7 @@ class _Fitting:
                 f"the weights' {array.shape[1]} positions are not {len(before)} tokens and a {h}x{w} grid of patches"
             )
         grid = patch_grid(self.model, self.image_shape, shape[1] - len(after))
-        table = resize(array[0, len(before) :].reshape(h, w, -1), grid, self.interpolation)
+        table = self._resize(array[0, len(before) :].reshape(h, w, -1), grid)
         rows = dict(zip(before, array[0], strict=False))
         first = [rows.get(name, np.zeros_like(array[0, 0])) for name in after]
         told = [self._detail(f"{h}x{w} -> {_by(grid)}")] if grid != (h, w) else []
@@ -328,8 +350,11 @@ class _Fitting:
         verb = "have" if which == "weights" else "has"
         return "" if has_part(settings, condition) else f"the {which} {verb} no {condition}"
 
+    def _resize(self, table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        return resize(table, grid, self.interpolation, self.antialias)
+
     def _detail(self, change: str) -> str:
-        return f"{change}, {self.interpolation}"
+        return f"{change}, {self.interpolation}{'' if self.antialias else ', not smoothed'}"
 
     def _misfit(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> UserError:
         hint = FROM_WEIGHTS

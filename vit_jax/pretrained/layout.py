@@ -6,7 +6,7 @@ be, and of what shapes.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -52,6 +52,15 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def check(self, where: str) -> None:
+        """Raises `UserError` for values with which there is no image."""
+        if not all(isinstance(side, int) and side > 0 for side in self.size):
+            raise UserError(f"{where}: images of the size {self.size}; expected two positive whole numbers")
+        if not 0 < self.crop_fraction <= 1:
+            raise UserError(f"{where}: {self.crop_fraction:g} of an image is taken; expected a share up to 1")
+        if not (np.isfinite((*self.mean, *self.std)).all() and min(self.std) > 0):
+            raise UserError(f"{where}: mean={self.mean}, std={self.std}; expected finite numbers, std above 0")
+
 
 def preprocessing(
     size: tuple[int, int],
@@ -87,6 +96,8 @@ class Layout:
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()  # by label; () where the file does not tell
     entries: tuple[Entry, ...] = ()  # one for each array of ours; several may read one of theirs
+    loss: str = ""  # of `losses.LOSSES`, which says what its logits mean; "": a softmax, of one output a sigmoid
+    antialias: bool = True  # whether its authors smooth positions before they shrink them, see `fit.resize`
 
 
 def parameter_shapes(model: Mapping[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Shape]:
@@ -143,7 +154,9 @@ def complete(
         raise UserError(
             f"{layout.name}: no model here has a place for {listed(rest)}; it may be another variant, or damaged"
         )
-    return Layout(layout.name, layout.model, layout.grid, layout.preprocessing, layout.class_names, entries)
+    layout.preprocessing.check(layout.name)
+    loss = layout.loss or ("sigmoid" if layout.model.get("num_classes") == 1 else "softmax")
+    return replace(layout, entries=entries, loss=loss)
 
 
 def _image_shape(layout: Layout) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Writes a Vision Transformer as a folder that Hugging Face's `transformers` loads."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from vit_jax import models, trees
 from vit_jax.command import UserError
 from vit_jax.data.resizing import covering
 from vit_jax.models.layers import square
-from vit_jax.pretrained.huggingface.config import NAME
+from vit_jax.pretrained.huggingface import processor as processors
+from vit_jax.pretrained.huggingface.config import MULTI_LABEL, NAME
 from vit_jax.pretrained.huggingface.transformer import HEAD, VIT
 from vit_jax.pretrained.layout import Preprocessing, per_channel
 from vit_jax.pretrained.pytorch.table import Table, to_pytorch
@@ -47,6 +49,8 @@ def save_huggingface(
     class_names: Sequence[str],
     preprocessing: Preprocessing,
     image_size: tuple[int, int],
+    *,
+    independent: bool = False,
 ) -> None:
     """Writes config.json, model.safetensors and preprocessor_config.json, as `ViTForImageClassification` has them.
 
@@ -59,6 +63,8 @@ def save_huggingface(
         class_names: by label; (): unknown.
         preprocessing: of the images that the model expects.
         image_size: pixels (height, width) that the positions are for.
+        independent: whether each class has a probability of its own, by sigmoid; `transformers` then calls the problem
+            multi-label.
 
     Raises:
         UserError: `transformers`' ViT has no such model or preprocessing; names the field.
@@ -71,7 +77,8 @@ def save_huggingface(
         for name, leaf in zip(trees.names(variables["params"]), jax.tree.leaves(variables["params"]), strict=True)
     }
     about = {
-        CONFIG: config(model, class_names, channels, image_size),
+        CONFIG: config(model, class_names, channels, image_size)
+        | ({"problem_type": MULTI_LABEL} if independent else {}),
         PROCESSOR: processor(preprocessing, channels),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +143,13 @@ def _number_or_pair(size: tuple[int, int]) -> int | list[int]:
 def processor(given: Preprocessing, channels: int) -> dict[str, Any]:
     """The content of preprocessor_config.json: of ViT's processor, or of those that crop."""
     (h, w), fraction = given.size, given.crop_fraction
+    if (given.resize, fraction, given.interpolation) == ("crop", 1.0, "bilinear"):
+        logging.getLogger(__name__).warning(
+            "%s: photos that are not square differ by a fraction of a pixel from those that this model was evaluated "
+            "on; evaluated with data.crop_fraction=%.6f it sees the very pixels that transformers gives it",
+            NAME,
+            processors.AS_A_WHOLE,
+        )
     if given.resize == "crop" and h != w:
         raise UserError(f"{NAME}: its processors crop squares only, not {h}x{w}; evaluate with data.resize=stretch")
     content: dict[str, Any] = {

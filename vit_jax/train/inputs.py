@@ -43,6 +43,7 @@ def open_inputs(given: Config, workdir: Workdir | None = None, console: Console 
     if given.data.limit > data.size("train"):
         console.print(f"data.limit={given.data.limit}: all {data.size('train'):,} training images are used")
     check_data(config, data)
+    config = with_short_warmup(config, data, console)
     return Inputs(config, data, fit_weights(weights, config, data, console))
 
 
@@ -113,7 +114,27 @@ def check_data(given: Config, data: Data) -> None:
     tasks.check(given.task, given.model, given.distill)
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
     if not given.train.seconds:
-        optim.check_warmup(given.optim, num_steps(given, per_epoch), per_epoch)
+        optim.check_warmup(given.optim, num_steps(given, per_epoch))
+
+
+def with_short_warmup(given: Config, data: Data, console: Console) -> Config:
+    """The configuration with a warm-up that leaves the run steps to train in; tells of one that is shortened.
+
+    What is right for the published number of epochs may be more than a short trial has: it takes a tenth then.
+    """
+    per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
+    asked, total = optim.warmup_steps(given.optim, per_epoch), num_steps(given, per_epoch)
+    if given.train.seconds or not 0 < total <= asked:  # what a clock ends has a warm-up by the clock
+        return given
+    kept = int(optim.TIMED_WARMUP * total)
+    if jax.process_index() == 0:
+        console.print(
+            f"The warm-up of {asked:,} steps leaves nothing of the run's {total:,}: it takes {kept:,} of them; "
+            "train longer, or set optim.warmup_epochs or optim.warmup_steps.",
+            soft_wrap=True,
+        )
+    shorter = dataclasses.replace(given.optim, warmup_steps=kept, warmup_epochs=0.0)
+    return dataclasses.replace(given, optim=shorter)
 
 
 def num_steps(given: Config, per_epoch: int) -> int:

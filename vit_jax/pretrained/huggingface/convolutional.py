@@ -5,7 +5,7 @@ from typing import Any
 
 from vit_jax.command import UserError
 from vit_jax.pretrained.huggingface import processor
-from vit_jax.pretrained.huggingface.config import NAME, class_names
+from vit_jax.pretrained.huggingface.config import NAME, class_names, loss
 from vit_jax.pretrained.layout import HALF, IMAGENET, Layout, Preprocessing, Shape, complete, preprocessing
 from vit_jax.pretrained.pytorch.resnet import BIT_UNIT, COUNTERS, Names, read, read_bit
 from vit_jax.pretrained.pytorch.table import Table
@@ -60,5 +60,6 @@ def _check(about: About, expected: Mapping[str, Any]) -> None:
 
 def _layout(table: Table, model: dict[str, Any], about: About, usual: Preprocessing) -> Layout:
     view = processor.read(about.get("preprocessor_config.json", {}), usual)
-    names = class_names(about.get("config.json", {}), model["num_classes"])
-    return complete(Layout(NAME, model, (0, 0), view, names), table.shapes, table.entry, COUNTERS)
+    config, k = about.get("config.json", {}), model["num_classes"]
+    found = Layout(NAME, model, (0, 0), view, class_names(config, k), loss=loss(config, k))
+    return complete(found, table.shapes, table.entry, COUNTERS)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vit_jax.command import UserError
+from vit_jax.data.resizing import covering
 from vit_jax.pretrained.layout import Preprocessing, pair, per_channel
 
 FILE = "preprocessor_config.json"
@@ -11,6 +12,9 @@ INTERPOLATIONS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "
 # Processors for which a size of one number is that of the shorter side, not of a square.
 BY_SHORTER_SIDE = ("Bit", "CLIP", "ConvNext")
 WITHOUT_CROP = 384  # from this size on ConvNext's processor stretches instead of cropping
+# A crop fraction that cuts nothing, but has the whole image scaled before it is cut, as these processors do: of the
+# longer side they drop the fraction of a pixel, where our bilinear "crop" keeps the aspect.
+AS_A_WHOLE = 1 - 1e-6
 
 
 def read(given: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
@@ -22,6 +26,8 @@ def read(given: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
     if resample is not None and resample not in INTERPOLATIONS:
         raise UserError(f"{FILE}: resample={resample!r} is not supported; expected 2 (bilinear) or 3 (bicubic)")
     interpolation = default.interpolation if resample is None else INTERPOLATIONS[resample]
+    if (resize, crop_fraction, interpolation) == ("crop", 1.0, "bilinear"):
+        crop_fraction = AS_A_WHOLE
     return Preprocessing(size, resize, crop_fraction, interpolation, *_statistics(given, default))
 
 
@@ -31,7 +37,11 @@ def _geometry(
     """Size, kind of resizing and crop fraction."""
     crops = bool(given.get("do_center_crop"))
     inner = _sides(given["crop_size"]) if crops and given.get("crop_size") else None
-    if not given.get("do_resize", True) or "size" not in given:
+    if not given.get("do_resize", True):
+        if inner:
+            raise UserError(f"{FILE}: it cuts {inner} out of images as they are; set do_resize and size in it")
+        return default.size, "stretch", 1.0  # images that have the size already are taken as they are
+    if "size" not in given:
         return inner or default.size, default.resize, default.crop_fraction
     resize, outer = _resizing(given)
     if resize == "crop" and ("crop_pct" in given or _kind(given).startswith("ConvNext")):
@@ -41,7 +51,14 @@ def _geometry(
     inner = inner or outer
     if inner[0] > outer[0] or inner[1] > outer[1]:
         raise UserError(f"{FILE}: crop_size={inner} exceeds size={outer}; padded images are not supported")
-    return inner, resize, max(inner[0] / outer[0], inner[1] / outer[1])
+    fraction = max(inner[0] / outer[0], inner[1] / outer[1])
+    if (resize == "crop" and inner[0] != inner[1]) or covering(inner, fraction) != outer:
+        of = f"a shorter side of {outer[0]}" if resize == "crop" else f"size={outer}"
+        raise UserError(
+            f"{FILE}: crop_size={inner} of {of} is not supported: expected the same share of both sides, "
+            "and of photos that keep their aspect a square; change crop_size or size in it"
+        )
+    return inner, resize, fraction
 
 
 def _resizing(given: Mapping[str, Any]) -> tuple[Literal["crop", "stretch"], tuple[int, int]]:

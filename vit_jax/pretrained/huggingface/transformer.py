@@ -10,7 +10,7 @@ import numpy as np
 from vit_jax.command import UserError
 from vit_jax.models.layers import square
 from vit_jax.pretrained.huggingface import processor
-from vit_jax.pretrained.huggingface.config import NAME, class_names
+from vit_jax.pretrained.huggingface.config import NAME, class_names, loss
 from vit_jax.pretrained.layout import HALF, IMAGENET, Entry, Layout, Preprocessing, Shape, complete, pair, preprocessing
 from vit_jax.pretrained.pytorch import transformer
 from vit_jax.pretrained.pytorch.table import Table
@@ -81,7 +81,9 @@ def layout(shapes: Mapping[str, Shape], prefix: str, about: Mapping[str, Mapping
     p, q = square(model["patch_size"])
     usual = _preprocessing(model, table.shape("embedding/kernel", "d c p q")[1], (grid[0] * p, grid[1] * q))
     view = processor.read(about.get("preprocessor_config.json", {}), usual)
-    found = Layout(NAME, model, grid, view, class_names(config, model["num_classes"]))
+    k = model["num_classes"]
+    smooth = not scaled or bool(model["registers"])  # DINOv2's authors do with registers alone
+    found = Layout(NAME, model, grid, view, class_names(config, k), loss=loss(config, k), antialias=smooth)
     return complete(found, shapes, partial(_entry_of_twins, table, entry) if twins else entry, UNUSED)
 
 
