@@ -132,6 +132,7 @@ def accept(found: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     monkeypatch.setattr(WORK[found.name], work)
     monkeypatch.setattr("vit_jax.inference.load_masks", work)
+    monkeypatch.setattr("vit_jax.evaluate.probe", work)
     with pytest.raises(Accepted):
         cli.dispatch([found.name, *argv(found, INSTEAD)])
 

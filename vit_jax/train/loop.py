@@ -280,7 +280,7 @@ class Trainer:
     def validate(self, at: int, state: PyTree) -> None:
         """Exact metrics on the validation split."""
         assert self.validation is not None
-        variables = evaluation_variables(state)
+        variables = evaluation_variables(state, self.task.evaluated)
         found = self.evaluate(variables, self.validation)
         probed, collapsed = self.probe(variables, self.validation) if self.is_probe_step(at) else ({}, [])
         scalars = {f"val/{k}": v for k, v in (found.scalars() | probed).items()}
@@ -309,7 +309,7 @@ class Trainer:
 
     def evaluate_before(self, state: PyTree) -> None:
         """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
-        variables, loader = evaluation_variables(state), self.split("test")
+        variables, loader = evaluation_variables(state, self.task.evaluated), self.split("test")
         found = self.evaluate(variables, loader).scalars() | self.probe(variables, loader)[0]
         self.so_far.before = {f"before/{k}": v for k, v in found.items()}
         if self.active:

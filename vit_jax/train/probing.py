@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-
 from vit_jax import models, step
 from vit_jax.config import Config
 from vit_jax.data import Loader
@@ -31,8 +29,9 @@ class Prober:
     @classmethod
     def of(cls, experiment: Experiment) -> "Prober":
         """Those of a run, as its configuration says."""
-        config, variables = experiment.config, jax.eval_shape(step.evaluation_variables, experiment.abstract_state)
-        return cls(config, experiment.task.parts, experiment.loader, variables, config.evaluate.probe)
+        config, task = experiment.config, experiment.task
+        variables = step.evaluation_variables(experiment.abstract_state, task.evaluated)
+        return cls(config, task.parts, experiment.loader, variables, config.evaluate.probe)
 
     def measure(self, variables: PyTree, loader: Loader) -> tuple[dict[str, float], list[str]]:
         """The metrics of the probes on the images of `loader`, and warnings of features that have collapsed."""
