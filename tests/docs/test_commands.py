@@ -99,6 +99,7 @@ def home(tmp_path_factory) -> Path:
         "imagenette-vit64",
         "cifar100",
         "cifar10-tiny",
+        "dino-cifar10",
         "mae-cifar10",
         "vit_or_cnn/a-seed0",
         "vit_or_cnn/b-seed0",

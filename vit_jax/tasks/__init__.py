@@ -28,11 +28,13 @@ from vit_jax.tasks.features import FrozenFeatures, Gathered
 from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
 from vit_jax.tasks.means import Means
 from vit_jax.tasks.segmentation import Segmentation
+from vit_jax.tasks.self_distillation import SelfDistillation
 from vit_jax.text import meant
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "masked_autoencoder": MaskedAutoencoder,
+    "self_distillation": SelfDistillation,
     "segmentation": Segmentation,
 }
 
