@@ -50,7 +50,7 @@ def imagenet(size: str, epochs: float, local_crops: int, final_lr: float) -> Con
 
 
 def small() -> ConfigDict:
-    """A ViT of 0.45 million parameters for 32-pixel images, with crops of 16 pixels."""
+    """A ViT of 0.45 million parameters for 32-pixel images, with crops of 16 pixels; its 20 epochs are not yet run."""
     c = common(20.0)
     c.model = models.settings("vit", patch_size=(4,), width=96, depth=6, mlp_dim=192, num_heads=3)
     c.task.update(outputs=1024, hidden_width=256, bottleneck=64, local_crops=4, local_size=(16,), blur=(0.0, 0.0, 0.0))
