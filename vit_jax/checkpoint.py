@@ -8,11 +8,13 @@ import contextlib
 import errno
 import json
 import logging
+import operator
 import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -228,14 +230,16 @@ def restore_variables(
 ) -> PyTree:
     """`params` and `batch_stats` of a checkpoint, placed by the rules on a mesh, or on this process's first device.
 
-    `part` is "ema" for their averages, else "". Nothing else is read: no optimizer state. With a mesh all of its
-    processes read together, without one each for itself. Raises as `restore` does.
+    `part` is "ema" for their averages, "task/NAME" for those in the task's own state, else "". Nothing else is read: no
+    optimizer state. With a mesh all of its processes read together, without one each for itself. Raises as `restore`
+    does.
     """
     folder = directory.absolute() / str(step)
     verify(folder)
     target = _without_empty(jax.eval_shape(lambda: canonical(_zeros(abstract))))
-    item = {part: target} if part else target
-    _check_variables(folder, item)
+    path = part.split("/") if part else []
+    item = _below(path, target)
+    _check_variables(folder, path, target)
     if mesh is None:
         places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), item)
     else:
@@ -250,7 +254,7 @@ def restore_variables(
         if (folder / CHECKSUMS).exists():
             raise
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
-    found = found[part] if part else found
+    found = reduce(operator.getitem, path, found)
     return from_canonical(found, abstract, mesh, rules)
 
 
@@ -328,13 +332,20 @@ def _check_shapes(saved: PyTree, wanted: PyTree, directory: Path) -> None:
             )
 
 
-def _check_variables(folder: Path, wanted: PyTree) -> None:
-    """Raises as `_check_shapes` for the parts of a checkpoint that are wanted."""
+def _below(path: Sequence[str], tree: PyTree) -> PyTree:
+    """The tree under the names of the path."""
+    return reduce(lambda inner, name: {name: inner}, reversed(path), tree)
+
+
+def _check_variables(folder: Path, path: Sequence[str], wanted: PyTree) -> None:
+    """Raises as `_check_shapes` for the parts of a checkpoint that are wanted, under the names of the path."""
     try:
         saved = trees_of(ocp.PyTreeCheckpointHandler().metadata(folder / "state"))
     except Exception as error:
         raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
-    _check_shapes({key: saved[key] for key in wanted if key in saved}, wanted, folder.parent)
+    found = reduce(lambda tree, name: tree.get(name, {}), path, saved)
+    found = {key: found[key] for key in (found if path else wanted) if key in found}
+    _check_shapes(_below(path, found), _below(path, wanted), folder.parent)
 
 
 def _read_score(folder: Path) -> float | None:

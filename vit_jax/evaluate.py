@@ -1,10 +1,14 @@
 """Exact metrics of a run over a whole split.
 
     python -m vit_jax.evaluate --workdir runs/digits [--config.evaluate.split=test]
+    python -m vit_jax.evaluate --workdir runs/mae-cifar10 --probe knn,linear,fewshot
+    python -m vit_jax.evaluate --weights vit_b16.npz --config.data.name=cifar10 --probe knn
 
-Each image counts once, whatever the batch size and the number of devices and processes: see `train.evaluation`.
+Each image counts once, whatever the batch size and the number of devices and processes: see `train.evaluation`. With
+`--probe`, the features of the frozen backbone are asked for the classes instead: see `metrics.probes`.
 """
 
+import argparse
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -19,10 +23,12 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
 from vit_jax.inference.opening import load_variables
+from vit_jax.metrics import PROBES
 from vit_jax.text import listed
 from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import compile_eval_step, make_task, prefer_determinism
-from vit_jax.workdir import Workdir
+from vit_jax.train.probing import FIELDS, Prober
+from vit_jax.workdir import PROBED, Workdir
 
 
 def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -66,6 +72,38 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     }
 
 
+def probe(
+    address: str | Path, names: Sequence[str], overrides: Sequence[str] = (), *, weights: bool = False
+) -> dict[str, Any]:
+    """What the features of a run's or of published weights' frozen backbone tell of a split's classes.
+
+    The data set's training images, without augmentation, are what the probes learn from. `names`: of
+    `metrics.PROBES`; `overrides` as in `evaluate_run`, of published weights they name the data set.
+    """
+    overrides = config.rename_flags(overrides)
+    given = config.from_dict({}, overrides) if weights else Workdir(address).config(overrides)
+    config.check_probes(names)
+    mesh = sharding.make_mesh(given.mesh)
+    predictor = inference.load(address, overrides=overrides, mesh=mesh)
+    used, preprocessing = predictor.config, predictor.preprocessing
+    with distributed.raise_on_all_processes():
+        data = dataclasses.replace(open_data(used.data, preprocessing.size), preprocessing=preprocessing)
+        train = data.loader(data.split("train"), mesh, fields=FIELDS).load()
+        asked = data.loader(data.split(given.evaluate.split), mesh, fields=FIELDS).load()
+    shape = augment.input_shape(used.augment, preprocessing.shape)
+    parts = tasks.Parts(predictor.model, shape, data.class_names, used.augment, used.augment)
+    prober = Prober(used, parts, train, predictor.variables, names)
+    found, warnings = prober.measure(predictor.variables, asked)
+    return {
+        "step": predictor.step,
+        "images": len(asked.split),
+        "train_images": len(train.split),
+        "with": _changed(Path(address), given, overrides) if not weights else list(overrides),
+        **{f"{given.evaluate.split}/{name}": value for name, value in found.items()},
+        "warnings": warnings,
+    }
+
+
 def _changed(workdir: Path, given: Config, overrides: Sequence[str]) -> list[str]:
     """Those of the overrides that change what is evaluated; the split's name stands by itself."""
     fields = config.differences(Workdir(workdir).config(), given)
@@ -75,11 +113,19 @@ def _changed(workdir: Path, given: Config, overrides: Sequence[str]) -> list[str
 
 def main(argv: Sequence[str]) -> int:
     parser = command.Parser(prog="python -m vit_jax.evaluate", description="Exact metrics of a run over a split.")
-    parser.add_argument("--workdir", type=Path, required=True, help="the run")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--workdir", type=Path, help="the run")
+    subject.add_argument("--weights", help="published weights: a file, a folder or an address; needs --probe")
+    names = ",".join(PROBES)
+    parser.add_argument("--probe", default="", help=f"ask the frozen features for classes instead, e.g. {names}")
     parser.add_data_dir()
     flags, overrides = parser.parse(argv)
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
+    if flags.probe:
+        return _probe(flags, overrides)
+    if flags.weights:
+        raise UserError(f"--weights {flags.weights} have no evaluation of their own; add --probe {names}")
     given = Workdir(flags.workdir).config(overrides)
     config.check_read(overrides, "evaluate", given)
     prefer_determinism(given)
@@ -89,6 +135,32 @@ def main(argv: Sequence[str]) -> int:
         if jax.process_index() == 0:
             _publish(report, flags.workdir, given.evaluate.split)
     return command.DONE
+
+
+def _probe(flags: argparse.Namespace, overrides: list[str]) -> int:
+    given = config.from_dict({}, overrides) if flags.weights else Workdir(flags.workdir).config(overrides)
+    config.check_read([*overrides, "evaluate.split=train"], "evaluate", given)  # whose images are read, too
+    prefer_determinism(given)
+    with distributed.joined():
+        if flags.workdir:
+            distributed.check_shared(flags.workdir)
+        address, names, split = flags.weights or flags.workdir, flags.probe.split(","), given.evaluate.split
+        report = probe(address, names, overrides, weights=bool(flags.weights))
+        if jax.process_index() == 0:
+            _publish_probes(report, flags.workdir, split, str(address))
+    return command.DONE
+
+
+def _publish_probes(report: dict[str, Any], workdir: Path | None, split: str, address: str) -> None:
+    """Prints what probes found, and writes it into the folder of a run, beside evaluations."""
+    console = Console(highlight=False)
+    found = {key: value for key, value in report.items() if key.startswith(f"{split}/")}
+    log.result_table(console, {**found, "images": report["images"], "workdir": address})
+    for text in report["warnings"]:
+        console.print(f"warning: {text}", markup=False, soft_wrap=True)
+    images = f"{report['train_images']:,} training images taught, {report['images']:,} were asked"
+    where = f"; in {Workdir(workdir).write_evaluation(report, split, report['with'], PROBED)}" if workdir else ""
+    console.print(f"step {report['step']}, {images}{where}", markup=False, soft_wrap=True)
 
 
 def _publish(report: dict[str, Any], workdir: Path, split: str) -> None:

@@ -282,8 +282,11 @@ def _average(old: PyTree, new: PyTree, decay: Array | float) -> PyTree:
     return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 
-def evaluation_variables(state: TrainState) -> dict[str, PyTree]:
-    """What evaluation and every user of the model reads: the averages where there are any."""
+def evaluation_variables(state: TrainState, evaluated: str = "") -> dict[str, PyTree]:
+    """What evaluation and every user of the model reads: the averages where there are any; or as `Task.evaluated`."""
+    if evaluated:
+        found: dict[str, PyTree] = state.task[evaluated]
+        return found
     return state.ema or {"params": state.params, "batch_stats": state.batch_stats}
 
 

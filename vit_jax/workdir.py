@@ -27,6 +27,7 @@ from vit_jax.manifest import Manifest, damaged, parse_json, proof_of, read_json
 from vit_jax.tasks import classification
 
 COMPARISON = "comparison"  # the tables of a folder that `compare` made: .md, .csv, .json
+PROBED = "probes"  # how files of what frozen features tell begin
 PURPOSES = ("train", "validation", "test")
 DESCRIPTION = "description"  # what checkpoints call the copies of the description's files
 T = TypeVar("T")
@@ -72,10 +73,10 @@ class Workdir:
     def __repr__(self) -> str:
         return f"Workdir({str(self.path)!r})"
 
-    def evaluation_file(self, split: str, changes: Sequence[str] = ()) -> Path:
-        """Where an evaluation on this split, with these overrides of the configuration, is kept."""
+    def evaluation_file(self, split: str, changes: Sequence[str] = (), kind: str = "evaluation") -> Path:
+        """Where an evaluation on this split, with these overrides of the configuration, is kept; or `PROBED` is."""
         plain = "".join(c if c.isalnum() else "_" for c in split)
-        return self.path / f"evaluation-{'-'.join([plain, *([file_name('-'.join(changes))] if changes else [])])}.json"
+        return self.path / f"{kind}-{'-'.join([plain, *([file_name('-'.join(changes))] if changes else [])])}.json"
 
     def is_run(self) -> bool:
         """Whether the folder holds a run: other tools, too, write a `config.json`."""
@@ -185,6 +186,10 @@ class Workdir:
         if not self.result_file.is_file():
             raise UserError(f"{self} holds no finished run: it has no {self.result_file.name}; train it to its end")
         return read_json(self.result_file, dict, "delete it and start the run again: it is only evaluated anew")
+
+    def probes(self) -> list[dict[str, Any]]:
+        """What `evaluate --probe` found, by the names of its files."""
+        return [_read(path, dict, "delete it") for path in sorted(self.path.glob(f"{PROBED}-*.json"))]
 
     def metrics(self) -> list[dict[str, int | float]]:
         """The logged scalars, in the order of the steps."""
@@ -298,9 +303,11 @@ class Workdir:
         """Ends the run; all other files of the result are then there already."""
         self.manifest.write(self.result_file, json.dumps(result, indent=1) + "\n")
 
-    def write_evaluation(self, report: Mapping[str, Any], split: str, changes: Sequence[str] = ()) -> Path:
+    def write_evaluation(
+        self, report: Mapping[str, Any], split: str, changes: Sequence[str] = (), kind: str = "evaluation"
+    ) -> Path:
         """Keeps the report of an evaluation, each in a file of its own, which is returned."""
-        path = self.evaluation_file(split, changes)
+        path = self.evaluation_file(split, changes, kind)
         write_atomically(path, json.dumps(report, indent=1) + "\n")
         return path
 

@@ -99,6 +99,7 @@ def home(tmp_path_factory) -> Path:
         "imagenette-vit64",
         "cifar100",
         "cifar10-tiny",
+        "dino-cifar10",
         "mae-cifar10",
         "vit_or_cnn/a-seed0",
         "vit_or_cnn/b-seed0",
@@ -132,6 +133,7 @@ def accept(found: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     monkeypatch.setattr(WORK[found.name], work)
     monkeypatch.setattr("vit_jax.inference.load_masks", work)
+    monkeypatch.setattr("vit_jax.evaluate.probe", work)
     with pytest.raises(Accepted):
         cli.dispatch([found.name, *argv(found, INSTEAD)])
 

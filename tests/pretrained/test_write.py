@@ -62,6 +62,16 @@ def test_what_was_written_reads_back_to_the_last_bit(tmp_path, fields):
         assert file.metadata() == {"format": "pt"}
 
 
+def test_fixed_positions_become_a_table(tmp_path):
+    """As the encoder of a masked autoencoder has them: what is read back computes the same."""
+    model = settings(width=24, pos_embed="sincos2d", num_classes=0)
+    variables = save(tmp_path, model, ())
+    weights = open_weights(str(tmp_path))
+    assert weights.model["pos_embed"] == "learned" and weights.grid == (3, 5)
+    ours = quick.jit(lambda v, x: models.create(model).apply(v, x, train=False))(variables, IMAGES)
+    parity.assert_close(parity.run_ours(weights.model, weights.read(), IMAGES), np.asarray(ours))
+
+
 def test_a_second_time_replaces_and_a_failure_leaves_what_was_there(tmp_path):
     save(tmp_path, settings())
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
@@ -80,7 +90,7 @@ def test_a_second_time_replaces_and_a_failure_leaves_what_was_there(tmp_path):
         ({"pooling": "gap"}, "its ViT has no model.pooling='gap', only 'token'; export in another format"),
         ({"registers": 4}, "no model.registers=4, only 0"),
         ({"class_token": False, "pooling": "gap"}, "no model.class_token=False"),
-        ({"pos_embed": "sincos2d"}, "no model.pos_embed='sincos2d', only 'learned'"),
+        ({"pos_embed": "learned_2d"}, "no model.pos_embed='learned_2d', only 'learned' or 'sincos2d'"),
         ({"activation": "swiglu"}, "no model.activation='swiglu', only 'gelu' or 'gelu_tanh'"),
         ({"layer_scale": 1e-5}, "no model.layer_scale=1e-05, only 0.0"),
         ({"qk_norm": True}, "no model.qk_norm=True"),
@@ -157,7 +167,14 @@ def test_a_crop_that_is_no_square_is_refused_and_grey_statistics_are_repeated(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, {"qkv_bias": False, "activation": "gelu_tanh", "num_classes": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"qkv_bias": False, "activation": "gelu_tanh", "num_classes": 0},  # self-distillation leaves such a one
+        {"width": 24, "pos_embed": "sincos2d", "num_classes": 0},  # as a masked autoencoder's encoder
+    ],
+)
 def test_transformers_loads_it_and_computes_the_same(tmp_path, fields):
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()

@@ -10,7 +10,7 @@ from jaxtyping import Float, Key, UInt8
 from vit_jax.augment.operations import enhance, grey, index_of
 from vit_jax.augment.settings import Settings
 
-SOLARIZE_FROM = 128  # of 3-Augment
+SOLARIZE_FROM = 128
 BLUR_REACH = 4  # standard deviations, as in scipy.ndimage.gaussian_filter
 _FACTORS = {"brightness": "brightness", "contrast": "contrast", "saturation": "color"}  # setting: operation
 
@@ -20,10 +20,14 @@ def three_augment(settings: Settings, key: Key[Array, ""], image: UInt8[Array, "
     choice_key, blur_key = jax.random.split(key)
     choice = jax.random.randint(choice_key, (), 0, 3)
     blurred = random_blur(settings, blur_key, image)
-    solarized = jnp.where(image < SOLARIZE_FROM, image, 255 - image)
     return jnp.where(
-        choice == 0, jnp.broadcast_to(grey(image), image.shape), jnp.where(choice == 1, solarized, blurred)
+        choice == 0, jnp.broadcast_to(grey(image), image.shape), jnp.where(choice == 1, solarized(image), blurred)
     )
+
+
+def solarized(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
+    """The image with bright values inverted."""
+    return jnp.where(image < SOLARIZE_FROM, image, 255 - image)
 
 
 def jitter(settings: Settings, key: Key[Array, ""], image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:

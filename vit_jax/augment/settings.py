@@ -70,12 +70,18 @@ class Settings:
     saturation: float = 0.0  # likewise
     # Colour jitter: largest shift of the hue, a fraction of the colour circle, 0 to 0.5. The four have a random order.
     hue: float = 0.0
+    # Probability of the four together, 0 to 1.
+    jitter_probability: float = setting(
+        1.0, active_if="augment.brightness or augment.contrast or augment.saturation or augment.hue"
+    )
     # Probability that the colours go, 0 to 1.
     grey: float = 0.0
     # Probability of a Gaussian blur, 0 to 1.
     blur: float = 0.0
     # Smallest and largest standard deviation of the blur, in pixels, above 0; uniform; also of `three_augment`.
     blur_sigma: tuple[float, float] = setting((0.1, 2.0), active_if="augment.blur or augment.three_augment")
+    # Probability that values from 128 are inverted, 0 to 1.
+    solarize: float = 0.0
     # Mean and standard deviation per channel on the 0..1 scale, one number for all channels;
     # () = the training set's statistics, which the caller computes once and fills in.
     mean: tuple[float, ...] = setting((), read_by="weights")
@@ -105,7 +111,17 @@ class Settings:
 # Lowest and highest value of a field, and the words for it; those of a tuple hold for each of its numbers.
 _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(
-        ("flip", "rand_probability", "grey", "blur", "erasing", "mix_probability", "mix_switch"),
+        (
+            "flip",
+            "rand_probability",
+            "jitter_probability",
+            "grey",
+            "blur",
+            "solarize",
+            "erasing",
+            "mix_probability",
+            "mix_switch",
+        ),
         (0, 1, "a probability from 0 to 1"),
     ),
     "resize": (1, MOST, "(), (size,) or (height, width) from 1 pixel"),

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, Key, Num, UInt8
 
 from vit_jax.augment import registry
-from vit_jax.augment.color import jitter, random_blur, random_grey, three_augment
+from vit_jax.augment.color import jitter, random_blur, random_grey, solarized, three_augment
 from vit_jax.augment.erasing import cutout, random_erase
 from vit_jax.augment.geometry import VOID, flip, pad_and_crop, random_affine, random_resized_crop, resize, warp
 from vit_jax.augment.policies import apply_policy, apply_policy_to_mask
@@ -17,6 +17,7 @@ from vit_jax.augment.settings import Interpolation, Settings, check_channels
 
 # Each operation folds its number into the example's key. Append only: a new operation then leaves the others' draws.
 CROP, FLIP, WARP, ERASE, RESIZED_CROP, POLICY, THREE_AUGMENT, JITTER, GREY, BLUR, CUTOUT = range(11)
+JITTER_AT_ALL, SOLARIZE = 11, 12
 
 
 def train_examples(settings: Settings, arrays: Mapping[str, Array], keys: Key[Array, " n"]) -> dict[str, Array]:
@@ -106,23 +107,39 @@ def photometry(settings: Settings, key: Key[Array, ""], image: Float[Array, "h w
 def _with_colors(settings: Settings, key: Key[Array, ""], x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
     """The image after policy and colours, which work on 256 levels, as Pillow does; as it is if all of them are off."""
     jittered = settings.brightness or settings.contrast or settings.saturation or settings.hue
-    others = settings.three_augment or settings.grey or settings.blur or registry.has(settings, "colour")
+    others = (
+        settings.three_augment
+        or settings.grey
+        or settings.blur
+        or registry.has(settings, "colour")
+        or settings.solarize
+    )
     if not (_has_policy(settings) or jittered or others):
         return x
     image = _levels(x)
+
+    def maybe(probability: float, number: int, changed: Array) -> Array:
+        if probability == 1:
+            return changed
+        return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, number), probability), changed, image)
+
     if _has_policy(settings):
         mean = jnp.broadcast_to(_levels(jnp.array(settings.mean)), image.shape[2:])
         image = apply_policy(settings, jax.random.fold_in(key, POLICY), image, mean)
     if settings.three_augment:
         image = three_augment(settings, jax.random.fold_in(key, THREE_AUGMENT), image)
     if jittered:
-        image = jitter(settings, jax.random.fold_in(key, JITTER), image)
+        image = maybe(
+            settings.jitter_probability, JITTER_AT_ALL, jitter(settings, jax.random.fold_in(key, JITTER), image)
+        )
     if settings.grey:
         image = random_grey(jax.random.fold_in(key, GREY), image, settings.grey)
     if settings.blur:
         happens_key, blur_key = jax.random.split(jax.random.fold_in(key, BLUR))
         blurred = random_blur(settings, blur_key, image)
         image = jnp.where(jax.random.bernoulli(happens_key, settings.blur), blurred, image)
+    if settings.solarize:
+        image = maybe(settings.solarize, SOLARIZE, solarized(image))
     return _scaled(registry.run(settings, "colour", key, image))
 
 

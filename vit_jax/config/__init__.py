@@ -9,4 +9,4 @@ from vit_jax.config.effect import check_effect, check_read
 from vit_jax.config.older import rename_flags
 from vit_jax.config.parse import differences, from_dict, to_dict, to_json
 from vit_jax.config.recipe import choose, default, load, run_file, variants
-from vit_jax.config.schema import Config, validate
+from vit_jax.config.schema import Config, check_probes, validate

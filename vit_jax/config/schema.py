@@ -1,7 +1,7 @@
 """The schema of a run's configuration: every group, field and default, and what values they may have."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -10,11 +10,12 @@ from vit_jax.augment import Corruption
 from vit_jax.augment import Settings as Augment
 from vit_jax.command import UserError
 from vit_jax.data import Settings as Data
-from vit_jax.metrics import METRICS
+from vit_jax.metrics import METRICS, PROBES
 from vit_jax.optim import Settings as Optim
 from vit_jax.setting import setting
 from vit_jax.sharding import Settings as Mesh
 from vit_jax.tasks import Distill
+from vit_jax.text import meant
 
 Schema: TypeAlias = Mapping[str, dataclasses.Field[Any]]  # `group.field`, or `field` -> its type, default and metadata
 
@@ -61,6 +62,13 @@ class Evaluate:
     use: Literal["last", "best"] = setting("last", read_by="evaluate texture predict")
     # What "best" means, by its name in `metrics.METRICS`; auto: as the task has it, of classification accuracy.
     metric: str = setting("auto", active_if=VALIDATED, choices=lambda: ("auto", *METRICS))
+    # Beside validations and the test: what frozen features tell of the classes, by knn, linear and fewshot.
+    probe: tuple[str, ...] = ()
+    # Validations from one probe to the next; the last one is probed, too.
+    probe_every: int = setting(1, active_if=f"evaluate.probe and {VALIDATED}")
+    # Of knn: how many training images vote, and what divides their similarities.
+    knn_neighbours: int = setting(20, active_if="evaluate.probe", read_by="evaluate")
+    knn_temperature: float = setting(0.07, active_if="evaluate.probe", read_by="evaluate")  # likewise
     # Of the command `vit_jax.evaluate`: train, validation, test or a split in TFDS syntax.
     split: str = setting("test", read_by="evaluate texture")
 
@@ -197,5 +205,28 @@ def _check_reports(config: Config) -> None:
     if config.evaluate.use == "best" and (config.data.validation == "none" or not config.checkpoint.keep_best):
         lacking = "data.validation='none'" if config.data.validation == "none" else "checkpoint.keep_best=0"
         raise UserError(f"evaluate.use='best' with {lacking}: no checkpoint is the best; set evaluate.use=last")
+    _check_probes(config.evaluate)
     if config.checkpoint.keep_last < 1 or config.log.every_steps < 1:
         raise UserError("checkpoint.keep_last and log.every_steps must be positive")
+
+
+def check_probes(names: Sequence[str]) -> None:
+    """Raises `UserError` for a name that is not one of `metrics.PROBES`."""
+    if unknown := [name for name in names if name not in PROBES]:
+        raise UserError(f"probe {unknown[0]!r} is unknown; {meant(unknown[0], PROBES)}")
+
+
+def _check_probes(evaluate: Evaluate) -> None:
+    """Also a value out of its range, and a metric that not each validation has."""
+    check_probes(evaluate.probe)
+    if min(evaluate.probe_every, evaluate.knn_neighbours) < 1 or not evaluate.knn_temperature > 0:
+        raise UserError(
+            f"evaluate.probe_every={evaluate.probe_every}, evaluate.knn_neighbours={evaluate.knn_neighbours} and "
+            f"evaluate.knn_temperature={evaluate.knn_temperature} must be positive"
+        )
+    needed = next((name for name, found in PROBES.items() if evaluate.metric in found), "")
+    if needed and (needed not in evaluate.probe or evaluate.probe_every > 1):
+        raise UserError(
+            f"evaluate.metric={evaluate.metric!r} ranks every validation: set evaluate.probe={needed} and "
+            "evaluate.probe_every=1"
+        )

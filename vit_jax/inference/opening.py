@@ -112,7 +112,8 @@ def load_variables(
     abstract, rules = jax.eval_shape(lambda: step.init_variables(module, 0, shape)), models.naming_of(module).rules
     steps = workdir.saved_steps()
     best = checkpoint.best_step(directory) if use == "best" else None
-    part = "ema" if prepared.optim.ema_decay else ""
+    evaluated = tasks.chosen(prepared.task, prepared.distill).evaluated
+    part = f"task/{evaluated}" if evaluated else "ema" if prepared.optim.ema_decay else ""
     damaged, order = False, ([best] if best is not None else []) + steps[::-1]
     if mesh is not None:  # all processes read the same ones
         order = json.loads(distributed.broadcast_from_first(json.dumps(order[:50])))

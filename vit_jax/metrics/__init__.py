@@ -1,6 +1,6 @@
 """Exact metrics of a whole split, on the host in float64, and the registry of what metrics are called.
 
-`registry` holds names and formats, `classification` computes.
+`registry` holds names and formats, `classification` computes, `probes` asks features of a backbone for classes.
 """
 
 from vit_jax.metrics.classification import (
@@ -19,6 +19,7 @@ from vit_jax.metrics.classification import (
     predict,
     shape_bias,
 )
+from vit_jax.metrics.probes import PROBES, Labelled
 from vit_jax.metrics.registry import METRICS, Metric, register, score
 
 register("loss", Metric("loss", "loss", percent=False, higher_is_better=False, brief=True))

@@ -16,6 +16,7 @@ from vit_jax import models, trees
 from vit_jax.command import UserError
 from vit_jax.data.resizing import covering
 from vit_jax.models.layers import square
+from vit_jax.models.positions import sincos2d
 from vit_jax.pretrained.huggingface import processor as processors
 from vit_jax.pretrained.huggingface.config import MULTI_LABEL, NAME
 from vit_jax.pretrained.huggingface.transformer import HEAD, VIT
@@ -23,6 +24,7 @@ from vit_jax.pretrained.layout import Preprocessing, per_channel
 from vit_jax.pretrained.pytorch.table import Table, to_pytorch
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+POSITIONS = "Transformer/posembed_input/pos_embedding"
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 # The values without which `transformers`' ViT is another model. Other fields of a model it has, or they only matter
 # in training.
@@ -30,7 +32,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "class_token": (True,),
     "distillation_token": (False,),
     "registers": (0,),
-    "pos_embed": ("learned",),
+    "pos_embed": ("learned", "sincos2d"),  # what is fixed is written as a table
     "pooling": ("token",),
     "norm_after_pooling": (False,),
     "activation": tuple(ACTIVATIONS),
@@ -54,7 +56,8 @@ def save_huggingface(
 ) -> None:
     """Writes config.json, model.safetensors and preprocessor_config.json, as `ViTForImageClassification` has them.
 
-    Each file appears whole, the weights last. Existing ones are replaced.
+    A model without a head, e.g. the encoder of a masked autoencoder, has no classifier there either. Each file appears
+    whole, the weights last. Existing ones are replaced.
 
     Args:
         folder: created where it is missing.
@@ -72,9 +75,12 @@ def save_huggingface(
     check(model, class_names)
     channels = variables["params"]["embedding"]["kernel"].shape[2]
     table = Table(NAME, {}, VIT.modules(model["depth"], "vit.") | HEAD)
+    names, leaves = trees.names(variables["params"]), jax.tree.leaves(variables["params"])
+    arrays = dict(zip(names, map(np.asarray, leaves), strict=True))
+    if model["pos_embed"] == "sincos2d":
+        arrays[POSITIONS] = _fixed_positions(model, image_size)
     tensors = {
-        table.key(name): np.ascontiguousarray(to_pytorch(name, np.asarray(leaf)), np.float32)
-        for name, leaf in zip(trees.names(variables["params"]), jax.tree.leaves(variables["params"]), strict=True)
+        table.key(name): np.ascontiguousarray(to_pytorch(name, array), np.float32) for name, array in arrays.items()
     }
     about = {
         CONFIG: config(model, class_names, channels, image_size)
@@ -88,6 +94,13 @@ def save_huggingface(
         save_file(tensors, Path(unfinished) / WEIGHTS, metadata={"format": "pt"})
         for name in (*about, WEIGHTS):
             os.replace(Path(unfinished) / name, folder / name)
+
+
+def _fixed_positions(model: Mapping[str, Any], image_size: tuple[int, int]) -> np.ndarray:
+    """The table [1 l d] of a model with `sincos2d`: zeros for the class token, then the patches'."""
+    p, q = square(tuple(model["patch_size"]))
+    table = np.asarray(sincos2d((image_size[0] // p, image_size[1] // q), model["width"]))
+    return np.pad(table.reshape(-1, model["width"]), ((1, 0), (0, 0)))[None]
 
 
 def check(model: Mapping[str, Any], class_names: Sequence[str] = ()) -> None:

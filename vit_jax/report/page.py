@@ -170,7 +170,8 @@ def own_sections(runs: Sequence[Run], faults: list[tuple[str, str]]) -> list[dic
     found = []
     for run in runs[:MOST_CLASSIFIED]:
         try:
-            sections = [_filled(s) for s in chosen(run.config.task, run.config.distill).sections(run.workdir.path)]
+            own = chosen(run.config.task, run.config.distill).sections(run.workdir.path)
+            sections = [_filled(s) for s in [*own, *tables.probed(run.workdir)]]
         except Exception as fault:  # a damaged file: the rest of the page is whole
             faults.append((run.name, f"what its task shows is missing: {said(fault)}"))
             continue

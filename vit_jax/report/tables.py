@@ -11,6 +11,8 @@ from vit_jax.log import human_count, metric_value
 from vit_jax.metrics import METRICS
 from vit_jax.report.curves import finite
 from vit_jax.report.runs import COLORS, Run, group_name, groups
+from vit_jax.tasks import Section
+from vit_jax.workdir import Workdir
 
 # Facts of a run: the title of the column, how it is written, whether more is better.
 FACTS: dict[str, tuple[str, Callable[[Any], str], bool]] = {
@@ -110,6 +112,30 @@ def headline(run: Run) -> list[dict[str, str]]:
     table = _table([(run.name, [run])])
     pairs = zip(table["columns"], table["rows"][0]["cells"], strict=True)
     return [{"label": column["about"], "text": cell["text"]} for column, cell in pairs if cell["text"]]
+
+
+def probed(workdir: Workdir) -> list[Section]:
+    """What `evaluate --probe` found of a run's frozen features, a row for each time."""
+    found = workdir.probes()
+    names = [name for name in METRICS if any(_of_any_split(report, name) is not None for report in found)]
+    rows = [
+        (
+            " ".join([_split(report), *report["with"]]),
+            f"{report['train_images']:,}",
+            *("" if (value := _of_any_split(report, name)) is None else value for name in names),
+        )
+        for report in found
+    ]
+    text = "Classes, read off the frozen features: training images without augmentation taught."
+    return [Section("Probes", text, columns=("asked", "training images", *names), rows=rows)] if rows else []
+
+
+def _split(report: dict[str, Any]) -> str:
+    return next(key.rpartition("/")[0] for key in report if "/" in key)
+
+
+def _of_any_split(report: dict[str, Any], name: str) -> float | None:
+    return report.get(f"{_split(report)}/{name}")
 
 
 def how(run: Run) -> dict[str, Any]:

@@ -24,14 +24,17 @@ from vit_jax.tasks.base import (
 )
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.features import FrozenFeatures, Gathered
 from vit_jax.tasks.masked_autoencoder import MaskedAutoencoder
 from vit_jax.tasks.means import Means
 from vit_jax.tasks.segmentation import Segmentation
+from vit_jax.tasks.self_distillation import SelfDistillation
 from vit_jax.text import meant
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "masked_autoencoder": MaskedAutoencoder,
+    "self_distillation": SelfDistillation,
     "segmentation": Segmentation,
 }
 

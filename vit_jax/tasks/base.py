@@ -138,6 +138,9 @@ class Task:
     needs_head: ClassVar[bool] = False  # whether it uses the model's own head, of one output for each class
     monitor: ClassVar[str] = "loss"  # the metric that ranks checkpoints, where the configuration says "auto"
     shown: ClassVar[Mapping[str, int]] = {}  # outputs that the evaluator gets of about so many first examples alone
+    # Of the task's own state the entry whose variables evaluation and later commands read, e.g. "teacher"; "": those
+    # that train, or their averages.
+    evaluated: ClassVar[str] = ""
     train_metrics: ClassVar[tuple[str, ...]] = ("loss",)  # of `Aux.metrics`, those that progress shows
 
     def __init__(self, settings: Any, parts: Parts) -> None:

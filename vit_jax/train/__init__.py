@@ -21,7 +21,7 @@ from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
 from vit_jax.train.loop import Trainer
 from vit_jax.train.saving import SAVED_AS, TrainerState
-from vit_jax.train.start import start_from
+from vit_jax.train.start import Arrays, start_from
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
 
@@ -153,9 +153,18 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, inputs: In
                 f"{inputs.config.init.weights}, give another --workdir"
             )
         state = experiment.init_state()
-        return start_from(state, inputs.arrays) if inputs.arrays else state, TrainerState()
+        return begin_from(experiment, state, inputs.arrays) if inputs.arrays else state, TrainerState()
     state, about = restored
     return state, TrainerState(**about[SAVED_AS])
+
+
+def begin_from(experiment: Experiment, state: PyTree, arrays: Arrays) -> PyTree:
+    """The first state with these arrays in their places; the task's own begins from them, too."""
+    state, own = start_from(state, arrays), experiment.abstract_state.task
+    if not jax.tree.leaves(own):
+        return state
+    places = sharding.tree_shardings(own, experiment.mesh, experiment.rules)
+    return state.replace(task=jax.jit(experiment.task.init_state, out_shardings=places)(state.params))
 
 
 def choose_variables(experiment: Experiment, checkpoints: Checkpoints, state: PyTree) -> tuple[PyTree, int]:
@@ -168,4 +177,4 @@ def choose_variables(experiment: Experiment, checkpoints: Checkpoints, state: Py
             logging.getLogger(__name__).warning(
                 "the best checkpoint, %s, is damaged (%s): using the last", best, damage
             )
-    return evaluation_variables(state), int(state.step)
+    return evaluation_variables(state, experiment.task.evaluated), int(state.step)

@@ -166,7 +166,7 @@ def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int)
     optim.check_params(config.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
     places = sharding.tree_shardings(abstract, mesh, naming.rules)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    variables = jax.eval_shape(step.evaluation_variables, abstract)
+    variables = step.evaluation_variables(abstract, task.evaluated)
     return {
         "abstract_state": abstract,
         "init_state": jax.jit(init, out_shardings=places),

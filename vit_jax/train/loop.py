@@ -21,6 +21,7 @@ from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import Experiment
 from vit_jax.train.length import UNKNOWN, Length
 from vit_jax.train.overview import describe, needed_memory
+from vit_jax.train.probing import Prober
 from vit_jax.train.saving import Saver, TrainerState
 from vit_jax.trees import PyTree
 from vit_jax.watchdog import Watchdog
@@ -30,6 +31,7 @@ STEPS_IN_FLIGHT = 2  # dispatched and not finished, mostly: enough to keep a dev
 IN_A_ROW = "skipped_in_a_row"
 LAST = ("lr", "param_norm", "skipped_updates", IN_A_ROW)  # of a step's metrics, those whose mean says nothing
 SHOWN_STEPS = 20  # at most, of those whose images are listed where training diverges
+SHOWN_BEFORE = ("accuracy", "f1_macro", "knn_accuracy", "loss")  # of the untrained model, on the console
 STEPS_TO_LEARN = 200  # before a loss that has not moved is worth a warning
 
 
@@ -49,6 +51,7 @@ class Trainer:
         self.checkpoints, self.so_far, self.console = checkpoints, so_far, console
         self.active = jax.process_index() == 0
         self.validation = self.split("validation") if "validation" in self.data.specs else None
+        self.prober = Prober.of(experiment) if experiment.config.evaluate.probe else None
         self.started, self.earlier_seconds = time.monotonic(), so_far.seconds
         self.one_machine = distributed.on_one_machine()  # whose counters tell the energy of the whole run
         self.meter, self.earlier_kwh = Meter(self.mesh.devices.flat[0].platform), so_far.energy_kwh
@@ -277,12 +280,14 @@ class Trainer:
     def validate(self, at: int, state: PyTree) -> None:
         """Exact metrics on the validation split."""
         assert self.validation is not None
-        found = self.evaluate(evaluation_variables(state), self.validation)
-        scalars = {f"val/{k}": v for k, v in found.scalars().items()}
+        variables = evaluation_variables(state, self.task.evaluated)
+        found = self.evaluate(variables, self.validation)
+        probed, collapsed = self.probe(variables, self.validation) if self.is_probe_step(at) else ({}, [])
+        scalars = {f"val/{k}": v for k, v in (found.scalars() | probed).items()}
         self.so_far.validation = scalars
         self.writer.write(at, scalars)
         self.progress.evaluation(at, scalars)
-        self.warn_of(at, found.warnings())
+        self.warn_of(at, [*found.warnings(), *collapsed])
 
     def split(self, purpose: str) -> Loader:
         """The loader of another split."""
@@ -292,12 +297,23 @@ class Trainer:
         size = evaluation_batch_size(self.experiment.config, self.mesh)
         return evaluate_split(self.experiment.eval_step, variables, loader, size, self.task)
 
+    def is_probe_step(self, at: int) -> bool:
+        """Whether the validation of this step is one that probes."""
+        evaluate = self.experiment.config.evaluate
+        every = (evaluate.every_steps or self.experiment.steps_per_epoch) * evaluate.probe_every
+        return at % every == 0 or at == self.length.steps
+
+    def probe(self, variables: PyTree, loader: Loader) -> tuple[dict[str, float], list[str]]:
+        """What frozen features tell of the loader's images, and warnings; nothing where no probe is asked for."""
+        return self.prober.measure(variables, loader) if self.prober else ({}, [])
+
     def evaluate_before(self, state: PyTree) -> None:
         """Meets the test split with the parameters that the run starts from; nothing later depends on what it finds."""
-        found = self.evaluate(evaluation_variables(state), self.split("test")).scalars()
+        variables, loader = evaluation_variables(state, self.task.evaluated), self.split("test")
+        found = self.evaluate(variables, loader).scalars() | self.probe(variables, loader)[0]
         self.so_far.before = {f"before/{k}": v for k, v in found.items()}
         if self.active:
-            shown = ", ".join(log.metric_text(k, found[k]) for k in ("accuracy", "f1_macro", "loss") if k in found)
+            shown = ", ".join(log.metric_text(k, found[k]) for k in SHOWN_BEFORE if k in found)
             self.console.print(f"Before training: test {shown}")
 
     def warn_of(self, at: int, warnings: Sequence[str]) -> None:
@@ -339,12 +355,12 @@ class Trainer:
     def finish(self, variables: PyTree, at: int) -> dict[str, Any]:
         """Evaluates the test split with the variables of step `at`; writes what the evaluator keeps and the result."""
         loader = self.split("test")
-        found = self.evaluate(variables, loader)
+        found, (probed, _) = self.evaluate(variables, loader), self.probe(variables, loader)
         self.account()
         so_far, steps = self.so_far, self.length.steps
         images = steps * self.experiment.config.train.batch_size
         result = {
-            **{f"test/{k}": v for k, v in found.scalars().items()},
+            **{f"test/{k}": v for k, v in (found.scalars() | probed).items()},
             **so_far.validation,
             **{f"best_{k}": v for k, v in so_far.best.items()},
             **so_far.before,
