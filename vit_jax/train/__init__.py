@@ -18,6 +18,7 @@ from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
 from vit_jax.train.loop import SAVED_AS, Trainer, TrainerState
+from vit_jax.train.initial import arrays_of_images
 from vit_jax.train.start import start_from
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir
@@ -135,8 +136,9 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, inputs: In
                 f"no checkpoint in {checkpoints.directory} is usable; to start again from "
                 f"{inputs.config.init.weights}, give another --workdir"
             )
+        arrays = inputs.arrays or arrays_of_images(experiment)
         state = experiment.init_state()
-        return start_from(state, inputs.arrays) if inputs.arrays else state, TrainerState()
+        return start_from(state, arrays) if arrays else state, TrainerState()
     state, about = restored
     return state, TrainerState(**about[SAVED_AS])
 

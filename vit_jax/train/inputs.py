@@ -1,6 +1,7 @@
 """What a run needs before it computes: its data set, and the weights that it starts from. Touches no device."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,14 +113,16 @@ def check_data(given: Config, data: Data) -> None:
     models.create(fields).check(input_shape(given.augment, data.preprocessing.shape))
     tasks.check(given.task, given.model, given.distill)
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
-    if not given.train.seconds:
+    if not (given.train.seconds or given.train.flops):  # of these `set_up` knows the number
         optim.check_warmup(given.optim, num_steps(given, per_epoch), per_epoch)
 
 
-def num_steps(given: Config, per_epoch: int) -> int:
+def num_steps(given: Config, per_epoch: int, flops_per_step: Callable[[], int] = int) -> int:
     """Optimizer steps of the whole run; 0: as many as fit into its time."""
     if given.train.seconds:
         return 0
+    if given.train.flops:
+        return max(1, round(given.train.flops / flops_per_step()))
     return given.train.steps or max(1, round(given.train.epochs * per_epoch))
 
 
