@@ -13,15 +13,19 @@ def recipe() -> ConfigDict:
     c = config.default()
     c.data.name = "cifar10"
     c.init.whitening = True
-    c.augment.flip = 0.5
+    c.augment.alternate_flip = True
     c.augment.crop_padding, c.augment.fill = 2, "reflect"
     c.optim.name, c.optim.momentum, c.optim.nesterov = "muon", 0.95, True
     c.optim.freeze = "^whitening/conv/kernel"
     c.optim.schedule = "linear"
-    c.optim.lr = 1e-2
+    c.optim.lr = 8e-3
+    c.optim.lr_factors = (r"^head/|embedding|bias$|scale$=0.3",)  # of what Adam updates
     c.optim.weight_decay = 0.05
     c.optim.warmup_steps = 50
     c.task.label_smoothing = 0.1
+    c.evaluate.tta = "flip"
+    c.evaluate.every_steps = 360
+    c.train.batch_size = 250
     return c
 
 

@@ -97,7 +97,7 @@ MUON_READS = ("muon", "muon_per_head", "momentum", "nesterov", "b1", "b2", "epsi
 
 @register("muon", reads=MUON_READS)
 def muon(settings: Settings) -> list[optax.GradientTransformation]:
-    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon), so scaled that Adam's `lr` fits (arXiv:2502.16982, s. 2.2).
+    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon), scaled that Adam's `lr` fits (arXiv:2502.16982, s. 2.2).
 
     It keeps one moment of what `settings.muon` finds, Adam two of the rest. Depthwise kernels are no matrices.
     """

@@ -87,6 +87,7 @@ class Parts:
     class_names: tuple[str, ...]
     augment: Augment  # with mean and deviation
     train_augment: Augment  # the same, without what the host did to training images
+    tta: augment.TestTime = "none"  # what else an evaluation sees of each image
     distill: Distill = field(default_factory=Distill)
     teacher: Teacher | None = None
 
@@ -165,7 +166,8 @@ class Task:
 
     def augmented(self, batch: Examples, rngs: Rngs) -> Float[Array, "n h w c"]:
         """The images as the model sees them in training."""
-        return augment.train_view(self.parts.train_augment, batch["image"], rngs.augment)
+        seen = {name: batch[name] for name in ("image", "mirrored") if name in batch}
+        return augment.train_examples(self.parts.train_augment, seen, rngs.augment)["image"]
 
     def loss(
         self,

@@ -115,7 +115,14 @@ class Classification(Task):
         return losses.LOSSES[self.settings.loss].per_example(logits, targets)
 
     def outputs(self, variables: PyTree, batch: Examples, constants: Mapping[str, PyTree]) -> dict[str, Array]:
-        return {"logits": self.forward(variables, batch["image"])}
+        logits = self.forward(variables, batch["image"])
+        views = augment.other_views(self.parts.tta, augment.eval_view(self.parts.augment, batch["image"]))
+        if not views:
+            return {"logits": logits}
+        mean = (1 - sum(weight for weight, _ in views)) * logits
+        for weight, view in views:
+            mean += weight * self.module.apply(variables, view, train=False)
+        return {"logits": logits, "tta_logits": mean}
 
     def evaluator(self, size: int) -> "ClassificationEvaluator":
         return ClassificationEvaluator(size, self.parts.class_names, self.settings.loss)
@@ -153,6 +160,7 @@ class ClassificationEvaluator:
     def __init__(self, expected: int, class_names: tuple[str, ...], loss: str = "softmax") -> None:
         self.expected, self.class_names, self.loss = expected, class_names, loss
         self._parts: list[_Part] = []
+        self._right_tta: list[np.ndarray] = []  # whether test-time augmentation is right, of each example
 
     @property
     def size(self) -> int:
@@ -162,6 +170,8 @@ class ClassificationEvaluator:
         label, logits = rows["label"], rows["logits"]
         k = logits.shape[1]
         metrics.check_labels(label, k)
+        if "tta_logits" in rows:
+            self._right_tta.append(rows["tta_logits"].argmax(axis=1) == label)
         kept = logits if self.expected * k * logits.itemsize <= LOGITS_BYTES else None
         self._parts.append(_Part(rows["index"], label, metrics.per_example(logits, label, self.loss), kept))
 
@@ -176,8 +186,11 @@ class ClassificationEvaluator:
         return _Part(place, label, examples, np.concatenate(logits) if logits else None)
 
     def scalars(self) -> dict[str, float]:
-        """Loss, and every metric of classification that is registered."""
-        return metrics.of_examples(self.found.examples, self.found.label, len(self.class_names))
+        """Loss, and every metric of classification that is registered; accuracy with test-time augmentation too."""
+        found = metrics.of_examples(self.found.examples, self.found.label, len(self.class_names))
+        if self._right_tta:
+            found["accuracy_tta"] = float(np.concatenate(self._right_tta).mean())
+        return found
 
     def details(self) -> dict[str, Any]:
         """The confusion matrix (rows true, columns predicted) and the accuracy of each class.

@@ -16,9 +16,9 @@ from vit_jax.config import Config
 from vit_jax.data import Data
 from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
+from vit_jax.train.initial import arrays_of_images
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
 from vit_jax.train.loop import SAVED_AS, Trainer, TrainerState
-from vit_jax.train.initial import arrays_of_images
 from vit_jax.train.start import start_from
 from vit_jax.trees import PyTree
 from vit_jax.workdir import Workdir

@@ -153,7 +153,8 @@ def prepare(inputs: Inputs, devices: Sequence[jax.Device], described: bool) -> t
     check_batch(config, mesh)
     crop = host_crop(config, data, certain=inputs.crops_on_host)
     fields = ("image", *tasks.chosen(config.task, config.distill).targets)
-    loader = data.loader(data.split("train"), mesh, on_device=True, crop=crop, fields=fields)
+    alternates = config.augment.alternate_flip
+    loader = data.loader(data.split("train"), mesh, on_device=True, crop=crop, alternates=alternates, fields=fields)
     prepared = with_data(config, data, None if described else loader.load().split)
     teaches = config.distill.teacher and not described
     teacher = open_teacher(config.distill.teacher, prepared, data.class_names) if teaches else None
@@ -242,6 +243,7 @@ def make_task(
         class_names=class_names,
         augment=config.augment,
         train_augment=on_device,
+        tta=config.evaluate.tta,
         distill=distill,
         teacher=teacher,
     )
