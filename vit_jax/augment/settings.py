@@ -37,7 +37,7 @@ class Settings:
     crop_padding: int = 0
     # Probability of a horizontal flip, 0 to 1.
     flip: float = 0.0
-    # Instead: a random half of the images is mirrored in even epochs, the others in odd ones (arXiv:2404.00498, s. 3.6).
+    # Instead: a random half of the images is mirrored in even epochs, the others in odd ones (arXiv:2404.00498).
     alternate_flip: bool = False
     # Largest rotation, in degrees, 0 to 180; uniform in both directions.
     rotation: float = 0.0

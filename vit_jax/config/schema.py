@@ -61,8 +61,8 @@ class Evaluate:
     before: bool = False  # the untrained model meets the test split too: what its weights bring along
     # The checkpoint that meets the test split: last, or best in validation.
     use: Literal["last", "best"] = setting("last", read_by="evaluate texture predict")
-    # Test-time augmentation, for a second accuracy (`accuracy_tta`): the logits' mean over the image and its mirror image,
-    # and over both shifted by one pixel to two sides.
+    # Test-time augmentation, for a second accuracy (`accuracy_tta`): the mean of the logits over the image and its
+    # mirror image; with flip_shift over both shifted by one pixel to two sides, too.
     tta: augment.TestTime = setting("none", read_by="evaluate")
     # What "best" means, by its name in `metrics.METRICS`; auto: as the task has it, of classification accuracy.
     metric: str = setting("auto", active_if=VALIDATED, choices=lambda: ("auto", *METRICS))

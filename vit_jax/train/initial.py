@@ -28,5 +28,7 @@ def arrays_of_images(experiment: Experiment) -> Arrays:
         )
     split = experiment.loader.split
     spaced = np.unique(np.linspace(0, len(split) - 1, IMAGES).astype(int))
-    images = augment.eval_view(experiment.task.parts.augment, jnp.asarray(split.read(spaced, fields=["image"])["image"]))
+    images = augment.eval_view(
+        experiment.task.parts.augment, jnp.asarray(split.read(spaced, fields=["image"])["image"])
+    )
     return {f"params/{KERNEL}": whiten(np.asarray(images), params[KERNEL].shape[0])}
