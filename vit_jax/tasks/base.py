@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vit_jax import augment
 from vit_jax.augment import Settings as Augment
+from vit_jax.augment import TestTime
 from vit_jax.command import UserError
 from vit_jax.data import Split
 from vit_jax.setting import setting
@@ -87,7 +88,7 @@ class Parts:
     class_names: tuple[str, ...]
     augment: Augment  # with mean and deviation
     train_augment: Augment  # the same, without what the host did to training images
-    tta: augment.TestTime = "none"  # what else an evaluation sees of each image
+    tta: TestTime = "none"  # what else an evaluation sees of each image
     distill: Distill = field(default_factory=Distill)
     teacher: Teacher | None = None
 

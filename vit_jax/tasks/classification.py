@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -121,7 +122,9 @@ class Classification(Task):
             return {"logits": logits}
         mean = (1 - sum(weight for weight, _ in views)) * logits
         for weight, view in views:
-            mean += weight * self.module.apply(variables, view, train=False)
+            seen = self.module.apply(variables, view, train=False)
+            assert isinstance(seen, jax.Array)
+            mean += weight * seen
         return {"logits": logits, "tta_logits": mean}
 
     def evaluator(self, size: int) -> "ClassificationEvaluator":
