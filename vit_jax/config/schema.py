@@ -46,6 +46,7 @@ class Init:
     weights: str = ""  # a run's folder, a file, https://, gs://, hf://ORGANISATION/NAME; "": random
     # auto: kept where the classes are the same, else new, of zeros.
     head: Literal["auto", "keep", "new"] = setting("auto", active_if="init.weights")
+    mimetic: bool = False  # attention starts as trained attention looks (arXiv:2305.09828)
     # The kernel of the model's whitening layer: principal axes of the training images' patches. See optim.freeze, too.
     whitening: bool = False
     # Of position embeddings, for another grid.

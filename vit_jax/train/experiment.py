@@ -168,7 +168,8 @@ def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int,
     tx, naming = optimizer(config, task), models.naming_of(task.module)
 
     def init() -> PyTree:
-        return step.init_state(task, tx, config.seed, ema=config.optim.ema_decay > 0)
+        ema, mimetic = config.optim.ema_decay > 0, config.init.mimetic
+        return step.init_state(task, tx, config.seed, ema=ema, mimetic=mimetic)
 
     abstract = jax.eval_shape(init)
     optim.check_params(config.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
