@@ -179,8 +179,8 @@ def _check_train(train: Train, repeats: int) -> None:
     given = {f"train.{name}={value}": value for name, value in ends.items() if value}
     if min(ends.values()) < 0 or not (given or train.epochs > 0):
         raise UserError(
-            f"train.epochs={train.epochs}, {', '.join(f'train.{name}={value}' for name, value in ends.items())}: "
-            "one of them must be positive, and none negative"
+            f"train.flops={train.flops}, train.epochs={train.epochs}, train.steps={train.steps}, "
+            f"train.seconds={train.seconds}: one of them must be positive, and none negative"
         )
     if len(given) > 1:
         many = "both" if len(given) == 2 else "all"
