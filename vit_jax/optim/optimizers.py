@@ -22,7 +22,7 @@ from vit_jax.trees import PyTree
 
 Optimizer = Callable[[Settings], list[optax.GradientTransformation]]
 OPTIMIZERS: dict[str, Optimizer] = {}
-# Muon's five iterations. One row for each makes a loop of them, which compiles faster and takes less memory (optax#1650).
+# Muon's five iterations; a row for each makes a loop of them, which compiles faster and takes less memory.
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 ADAMS_RMS = 0.2  # of an update of Adam, about: muon's are scaled to it
 register = partial(_register, "optimizer", "name", OPTIMIZERS)
