@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layers import MlpBlock
 
-Pooling = Literal["token", "gap", "token_gap", "map", "sequence", "flatten", "none"]
+Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none", "sequence"]
 
 
 def pool(
