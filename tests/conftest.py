@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+# Four devices; and the older emitters of fused loops, which compile small programs in less time.
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 CACHE = Path(tempfile.gettempdir()) / f"vit_jax-test-cache-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests start, too
@@ -34,11 +36,11 @@ def rest_is_slow(values: Iterable[Any], fast: int = 1) -> list[Any]:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_to_compile(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests of whole runs compile more than they compute: in their files, and what they start, XLA optimises little.
+    """Tests compile more than they compute: XLA optimises little, here and in the commands that they start.
 
-    These are the files that train `tiny` runs; another one says so itself, or that it measures the compiled step.
+    A file that looks at the compiled program itself says `QUICK_TO_COMPILE = False`.
     """
-    if not getattr(request.module, "QUICK_TO_COMPILE", hasattr(request.module, "tiny")):
+    if not getattr(request.module, "QUICK_TO_COMPILE", True):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

@@ -26,6 +26,7 @@ COMMANDS = {
     "report": ("vit_jax.report.page", "one page about one run or several: curves, predictions, what differs"),
     "augmentations": ("vit_jax.report.augmentations", "a picture of the batches that a model is shown"),
     "texture": ("vit_jax.report.texture", "whether models go by shape or by texture"),
+    "frontier": ("vit_jax.report.frontier", "a picture of accuracy against FLOPs of training, with published models"),
     "prepare": ("vit_jax.data.prepare", "download and convert data sets"),
     "configs": ("", "list the recipes of configs/ and their variants"),
     "weights": ("", "list the published weights that have a name"),

@@ -42,6 +42,7 @@ CLEAN = "corruption.kind=none"
 FACTS = {
     "parameters": "parameters",
     "flops_per_image": "FLOPs",
+    "training_flops": "training FLOPs",
     "seconds": "time",
     "images_per_second": "images/s",
     "energy_kwh": "energy (kWh)",

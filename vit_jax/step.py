@@ -15,7 +15,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
-from vit_jax import augment, optim, trees
+from vit_jax import augment, models, optim, trees
 from vit_jax.tasks import Aux, Rngs, Task, gathered
 from vit_jax.trees import PyTree
 
@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     DROPOUT = 2
     MIX = 3
     TASK = 4
+    MIMETIC = 5
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -103,10 +104,20 @@ def init_variables(module: nn.Module, seed: int, image_shape: tuple[int, int, in
 
 
 def init_state(
-    task: Task, tx: optax.GradientTransformation, seed: int, *, ema: bool, spike_guard: bool = False
+    task: Task,
+    tx: optax.GradientTransformation,
+    seed: int,
+    *,
+    ema: bool,
+    mimetic: bool = False,
+    spike_guard: bool = False,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; `mimetic`: see `models.attention_init`."""
     variables = init_variables(task.module, seed, task.parts.image_shape)
+    if mimetic:
+        stacked = any(map(trees.is_stacked, trees.names(variables["params"])))
+        params = models.mimetic(trees.unstack_layers(variables["params"]), rng_for(seed, Purpose.MIMETIC))
+        variables["params"] = trees.stack_layers(params) if stacked else params
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,

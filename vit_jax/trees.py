@@ -27,6 +27,11 @@ def names(tree: PyTree) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def named(tree: PyTree) -> list[tuple[str, Any]]:
+    """Each leaf with its path, in tree order."""
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
 def mask(tree: PyTree, pattern: str) -> PyTree:
     """A tree of booleans: whether `pattern` is found in a leaf's path; of a stacked leaf, its first layer's path."""
     regex = re.compile(pattern)

@@ -189,7 +189,7 @@ class Workdir:
 
     def probes(self) -> list[dict[str, Any]]:
         """What `evaluate --probe` found, by the names of its files."""
-        return [_read(path, dict, "delete it") for path in sorted(self.path.glob(f"{PROBED}-*.json"))]
+        return [read_json(path, dict, "delete it") for path in sorted(self.path.glob(f"{PROBED}-*.json"))]
 
     def metrics(self) -> list[dict[str, int | float]]:
         """The logged scalars, in the order of the steps."""

@@ -29,7 +29,7 @@ def check(flags: list[str], **groups: dict[str, Any]) -> None:
         ("augment.erasing_fill=noise", "augment.erasing;"),
         ("augment.fill=reflect", "augment.crop_padding or augment.rotation or "),
         ("augment.mix_switch=0.3", "augment.mixup;"),
-        ("optim.nesterov=true", "optim.name=sgd;"),
+        ("optim.nesterov=true", "optim.name=sgd or optim.name=muon;"),
         ("optim.factor=0.5", "optim.schedule=step or optim.schedule=exponential"),
         ("distill.kind=soft", "distill.teacher;"),
         ("optim.decay=.*", "optim.weight_decay or optim.name=lamb;"),
@@ -49,6 +49,7 @@ def test_a_flag_that_changes_nothing_is_refused(flag, without):
             r"train\.epochs changes nothing beside train\.steps=100; leave it out, or set train\.steps=0",
         ),
         (["train.epochs=3", "train.seconds=100"], r"train\.epochs changes nothing beside train\.seconds=100"),
+        (["train.epochs=3", "train.flops=1e9"], r"train\.epochs changes nothing beside train\.flops=1e\+09"),
         (
             ["corruption.kind=blur", "corruption.severity=3"],
             r"changes nothing in training, .*compare --evaluate corruption",
@@ -137,7 +138,9 @@ def test_of_several_configurations_one_that_reads_a_flag_is_enough():
         config.from_dict(groups, flags) for groups in ({}, {"optim": {"name": "sgd"}}, {"train": {"steps": 100}})
     )
     config.check_effect([adam, sgd, steps], flags)
-    with pytest.raises(UserError, match=r"optim\.nesterov=True changes nothing without optim\.name=sgd;"):
+    with pytest.raises(
+        UserError, match=r"optim\.nesterov=True changes nothing without optim\.name=sgd or optim\.name=muon;"
+    ):
         config.check_effect([adam, adam], flags)
     with pytest.raises(UserError, match=r"train\.epochs changes nothing beside train\.steps=100"):
         config.check_effect([steps, steps], flags)

@@ -36,6 +36,7 @@ WORK = {
     "report": "vit_jax.report.page.write",
     "augmentations": "vit_jax.report.augmentations.sheet",
     "texture": "vit_jax.inference.load",
+    "frontier": "vit_jax.report.frontier.trained",
     "prepare": "vit_jax.data.prepare.prepare",
 }
 LISTS = ("configs", "weights")  # these run as they are

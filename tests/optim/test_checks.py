@@ -57,7 +57,10 @@ def test_a_model_without_layers_has_no_layer_decay():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "adam"}, "optim.name='adam' is unknown; choose from adamw, sgd, rmsprop, lion, lamb, adafactor$"),
+        (
+            {"name": "adam"},
+            "optim.name='adam' is unknown; choose from adamw, sgd, rmsprop, lion, lamb, adafactor, muon$",
+        ),
         ({"schedule": "cosin"}, "optim.schedule='cosin' is unknown; choose from cosine, linear, rsqrt, step, exp"),
         ({"lr": 0.0}, "optim.lr=0.0 is not positive"),
         ({"epsilon": -1e-8}, "optim.epsilon=-1e-08 is not positive"),

@@ -2,14 +2,15 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.step.small import CALM, LABELS, SHAPE, K, N, create, task_of
-from vit_jax import augment, losses, metrics, tasks
+from vit_jax import augment, data, losses, metrics, tasks
 from vit_jax.command import UserError
-from vit_jax.tasks.classification import ClassificationEvaluator
+from vit_jax.tasks.classification import Classification, ClassificationEvaluator, balanced
 
 
 @pytest.mark.parametrize("loss", list(losses.LOSSES))
@@ -112,3 +113,48 @@ def test_a_model_that_learns_nothing_is_told_with_likely_causes(change, starts):
     for warning, start in zip(warnings, starts, strict=True):
         assert warning.startswith(start)
         assert "Likely:" in warning
+
+
+def test_classes_weigh_what_their_shares_say():
+    np.testing.assert_allclose(balanced(np.array([0.75, 0.25]), 1.0), [2 / 3, 2])
+    np.testing.assert_allclose(balanced(np.array([0.8, 0.2, 0.0]), 0.5) @ [0.8, 0.2, 0.0], 1)
+    np.testing.assert_array_equal(balanced(np.array([0.8, 0.2]), 0.0), [1, 1])
+
+    given = Classification.Settings(balance=1.0)
+    assert Classification.with_data(given, None, 2) == Classification.Settings(class_weights=(1.0, 1.0))
+    assert Classification.with_data(Classification.Settings(), None, 2) == Classification.Settings()
+    split = data.open_data(data.Settings(name="synthetic/5x7x3/3/200", validation="none")).split("train")
+    shares = np.bincount([split.source.read(i)["label"] for i in range(len(split))], minlength=3) / len(split)
+    np.testing.assert_allclose(split.class_shares(3), shares)
+    np.testing.assert_allclose(Classification.with_data(given, split, 3).class_weights, balanced(shares, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"balance": -1.0}, "must not be negative"),
+        ({"balance": 1.0, "class_weights": (1.0, 2.0)}, "are both given; leave one of them out"),
+        ({"class_weights": (1.0, math.nan)}, "must not be negative"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Classification.Settings(**fields).check()
+
+
+def test_a_weight_multiplies_the_loss_of_its_class():
+    plain = augment.Settings(mean=(0.5,), std=(0.5,))
+    images = np.random.default_rng(3).integers(0, 256, (4, 6, 4, 3), np.uint8)
+
+    def loss(weights: tuple[float, ...], label: int) -> float:
+        parts = tasks.Parts(create(CALM), (6, 4, 3), tuple("abcdefg"), augment=plain, train_augment=plain)
+        task = tasks.create(tasks.settings("classification", class_weights=weights), parts)
+        variables = task.module.init(jax.random.key(0), jnp.zeros((1, 6, 4, 3)), train=False)
+        batch = {"image": jnp.asarray(images), "label": jnp.full(4, label)}
+        keys = jax.random.split(jax.random.key(1), 4)
+        rngs = tasks.Rngs(keys, keys[0], keys[1], keys)
+        return float(task.loss(variables["params"], variables.get("batch_stats", {}), {}, batch, rngs, {})[0])
+
+    weights = (3.0, *(1.0,) * 6)
+    assert loss(weights, 0) == pytest.approx(3 * loss((), 0), rel=1e-6)
+    assert loss(weights, 1) == pytest.approx(loss((), 1), rel=1e-6)

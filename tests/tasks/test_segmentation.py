@@ -98,7 +98,7 @@ def test_four_devices_give_the_losses_of_one(state):
     found = {}
     for devices in (1, 4):
         mesh = sharding.make_mesh(sharding.Settings(data=devices), jax.devices()[:devices])
-        parts = experiment.compiled_parts(given, TASK, mesh, per_epoch=2)
+        parts = experiment.compiled_parts(given, TASK, mesh, per_epoch=2, total=9)
         places = sharding.tree_shardings(parts["abstract_state"], mesh, models.naming_of(TASK.module).rules)
         at = start_of(state.params, optim.create(given.optim)).replace(ema={})
         at = jax.device_put(jax.tree.map(jnp.copy, at), places)

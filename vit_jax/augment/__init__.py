@@ -13,12 +13,14 @@ from vit_jax.augment.mix import mix
 from vit_jax.augment.registry import check_extra, register
 from vit_jax.augment.settings import Settings, check, check_channels, check_masks, input_shape
 from vit_jax.augment.sheet import contact_sheet, displayed, in_colour
+from vit_jax.augment.test_time import TestTime, other_views
 from vit_jax.augment.views import eval_examples, eval_view, load, train_examples, train_view
 
 __all__ = [
     "VOID",
     "Corruption",
     "Settings",
+    "TestTime",
     "check",
     "check_channels",
     "check_corrupted",
@@ -35,6 +37,7 @@ __all__ = [
     "input_shape",
     "load",
     "mix",
+    "other_views",
     "register",
     "train_examples",
     "train_view",

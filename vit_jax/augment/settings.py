@@ -37,6 +37,8 @@ class Settings:
     crop_padding: int = 0
     # Probability of a horizontal flip, 0 to 1.
     flip: float = 0.0
+    # Instead: a random half of the images is mirrored in even epochs, the others in odd ones (arXiv:2404.00498).
+    alternate_flip: bool = False
     # Largest rotation, in degrees, 0 to 180; uniform in both directions.
     rotation: float = 0.0
     # Visible height and width as a factor, uniform in 1 +- zoom (below 1 magnifies), each 0 to below 1. One number: one
@@ -160,6 +162,8 @@ def check(settings: Settings) -> None:
     _require(bool(mean) == bool(std), settings, "mean", f"given together with augment.std, which is {std}; set both")
     lengths_agree = len(mean) == len(std) or 1 in (len(mean), len(std))
     _require(lengths_agree, settings, "mean", f"as long as augment.std={std}, one number per channel")
+    one = not (settings.flip and settings.alternate_flip)
+    _require(one, settings, "flip", "0 (off), because augment.alternate_flip=True decides which images are mirrored")
     even = settings.cutout >= 0 and settings.cutout % 2 == 0
     _require(even, settings, "cutout", "0 (off) or an even number of pixels")
     _require(len(set(settings.extra)) == len(settings.extra), settings, "extra", "names of operations, each once")

@@ -24,12 +24,13 @@ def train_examples(settings: Settings, arrays: Mapping[str, Array], keys: Key[Ar
     """The examples as a training step sees them; one typed key (`jax.random.key`) per example.
 
     "image" uint8 [n h w c] becomes float32 [n H W c], normalised. "mask" [n h w], where it is there, moves with it, and
-    is `VOID` where the image shows nothing; erased parts keep their labels. All other fields stay.
+    is `VOID` where the image shows nothing; erased parts keep their labels. Those that are "mirrored" [n], where it is
+    there, are so. All other fields stay.
     Needs `mean` and `std` filled in and `extra` registered, else `UserError`.
     """
     check_channels(settings, arrays["image"].shape[-1])
     registry.check_extra(settings)
-    seen = {name: arrays[name] for name in ("image", "mask") if name in arrays}
+    seen = {name: arrays[name] for name in ("image", "mask", "mirrored") if name in arrays}
     return {**arrays, **jax.vmap(partial(_train_example, settings))(seen, keys)}
 
 
@@ -55,6 +56,9 @@ def eval_view(settings: Settings, images: UInt8[Array, "n h w c"]) -> Float[Arra
 
 
 def _train_example(settings: Settings, arrays: dict[str, Array], key: Key[Array, ""]) -> dict[str, Array]:
+    arrays = dict(arrays)
+    if (mirrored := arrays.pop("mirrored", None)) is not None:
+        arrays = {name: jnp.where(mirrored, x[:, ::-1], x) for name, x in arrays.items()}
     moved = geometry(settings, key, arrays)
     if "mask" in moved and _has_policy(settings):  # its warps alternate with its colours: `photometry` has both
         moved["mask"] = apply_policy_to_mask(settings, jax.random.fold_in(key, POLICY), moved["mask"])

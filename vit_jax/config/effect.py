@@ -26,7 +26,7 @@ def check_effect(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     """
     known = {key for config in configs for key in schema_of(config)}
     flags = [override.partition("=")[0] for override in rename_flags(overrides, known)]
-    for longer in ("steps", "seconds") if "train.epochs" in flags else ():
+    for longer in ("steps", "seconds", "flops") if "train.epochs" in flags else ():
         if all(lengths := [getattr(config.train, longer) for config in configs]):
             raise UserError(
                 f"train.epochs changes nothing beside train.{longer}={lengths[0]:g}; "

@@ -32,6 +32,8 @@ class Train:
     epochs: float = 10.0  # passes over the training images
     steps: int = 0  # instead of epochs
     seconds: float = 0.0  # instead of epochs: the time that training steps may take; the schedule follows the clock
+    # Instead of epochs: the operations that training may take, 3 forward passes an image (6 with optim.sam_rho), 4e14.
+    flops: float = 0.0
     accumulate: int = 1  # parts in which a batch is processed, one after another, to save memory
     max_bad_steps: int = 10  # updates in a row that may be skipped: a loss or gradient that is not finite, or spikes
     # Skips updates whose loss or gradient norm is so many standard deviations above the mean of 128 steps, too; 0: off.
@@ -47,6 +49,9 @@ class Init:
     weights: str = ""  # a run's folder, a file, https://, gs://, hf://ORGANISATION/NAME; "": random
     # auto: kept where the classes are the same, else new, of zeros.
     head: Literal["auto", "keep", "new"] = setting("auto", active_if="init.weights")
+    mimetic: bool = False  # attention starts as trained attention looks (arXiv:2305.09828)
+    # The kernel of the model's whitening layer: principal axes of the training images' patches. See optim.freeze, too.
+    whitening: bool = False
     # Of position embeddings, for another grid.
     interpolation: Literal["bilinear", "bicubic"] = setting("bicubic", active_if="init.weights")
 
@@ -60,6 +65,9 @@ class Evaluate:
     before: bool = False  # the untrained model meets the test split too: what its weights bring along
     # The checkpoint that meets the test split: last, or best in validation.
     use: Literal["last", "best"] = setting("last", read_by="evaluate texture predict")
+    # Test-time augmentation, for a second accuracy (`accuracy_tta`): the mean of the logits over the image and its
+    # mirror image; with flip_shift over both shifted by one pixel to two sides, too.
+    tta: augment.TestTime = setting("none", read_by="evaluate")
     # What "best" means, by its name in `metrics.METRICS`; auto: as the task has it, of classification accuracy.
     metric: str = setting("auto", active_if=VALIDATED, choices=lambda: ("auto", *METRICS))
     # Beside validations and the test: what frozen features tell of the classes, by knn, linear and fewshot.
@@ -179,15 +187,16 @@ def _check_train(train: Train, repeats: int) -> None:
         )
     if train.batch_size % train.accumulate:
         raise UserError(f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}")
-    if train.steps < 0 or train.seconds < 0 or not (train.steps or train.seconds or train.epochs > 0):
+    ends = {name: getattr(train, name) for name in ("steps", "seconds", "flops")}
+    given = {f"train.{name}={value}": value for name, value in ends.items() if value}
+    if min(ends.values()) < 0 or not (given or train.epochs > 0):
         raise UserError(
-            f"train.epochs={train.epochs}, train.steps={train.steps}, train.seconds={train.seconds}: "
-            "one of them must be positive, and none negative"
+            f"train.flops={train.flops}, train.epochs={train.epochs}, train.steps={train.steps}, "
+            f"train.seconds={train.seconds}: one of them must be positive, and none negative"
         )
-    if train.steps and train.seconds:
-        raise UserError(
-            f"train.steps={train.steps} and train.seconds={train.seconds} are both given; set one of them to 0"
-        )
+    if len(given) > 1:
+        many = "both" if len(given) == 2 else "all"
+        raise UserError(f"{' and '.join(given)} are {many} given; set all but one of them to 0")
 
 
 def _check_reports(config: Config) -> None:

@@ -6,7 +6,7 @@ Nothing else decides the order, so resuming a run at a step needs no saved state
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vit_jax.command import UserError
 
@@ -39,6 +39,22 @@ def train_indices(
     epoch, position = divmod(step, steps_per_epoch(batch_size, size))
     places = np.arange(position * batch_size, (position + 1) * batch_size)
     return epoch_order(seed, epoch, size)[places // repeats]
+
+
+@lru_cache(maxsize=2)
+def _first_mirrored(seed: int, size: int) -> Bool[np.ndarray, " size"]:
+    return np.random.Generator(np.random.Philox(key=[seed, 2**63])).integers(0, 2, size, bool)
+
+
+def mirrored(
+    seed: int, step: int, batch_size: int, size: int, indices: Int[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Which images of a training step are mirrored if flips alternate (Jordan 2024, arXiv:2404.00498, s. 3.6).
+
+    A random half is in even epochs, the other half in odd ones: two epochs show each image both ways.
+    """
+    odd = step // steps_per_epoch(batch_size, size) % 2 == 1
+    return _first_mirrored(seed, size)[indices] ^ odd
 
 
 def evaluation_batch(

@@ -32,7 +32,8 @@ class Loader:
 
     `in_memory`: the split is decoded once; otherwise it is read again each time. Only for training: each image comes
     `repeats` times in a row (see `batching.train_indices`), and `crop`, of a split that is streamed, has a random part
-    of each image instead of what the split's preprocessing makes of it, at the size that it says.
+    of each image instead of what the split's preprocessing makes of it, at the size that it says. Where flips
+    `alternates`, a training batch says which images are "mirrored".
     """
 
     split: Split
@@ -43,6 +44,7 @@ class Loader:
     threads: int = 4
     repeats: int = 1
     crop: RandomCrop | None = None
+    alternates: bool = False
     fields: Sequence[str] = ("image", "label")
     _constants: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -56,9 +58,10 @@ class Loader:
 
     def spec(self, batch_size: int) -> Spec:
         """The shapes and types of a training batch."""
+        flips = {"mirrored": jax.ShapeDtypeStruct((batch_size,), np.bool_)} if self.alternates else {}
         if self.on_device:
-            return {"index": jax.ShapeDtypeStruct((batch_size,), np.int32)}
-        return self.split.spec(batch_size, self.fields, self.crop)
+            return {"index": jax.ShapeDtypeStruct((batch_size,), np.int32), **flips}
+        return {**self.split.spec(batch_size, self.fields, self.crop), **flips}
 
     def constants_spec(self) -> dict[str, Spec]:
         """The shapes and types of `constants`."""
@@ -85,9 +88,12 @@ class Loader:
 
         def load(step: int) -> Arrays:
             indices, crops = self.chosen(seed, step, batch_size, rows)
+            flips = {}
+            if self.alternates:
+                flips["mirrored"] = batching.mirrored(seed, step, batch_size, len(self.split), indices)
             if self.on_device:
-                return {"index": self.split.usable(indices).astype(np.int32)}
-            return self.split.read(indices, crops, self.fields)
+                return {"index": self.split.usable(indices).astype(np.int32), **flips}
+            return {**self.split.read(indices, crops, self.fields), **flips}
 
         return self._stream(load, range(start, stop), batch_size)
 

@@ -89,6 +89,7 @@ class Data:
         *,
         on_device: bool = False,
         crop: RandomCrop | None = None,
+        alternates: bool = False,
         fields: Sequence[str] = ("image", "label"),
     ) -> Loader:
         """The split's way to the devices, cached as the settings say; on the device itself only if that is allowed.
@@ -106,6 +107,7 @@ class Data:
             threads=self.settings.threads,
             repeats=self.settings.repeats,
             crop=crop,
+            alternates=alternates,
             fields=fields,
         )
 

@@ -134,6 +134,11 @@ class Split:
             of_images += np.where(counts, counts.sum(), 0)
         return of_class / np.maximum(of_images, 1)
 
+    def class_shares(self, k: int) -> Float[np.ndarray, " {k}"]:
+        """Of each class its share of the images, over the images looked at, as in `statistics`."""
+        labels, good = self._sample("label")
+        return np.bincount(labels[good], minlength=k)[:k] / max(int(good.sum()), 1)
+
     def _sample(self, name: str) -> tuple[np.ndarray, Bool[np.ndarray, " n"]]:
         """A field of all examples, where they are loaded, else of some, evenly spaced; and which of them are good."""
         if name in self.arrays and self.good is not None:

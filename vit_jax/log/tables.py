@@ -22,6 +22,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "steps": ("steps", "{:,}".format),
     "parameters": ("parameters", human_count),
     "flops_per_image": ("FLOPs per image", human_count),
+    "training_flops": ("FLOPs of training", human_count),
     "seconds": ("time", human_seconds),
     "images_per_second": ("images per second", "{:,.0f}".format),
     "energy_kwh": ("energy", "{:.3g} kWh".format),

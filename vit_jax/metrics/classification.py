@@ -181,4 +181,5 @@ def _ece(found: Examples, labels: np.ndarray, k: int) -> float:
 register("accuracy", _top(1))
 register("top5", _top(5))
 register("f1_macro", Metric("F1 (macro)", "F1", compute=lambda found, labels, k: f1_macro(found.prediction, labels, k)))
+register("accuracy_tta", Metric("accuracy, test-time augmentation", "acc TTA"))  # the evaluator computes it
 register("ece", Metric("calibration error", "ECE", higher_is_better=False, compute=_ece))

@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from vit_jax.command import UserError
 from vit_jax.models.layers import square
+from vit_jax.models.positions import IN_LOGITS
 
 
 def check_positive(model: nn.Module, *fields: str) -> None:
@@ -69,7 +70,12 @@ def check_vit(model: Any, image_shape: tuple[int, int, int]) -> None:
     if model.width % parts:
         raise UserError(f"model.pos_embed={model.pos_embed!r} needs a width divisible by {parts}, not {model.width}")
     check_rates(model, "dropout", "projection_dropout", "attention_dropout", "embedding_dropout", "head_dropout")
-    check_rates(model, "stochastic_depth")
+    check_rates(model, "stochastic_depth", "patch_dropout")
+    if model.patch_dropout and (model.pooling in ("flatten", "none") or model.pos_embed in IN_LOGITS):
+        raise UserError(
+            f"model.patch_dropout={model.patch_dropout} leaves out patches, which pooling={model.pooling!r} with "
+            f"pos_embed={model.pos_embed!r} needs; choose pooling='gap', pos_embed='learned'"
+        )
     if model.distillation_token and (model.pooling != "token" or model.pre_logits or model.head_widths):
         raise UserError(
             "model.distillation_token=True needs pooling='token', pre_logits=0 and head_widths=(), not "

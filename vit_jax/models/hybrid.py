@@ -104,7 +104,7 @@ class Hybrid(ViT):
         """Rows and columns of patches for images [... H W c]."""
         return super().grid((*self._map(image_shape), image_shape[-1]))
 
-    def embed(self, images: Float[Array, "n H W c"]) -> Float[Array, "n h w d"]:
+    def embed(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n h w d"]:
         """The map's patches, embedded."""
         x = std_conv(self.resnet_width, 7, 2, self.dtype, "conv_root")(images)
         x = nn.relu(nn.GroupNorm(GROUPS, dtype=self.dtype, name="gn_root")(x))
@@ -112,7 +112,7 @@ class Hybrid(ViT):
         for i, units in enumerate(self.stage_sizes):
             channels, stride = self.resnet_width * 2**i, 2 if i else 1
             x = ResidualStage(ResidualUnit, units, channels, stride, self.dtype, "unit{}", name=f"block{i + 1}")(x)
-        return super().embed(x)
+        return super().embed(x, train=train)
 
     def _map(self, image_shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width of the ResNet's last map: each halving rounds up."""

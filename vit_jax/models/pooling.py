@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layers import MlpBlock
 
-Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none"]
+Pooling = Literal["token", "gap", "token_gap", "map", "flatten", "none", "sequence"]
 
 
 def pool(
@@ -30,6 +30,8 @@ def pool(
             return MAPHead(
                 model.num_heads, model.mlp_dim, model.activation, model.norm_epsilon, model.dtype, name="MAPHead_0"
             )(patches, rng, train=train)
+        case "sequence":
+            return SequencePooling(model.dtype, name="pool")(patches)
         case "flatten":
             return patches.reshape(patches.shape[0], -1)
     return patches

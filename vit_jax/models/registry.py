@@ -13,7 +13,7 @@ from typing import Any
 from flax import linen as nn
 
 from vit_jax.command import UserError
-from vit_jax.models import bit, cnn, compact, hybrid, mixer, resnet, resnetv2, sizes, visual_transformer, vit
+from vit_jax.models import bit, cnn, compact, hybrid, mixer, resnet, resnetv2, sizes, visual_transformer, vit, whitened
 from vit_jax.names import claim
 
 Table = Mapping[str, Mapping[str, Any]]  # variant -> fields; the variant "" holds what all of the family have
@@ -59,6 +59,8 @@ register("resnet", resnet.ResNet, resnet.table())
 register("resnetv2", resnetv2.ResNetV2, resnetv2.table())
 register("bit", bit.BiT, bit.table())
 register("cnn", cnn.CNN, cnn.table())
+register("whitened_cnn", whitened.WhitenedCNN, whitened.cnn_table())
+register("conv_stem", whitened.ConvStemViT, whitened.vit_table())
 
 
 def names(pattern: str = "*") -> list[str]:

@@ -5,8 +5,9 @@ Shapes: `n` images, `l` tokens, `p` tokens before the patches, `r` registers, `d
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 
 def prepend(tokens: Sequence[Float[Array, "1 p d"]], x: Float[Array, "n l d"]) -> Float[Array, "n m d"]:
@@ -29,6 +30,12 @@ def select_patches(
         patches = jnp.take_along_axis(patches, keep[..., None], axis=1)
     between = [] if registers is None else [_for_each(registers, x)]
     return jnp.concatenate([first, *between, patches], axis=1)
+
+
+def random_patches(rng: Key[Array, ""], n: int, num_patches: int, left_out: float) -> Int[Array, "n k"]:
+    """Patches to keep, drawn for each of n images, so that the share `left_out` goes; at least one stays."""
+    kept = max(1, round(num_patches * (1 - left_out)))
+    return jnp.argsort(jax.random.uniform(rng, (n, num_patches)), axis=1)[:, :kept]
 
 
 def _for_each(token: Float[Array, "1 p d"], x: Float[Array, "n l d"]) -> Float[Array, "n p d"]:

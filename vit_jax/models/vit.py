@@ -18,7 +18,7 @@ from vit_jax.models.layers import Activation, Dtype, LayerScale, MlpBlock, Patch
 from vit_jax.models.naming import Naming
 from vit_jax.models.pooling import Pooling, pool
 from vit_jax.models.positions import IN_LOGITS, AddPositions, PosEmbed
-from vit_jax.models.sequence import prepend, select_patches
+from vit_jax.models.sequence import prepend, random_patches, select_patches
 from vit_jax.models.stack import Layer, Remat, apply_blocks, tokens_read
 from vit_jax.ops.dropout import drop_path, dropout
 from vit_jax.ops.fused_attention import Kernel
@@ -190,7 +190,8 @@ class ViT(TokenBackbone):
     distillation_token: bool = False  # DeiT's, after the class token
     registers: int = 0  # extra tokens that no pooling reads
     pos_embed: PosEmbed = "learned"
-    pooling: Pooling = "token"  # the class token; gap, map: mean, attention over patches; token_gap; flatten; none
+    # The class token; gap, map, sequence: mean, attention over patches, weighted mean; token_gap; flatten; none.
+    pooling: Pooling = "token"
     norm_after_pooling: bool = False  # the last layer norm sees the pooled token, not each one before (timm's fc_norm)
     activation: Activation = "gelu"
     mlp_output_activation: bool = False  # the activation once more, after the MLP's second layer
@@ -202,6 +203,7 @@ class ViT(TokenBackbone):
     projection_dropout: float = 0.0  # after each attention's output projection
     attention_dropout: float = 0.0  # on attention probabilities
     embedding_dropout: float = 0.0  # on patch embeddings plus positions
+    patch_dropout: float = 0.0  # share of the patches that training leaves out (Liu et al. 2022, arXiv:2208.07220)
     stochastic_depth: float = 0.0  # of the last block
     # From 0 at the first block; or uniform: in all the same.
     stochastic_depth_schedule: DepthSchedule = setting("linear", active_if="model.stochastic_depth")
@@ -236,8 +238,10 @@ class ViT(TokenBackbone):
     ) -> Float[Array, "n ..."] | Features:
         rng = self.make_rng("dropout") if train else jax.random.key(0)
         encoder_rng, pool_rng, head_rng = jax.random.split(rng, 3)
-        x = self.embed(images)
+        x = self.embed(images, train=train)
         n, h, w, d = x.shape
+        if train and self.patch_dropout and keep is None:
+            keep = random_patches(jax.random.fold_in(encoder_rng, self.depth + 1), n, h * w, self.patch_dropout)
         first = [self.param("cls", nn.initializers.zeros, (1, 1, d))] if self.class_token else []
         if self.distillation_token:
             first.append(self.param("dist", nn.initializers.normal(stddev=0.02), (1, 1, d)))
@@ -260,6 +264,6 @@ class ViT(TokenBackbone):
             self.sow("distillation", "logits", distilled)
         return logits if train else (logits + distilled) / 2
 
-    def embed(self, images: Float[Array, "n H W c"]) -> Float[Array, "n h w d"]:
+    def embed(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n h w d"]:
         """The patches, embedded."""
         return PatchEmbedding(square(self.patch_size), self.width, dtype=self.dtype, name="embedding")(images)

@@ -38,12 +38,25 @@ def check(settings: Settings) -> None:
         raise UserError("optim.warmup_steps and optim.warmup_epochs are both given; set one of them to 0")
     if settings.schedule == "step" and not settings.step_epochs:
         raise UserError("optim.schedule='step' needs optim.step_epochs, e.g. (30, 60, 80)")
-    for field in ("decay", "freeze"):
-        try:
-            re.compile(getattr(settings, field))
-        except re.error as error:
-            given = f"optim.{field}={getattr(settings, field)!r}"
-            raise UserError(f"{given} is not a regular expression: {error}") from error
+    if not 0 < settings.cooldown <= 1:
+        raise UserError(
+            f"optim.cooldown={settings.cooldown} is not in (0, 1]; 1: the rate falls from the first step on"
+        )
+    for field in ("decay", "freeze", "muon"):
+        _check_expression(field, getattr(settings, field))
+    for given in settings.lr_factors:
+        pattern, _, factor = given.rpartition("=")
+        _check_expression("lr_factors", pattern)
+        if not pattern or not re.fullmatch(r"\d+(\.\d*)?([eE]-?\d+)?", factor):
+            raise UserError(f"optim.lr_factors={given!r}: expected EXPRESSION=FACTOR, e.g. '^head/=0.5'")
+
+
+def _check_expression(field: str, pattern: str) -> None:
+    """Raises `UserError` if the pattern is not a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"optim.{field}={pattern!r} is not a regular expression: {error}") from error
 
 
 def check_params(settings: Settings, params: PyTree, *, layers: Sequence[str] = (), head: str = HEAD) -> None:
@@ -63,6 +76,11 @@ def check_params(settings: Settings, params: PyTree, *, layers: Sequence[str] = 
             raise UserError(
                 f"{given} tells the encoder's layers apart, which a scanned model cannot; set model.scan=False"
             )
+    for factor in settings.lr_factors:
+        if not any(_shares(factor.rpartition("=")[0], params)):
+            raise UserError(f"optim.lr_factors={factor!r} is found in no parameter's path; these begin with {shown}")
+    if reads("name", settings.name, "muon") and not any(_shares(settings.muon, params)):
+        raise UserError(f"optim.muon={settings.muon!r} is found in no parameter's path; these begin with {shown}")
     frozen, given = _shares(settings.freeze or "(?!)", params), f"optim.freeze={settings.freeze!r}"
     if all(frozen):
         raise UserError(f"{given} leaves no parameter to train; their paths begin with {shown}")

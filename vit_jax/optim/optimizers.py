@@ -4,10 +4,15 @@ Each gives its transformations in order, weight decay included: what a step subt
 rate. Checkpoints know their states by their places in the list.
 """
 
+import math
+import operator
+import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vit_jax import trees
@@ -17,6 +22,9 @@ from vit_jax.trees import PyTree
 
 Optimizer = Callable[[Settings], list[optax.GradientTransformation]]
 OPTIMIZERS: dict[str, Optimizer] = {}
+# Muon's five iterations; a row for each makes a loop of them, which compiles faster and takes less memory.
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+ADAMS_RMS = 0.2  # of an update of Adam, about: muon's are scaled to it
 register = partial(_register, "optimizer", "name", OPTIMIZERS)
 
 
@@ -25,10 +33,26 @@ def weight_decay(settings: Settings) -> optax.GradientTransformation:
     return optax.add_decayed_weights(settings.weight_decay, mask=lambda params: trees.mask(params, settings.decay))
 
 
-@register("adamw", reads=("b1", "b2", "epsilon"))
+@register("adamw", reads=("b1", "b2", "epsilon", "cautious"))
 def adamw(settings: Settings) -> list[optax.GradientTransformation]:
-    """Decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101); so it is for lion and adafactor."""
-    return [optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon), weight_decay(settings)]
+    """Decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101); so it is for muon, lion and adafactor."""
+    adam = optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon)
+    return [cautious(adam) if settings.cautious else adam, weight_decay(settings)]
+
+
+def cautious(direction: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The direction without the numbers whose sign is not the gradient's; the others grow by as much as is left out."""
+
+    def update(gradients: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        directions, state = direction.update(gradients, state, params)
+
+        def agreeing(u: jax.Array, g: jax.Array) -> jax.Array:
+            agrees = (u * g > 0).astype(u.dtype)
+            return u * agrees / jnp.maximum(agrees.mean(), 1e-3)
+
+        return jax.tree.map(agreeing, directions, gradients), state
+
+    return optax.GradientTransformation(direction.init, update)
 
 
 @register("sgd", reads=("momentum", "nesterov"))
@@ -43,9 +67,10 @@ def rmsprop(settings: Settings) -> list[optax.GradientTransformation]:
     return [weight_decay(settings), rms, optax.trace(settings.momentum)]
 
 
-@register("lion", reads=("b1", "b2"))
+@register("lion", reads=("b1", "b2", "cautious"))
 def lion(settings: Settings) -> list[optax.GradientTransformation]:
-    return [optax.scale_by_lion(settings.b1, settings.b2), weight_decay(settings)]
+    direction = optax.scale_by_lion(settings.b1, settings.b2)
+    return [cautious(direction) if settings.cautious else direction, weight_decay(settings)]
 
 
 @register("lamb", reads=("b1", "b2", "epsilon", "decay"))
@@ -67,6 +92,55 @@ def adafactor(settings: Settings) -> list[optax.GradientTransformation]:
     """
     direction = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
     return [per_layer(direction), weight_decay(settings)]
+
+
+MUON_READS = ("muon", "muon_per_head", "momentum", "nesterov", "b1", "b2", "epsilon", "cautious")
+
+
+@register("muon", reads=MUON_READS)
+def muon(settings: Settings) -> list[optax.GradientTransformation]:
+    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon), scaled that Adam's `lr` fits (arXiv:2502.16982, s. 2.2).
+
+    It keeps one moment of what `settings.muon` finds, Adam two of the rest. Depthwise kernels are no matrices.
+    """
+    axes = partial(_matrix_axes, per_head=settings.muon_per_head)
+    dimensions = partial(trees.map_with_name, axes)
+    direction = optax.contrib.scale_by_muon(
+        NEWTON_SCHULZ, beta=settings.momentum, nesterov=settings.nesterov, weight_dimension_numbers=dimensions
+    )
+    scale = optax.stateless(lambda updates, params: jax.tree.map(_scaled, updates, dimensions(updates)))
+    shaped = optax.chain(direction, scale)
+    adam = optax.scale_by_adam(settings.b1, settings.b2, settings.epsilon)
+    matrices = partial(_matrices, settings.muon)
+    both = optax.chain(
+        optax.masked(shaped, matrices),
+        optax.masked(adam, lambda tree: jax.tree.map(operator.not_, matrices(tree))),
+    )
+    return [cautious(both) if settings.cautious else both, weight_decay(settings)]
+
+
+def _matrices(pattern: str, tree: PyTree) -> PyTree:
+    """Which leaves are kernels, found by the pattern, of a product or of a convolution that mixes channels."""
+
+    def mixes(name: str, leaf: Any, found: bool) -> bool:
+        ndim = leaf.ndim - trees.is_stacked(name)
+        return found and ndim >= 2 and not (ndim == 4 and leaf.shape[-2] == 1)
+
+    return trees.map_with_name(mixes, tree, trees.mask(tree, pattern))
+
+
+def _matrix_axes(name: str, leaf: Any, *, per_head: bool) -> optax.contrib.MuonDimensionNumbers:
+    """The axes of a kernel over which a product sums, and those of its result; each layer and head by itself."""
+    first, last = int(trees.is_stacked(name)), leaf.ndim - 1
+    if re.search(r"(query|key|value)/kernel$", name):  # [d a e]
+        return optax.contrib.MuonDimensionNumbers((first,), (last,) if per_head else tuple(range(first + 1, last + 1)))
+    return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), (last,))
+
+
+def _scaled(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+    """The orthogonal update, so that the root of its mean square is `ADAMS_RMS` where the matrix has full rank."""
+    fan_in, fan_out = (math.prod(update.shape[axis] for axis in part) for part in axes)
+    return update * (ADAMS_RMS * math.sqrt(max(fan_in, fan_out)))
 
 
 def per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -75,6 +75,13 @@ def constant(settings: Settings, at: Place) -> jax.Array:
     return jnp.full_like(at.step, settings.lr)
 
 
+@register("wsd", reads=("final_lr", "cooldown"))
+def wsd(settings: Settings, at: Place) -> jax.Array:
+    """Warm-up, stable, decay: constant, and at the end linear (Hu et al. 2024, arXiv:2404.06395, s. 4)."""
+    falling = jnp.maximum(at.progress - (1 - settings.cooldown), 0) / settings.cooldown
+    return settings.lr + (settings.final_lr - settings.lr) * falling
+
+
 def schedule(settings: Settings, steps_per_epoch: int, *, timed: bool = False) -> Rate:
     """The learning rate, float32, of a step (from 0) of a run: linear warm-up, then the decay over what remains.
 

@@ -63,6 +63,8 @@ class Settings:
     factor: float = setting(0.1, active_if=_if_read("factor", "schedule"))
     # lr falls as sqrt(timescale / (timescale + step))
     timescale_steps: int = setting(10_000, active_if=_if_read("timescale_steps", "schedule"))
+    # wsd: share of the steps after the warm-up in which the rate falls.
+    cooldown: float = setting(0.2, active_if=_if_read("cooldown", "schedule"))
     weight_decay: float = 0.0  # 0: off
     # Regular expression of the parameters that decay, and that lamb's trust ratio scales; ".*": all, "(?!)": none.
     decay: str = setting(r"kernel$", active_if=_if_read("decay", other="optim.weight_decay"))
@@ -71,9 +73,16 @@ class Settings:
     epsilon: float = setting(1e-8, active_if=_if_read("epsilon"))
     momentum: float = setting(0.9, active_if=_if_read("momentum"))
     nesterov: bool = setting(False, active_if=_if_read("nesterov", also="optim.momentum"))
+    # Regular expression of the kernels that muon makes orthogonal; Adam updates all else.
+    muon: str = setting(r"^(?!head|embedding/).*kernel$", active_if=_if_read("muon"))
+    muon_per_head: bool = setting(False, active_if=_if_read("muon_per_head"))  # each head's q, k and v by itself
+    # Leave out what the gradient speaks against (Liang et al. 2024, arXiv:2411.16085, alg. 1).
+    cautious: bool = setting(False, active_if=_if_read("cautious"))
     rms_decay: float = setting(0.9, active_if=_if_read("rms_decay"))
     clip_norm: float = 0.0  # global gradient norm; 0: off
     freeze: str = ""  # regular expression of the parameters that do not train; r"^(?!head/)": all but the last layer
+    # Learning rates of parameters, "EXPRESSION=FACTOR" each; the first that is found in a path counts: "^head/=0.5".
+    lr_factors: tuple[str, ...] = ()
     layer_decay: float = 1.0  # learning rate of each layer over that of the next: 0.65 to 0.9 for fine-tuning; 1: off
     head_warmup_steps: int = 0  # in which the head trains alone; train.seconds does not shorten them
     sam_rho: float = 0.0  # gradients from so far up the slope (SAM, Foret et al. 2021, arXiv:2010.01412); 0: off

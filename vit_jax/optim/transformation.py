@@ -1,6 +1,7 @@
 """From settings to an optax transformation: the optimizer, for what trains at the time, and its layers' rates."""
 
 import operator
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ def create(settings: Settings, *, layers: Sequence[str] = (), head: str = HEAD) 
     if settings.layer_decay < 1 and not layers:
         raise UserError(f"optim.layer_decay={settings.layer_decay}: the model has no layers to tell apart; set it to 1")
     parts = _trained_alone(settings, OPTIMIZERS[settings.name](settings), head)
+    if settings.lr_factors:
+        parts.append(optax.stateless(partial(_scale_found, settings.lr_factors)))
     if settings.layer_decay < 1:
         parts.append(optax.stateless(partial(_scale_layers, settings.layer_decay, layers)))
     return optax.chain(*parts)
@@ -97,6 +100,22 @@ def _scale_layers(decay: float, order: Sequence[str], updates: PyTree, params: P
         return update * factor.reshape(factor.shape + (1,) * (update.ndim - factor.ndim)).astype(update.dtype)
 
     return jax.tree.map(scale, updates, layers)
+
+
+def _scale_found(factors: Sequence[str], updates: PyTree, params: PyTree) -> PyTree:
+    """Each update times the factor of the first expression that is found in its path, that of a layer of its own."""
+    parsed = [(re.compile(pattern), float(factor)) for pattern, _, factor in (f.rpartition("=") for f in factors)]
+
+    def scale(name: str, update: jax.Array) -> jax.Array:
+        found = [
+            next((factor for regex, factor in parsed if regex.search(own)), 1.0)
+            for own in trees.canonical_names(name, update)
+        ]
+        if len(set(found)) == 1:
+            return update * found[0]
+        return update * jnp.asarray(found, update.dtype).reshape(-1, *(1,) * (update.ndim - 1))
+
+    return trees.map_with_name(scale, updates)
 
 
 def trainable(settings: Settings, params: PyTree) -> PyTree:

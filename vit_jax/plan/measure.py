@@ -49,7 +49,13 @@ def _random(experiment: Experiment) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     _, batch, constants = experiment.arguments
     images = jax.tree.leaves(constants.get("examples", [jnp.zeros(1)]))[0].shape[0]
-    highest = {"image": 256, "label": len(experiment.data.class_names), "index": images, "total_steps": 1000}
+    highest = {
+        "image": 256,
+        "mirrored": 2,
+        "label": len(experiment.data.class_names),
+        "index": images,
+        "total_steps": 1000,
+    }
 
     def drawn(path: tuple[Any, ...], x: Any) -> np.ndarray:
         return np.asarray(rng.integers(0, highest[path[-1].key], x.shape, x.dtype))

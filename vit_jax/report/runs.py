@@ -66,7 +66,9 @@ class Run:
         train = self.config.train
         if self.finished or train.steps:
             return self.step if self.finished else train.steps
-        if train.seconds or self.steps_per_epoch is None:
+        if train.flops and self.flops_per_step:
+            return max(1, round(train.flops / self.flops_per_step))
+        if train.seconds or train.flops or self.steps_per_epoch is None:
             return None
         return max(1, round(train.epochs * self.steps_per_epoch))
 

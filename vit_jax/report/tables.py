@@ -18,6 +18,7 @@ from vit_jax.workdir import Workdir
 FACTS: dict[str, tuple[str, Callable[[Any], str], bool]] = {
     "parameters": ("parameters", human_count, False),
     "flops_per_image": ("FLOPs / image", human_count, False),
+    "training_flops": ("training FLOPs", human_count, False),
     "images_per_second": ("images/s", "{:,.0f}".format, True),
     "seconds": ("time", human_seconds, False),
     "energy_kwh": ("energy (kWh)", "{:.3g}".format, False),

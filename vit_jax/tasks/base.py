@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vit_jax import augment
 from vit_jax.augment import Settings as Augment
+from vit_jax.augment import TestTime
 from vit_jax.command import UserError
 from vit_jax.data import Split
 from vit_jax.setting import setting
@@ -87,6 +88,7 @@ class Parts:
     class_names: tuple[str, ...]
     augment: Augment  # with mean and deviation
     train_augment: Augment  # the same, without what the host did to training images
+    tta: TestTime = "none"  # what else an evaluation sees of each image
     distill: Distill = field(default_factory=Distill)
     teacher: Teacher | None = None
 
@@ -168,7 +170,8 @@ class Task:
 
     def augmented(self, batch: Examples, rngs: Rngs) -> Float[Array, "n h w c"]:
         """The images as the model sees them in training."""
-        return augment.train_view(self.parts.train_augment, batch["image"], rngs.augment)
+        seen = {name: batch[name] for name in ("image", "mirrored") if name in batch}
+        return augment.train_examples(self.parts.train_augment, seen, rngs.augment)["image"]
 
     def loss(
         self,

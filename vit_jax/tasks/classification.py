@@ -1,5 +1,6 @@
 """Classification: one class for each image, learned from labels."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -8,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vit_jax import augment, losses, metrics
 from vit_jax.command import UserError
+from vit_jax.data import Split
 from vit_jax.files import write_atomically
 from vit_jax.human import human_percent
 from vit_jax.setting import setting
@@ -38,8 +42,16 @@ class Classification(Task):
         loss: str = setting("softmax", read_by="predict", choices=lambda: losses.LOSSES)
         label_smoothing: float = 0.0  # share of the target that all classes have together (arXiv:1512.00567, s. 7)
 
+        # Power of (1 / share of the training images) that weighs the loss of a class: 0 none, 1 all classes alike.
+        balance: float = 0.0
+        class_weights: tuple[float, ...] = ()  # of each class, instead of `balance`
+
         def check(self) -> None:
             """Raises `UserError` for values out of their range."""
+            if self.balance < 0 or any(not weight >= 0 for weight in self.class_weights):
+                raise UserError("task.balance and task.class_weights must not be negative")
+            if self.balance and self.class_weights:
+                raise UserError("task.balance and task.class_weights are both given; leave one of them out")
             if not 0 <= self.label_smoothing < 1:
                 raise UserError(f"task.label_smoothing={self.label_smoothing} is not in [0, 1)")
             if self.label_smoothing and not losses.LOSSES[self.loss].label_smoothing:
@@ -56,7 +68,10 @@ class Classification(Task):
 
     def __init__(self, settings: "Classification.Settings", parts: Parts) -> None:
         super().__init__(settings, parts)
-        self.num_classes = len(parts.class_names)
+        self.num_classes = k = len(parts.class_names)
+        weights = settings.class_weights
+        if weights and len(weights) != k:
+            raise UserError(f"task.class_weights has {len(weights)} numbers for {k} classes; give {k}")
         self.forward = make_forward(self.module, parts.augment)
 
     @classmethod
@@ -71,6 +86,15 @@ class Classification(Task):
                 f"model {model['name']!r} has a head that learns from a teacher, and this run has none; "
                 "set distill.teacher, or choose its twin without that head, e.g. vit/S16 for deit/S16"
             )
+
+    @classmethod
+    def with_data(cls, settings: "Classification.Settings", train: Split | None, num_classes: int) -> Any:
+        """The settings with the weights of the classes, by their shares of the training images."""
+        if not settings.balance:
+            return settings
+        shares = np.full(num_classes, 1 / num_classes) if train is None else train.class_shares(num_classes)
+        weights = balanced(shares, settings.balance)
+        return dataclasses.replace(settings, balance=0.0, class_weights=tuple(map(float, weights)))
 
     def targets_of(self, labels: Int[Array, " n"]) -> Float[Array, "n k"]:
         """The labels as probabilities, smoothed."""
@@ -98,7 +122,10 @@ class Classification(Task):
             rngs={"dropout": rngs.dropout},
             mutable=list(self.mutable),
         )
-        loss = self.per_example(logits, targets, images, changed, constants).mean()
+        losses_of = self.per_example(logits, targets, images, changed, constants)
+        if self.settings.class_weights:
+            losses_of *= targets @ jnp.asarray(self.settings.class_weights, jnp.float32)
+        loss = losses_of.mean()
         # Of mixed images, the share that is taken for what they show most of.
         accuracy = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
         return loss, Aux(changed.get("batch_stats", {}), {"loss": loss, "accuracy": accuracy})
@@ -115,7 +142,16 @@ class Classification(Task):
         return losses.LOSSES[self.settings.loss].per_example(logits, targets)
 
     def outputs(self, variables: PyTree, batch: Examples, constants: Mapping[str, PyTree]) -> dict[str, Array]:
-        return {"logits": self.forward(variables, batch["image"])}
+        logits = self.forward(variables, batch["image"])
+        views = augment.other_views(self.parts.tta, augment.eval_view(self.parts.augment, batch["image"]))
+        if not views:
+            return {"logits": logits}
+        mean = (1 - sum(weight for weight, _ in views)) * logits
+        for weight, view in views:
+            seen = self.module.apply(variables, view, train=False)
+            assert isinstance(seen, jax.Array)
+            mean += weight * seen
+        return {"logits": logits, "tta_logits": mean}
 
     def evaluator(self, size: int) -> "ClassificationEvaluator":
         return ClassificationEvaluator(size, self.parts.class_names, self.settings.loss)
@@ -153,6 +189,7 @@ class ClassificationEvaluator:
     def __init__(self, expected: int, class_names: tuple[str, ...], loss: str = "softmax") -> None:
         self.expected, self.class_names, self.loss = expected, class_names, loss
         self._parts: list[_Part] = []
+        self._right_tta: list[np.ndarray] = []  # whether test-time augmentation is right, of each example
 
     @property
     def size(self) -> int:
@@ -162,6 +199,8 @@ class ClassificationEvaluator:
         label, logits = rows["label"], rows["logits"]
         k = logits.shape[1]
         metrics.check_labels(label, k)
+        if "tta_logits" in rows:
+            self._right_tta.append(rows["tta_logits"].argmax(axis=1) == label)
         kept = logits if self.expected * k * logits.itemsize <= LOGITS_BYTES else None
         self._parts.append(_Part(rows["index"], label, metrics.per_example(logits, label, self.loss), kept))
 
@@ -176,8 +215,11 @@ class ClassificationEvaluator:
         return _Part(place, label, examples, np.concatenate(logits) if logits else None)
 
     def scalars(self) -> dict[str, float]:
-        """Loss, and every metric of classification that is registered."""
-        return metrics.of_examples(self.found.examples, self.found.label, len(self.class_names))
+        """Loss, and every metric of classification that is registered; accuracy with test-time augmentation too."""
+        found = metrics.of_examples(self.found.examples, self.found.label, len(self.class_names))
+        if self._right_tta:
+            found["accuracy_tta"] = float(np.concatenate(self._right_tta).mean())
+        return found
 
     def details(self) -> dict[str, Any]:
         """The confusion matrix (rows true, columns predicted) and the accuracy of each class.
@@ -217,6 +259,13 @@ class ClassificationEvaluator:
             prediction, confidence = examples.prediction, examples.confidence
             np.savez_compressed(path, index=place, label=label, prediction=prediction, confidence=confidence)
         write_atomically(folder / CONFUSION, json.dumps(self.details(), indent=1) + "\n")
+
+
+def balanced(shares: Float[np.ndarray, " k"], power: float) -> Float[np.ndarray, " k"]:
+    """Weights like (1 / share) ** power, whose mean over the images is 1; 0 of a class that training does not show."""
+    there = shares > 0
+    weights = np.where(there, np.maximum(shares, 1e-12) ** -power, 0.0)
+    return weights / (shares * weights).sum()
 
 
 def _short(loss: float) -> str:

@@ -18,6 +18,7 @@ from vit_jax.data import Data
 from vit_jax.lock import Lock, held
 from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
+from vit_jax.train.initial import arrays_of_images
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
 from vit_jax.train.loop import Trainer
 from vit_jax.train.saving import SAVED_AS, TrainerState
@@ -152,8 +153,9 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, inputs: In
                 f"no checkpoint in {checkpoints.directory} is usable; to start again from "
                 f"{inputs.config.init.weights}, give another --workdir"
             )
+        arrays = inputs.arrays or arrays_of_images(experiment)
         state = experiment.init_state()
-        return begin_from(experiment, state, inputs.arrays) if inputs.arrays else state, TrainerState()
+        return begin_from(experiment, state, arrays) if arrays else state, TrainerState()
     state, about = restored
     return state, TrainerState(**about[SAVED_AS])
 

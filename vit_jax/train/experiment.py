@@ -66,6 +66,11 @@ class Experiment:
         """Of a forward pass: 2 per multiply-add, attention included."""
         return flops_per_image(self.task.module, self.task.parts.image_shape)
 
+    @cached_property
+    def flops_per_step(self) -> int:
+        """Of a training step."""
+        return flops_per_step(self.config, self.task)
+
 
 def set_up(
     given: Config | Inputs,
@@ -123,6 +128,9 @@ class Materials:
         """The experiment of a prepared configuration."""
         task = self.task(config)
         per_epoch = steps_per_epoch(config.train.batch_size, len(self.loader.split))
+        total = num_steps(config, per_epoch, partial(flops_per_step, config, task))
+        if config.train.flops:
+            _check_warmup(config, total, per_epoch)
         return Experiment(
             config=config,
             data=self.data,
@@ -130,11 +138,21 @@ class Materials:
             mesh=self.mesh,
             task=task,
             steps_per_epoch=per_epoch,
-            total_steps=num_steps(config, per_epoch),
+            total_steps=total,
             batch=self.loader.spec(config.train.batch_size),
             constants=constants,
             attention_seconds=attention_seconds,
-            **compiled_parts(config, task, self.mesh, per_epoch),
+            **compiled_parts(config, task, self.mesh, per_epoch, total),
+        )
+
+
+def _check_warmup(config: Config, total: int, per_epoch: int) -> None:
+    """Raises `UserError` if the warm-ups take all steps that `train.flops` pays for."""
+    optim.check_warmup(config.optim, total)
+    if (warmup := optim.warmup_steps(config.optim, per_epoch)) >= total:
+        raise UserError(
+            f"the warm-up of {warmup:,} steps leaves nothing of the run's {total:,}; "
+            f"train longer than train.flops={config.train.flops:g}, or shorten optim.warmup_epochs or optim.warmup_steps"
         )
 
 
@@ -145,22 +163,23 @@ def prepare(inputs: Inputs, devices: Sequence[jax.Device], described: bool) -> t
     check_batch(config, mesh)
     crop = host_crop(config, data, certain=inputs.crops_on_host)
     fields = ("image", *tasks.chosen(config.task, config.distill).targets)
-    loader = data.loader(data.split("train"), mesh, on_device=True, crop=crop, fields=fields)
+    alternates = config.augment.alternate_flip
+    loader = data.loader(data.split("train"), mesh, on_device=True, crop=crop, alternates=alternates, fields=fields)
     prepared = with_data(config, data, None if described else loader.load().split)
     teaches = config.distill.teacher and not described
     teacher = open_teacher(config.distill.teacher, prepared, data.class_names) if teaches else None
     return Materials(data, mesh, loader, teacher, described), prepared
 
 
-def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int) -> dict[str, Any]:
-    """The state and the steps of a task on a mesh, jitted, by their names in `Experiment`."""
+def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int, total: int) -> dict[str, Any]:
+    """The state and the steps of a task on a mesh, jitted, by their names in `Experiment`; `total` steps, 0: timed."""
     device = mesh.devices.flat[0]
     fused_attention.check_device(config.model.get("attention", "plain"), device.platform, device.device_kind)
     tx, naming = optimizer(config, task), models.naming_of(task.module)
 
     def init() -> PyTree:
-        guarded = config.train.spike_sigmas > 0
-        return step.init_state(task, tx, config.seed, ema=config.optim.ema_decay > 0, spike_guard=guarded)
+        ema, guarded = config.optim.ema_decay > 0, config.train.spike_sigmas > 0
+        return step.init_state(task, tx, config.seed, ema=ema, mimetic=config.init.mimetic, spike_guard=guarded)
 
     abstract = jax.eval_shape(init)
     optim.check_params(config.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
@@ -171,7 +190,7 @@ def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int)
         "abstract_state": abstract,
         "init_state": jax.jit(init, out_shardings=places),
         "train_step": jax.jit(
-            sharding.on_mesh(_train_step(config, task, tx, per_epoch), mesh),
+            sharding.on_mesh(_train_step(config, task, tx, per_epoch, total), mesh),
             in_shardings=(places, batch, everywhere),
             out_shardings=(places, everywhere),
             donate_argnums=0,
@@ -195,13 +214,15 @@ def compile_eval_step(
     return jax.jit(sharding.on_mesh(eval_step, mesh), in_shardings=places, out_shardings=everywhere)
 
 
-def _train_step(config: Config, task: tasks.Task, tx: optax.GradientTransformation, per_epoch: int) -> step.TrainStep:
+def _train_step(
+    config: Config, task: tasks.Task, tx: optax.GradientTransformation, per_epoch: int, total: int
+) -> step.TrainStep:
     return step.make_train_step(
         task,
         tx,
         optim.schedule(config.optim, per_epoch, timed=config.train.seconds > 0),
         seed=config.seed,
-        total_steps=num_steps(config, per_epoch),
+        total_steps=total,
         trainable=partial(optim.trainable, config.optim),
         accumulate=config.train.accumulate,
         independent=config.data.repeats == 1,
@@ -234,6 +255,7 @@ def make_task(
         class_names=class_names,
         augment=config.augment,
         train_augment=on_device,
+        tta=config.evaluate.tta,
         distill=distill,
         teacher=teacher,
     )
@@ -288,7 +310,7 @@ def host_crop(config: Config, data: Data, *, certain: bool = False) -> RandomCro
     return data.random_crop(size=(size[0], size[1]), area=config.augment.crop_area, aspect=config.augment.crop_aspect)
 
 
-def flops_per_image(module: nn.Module, shape: tuple[int, int, int]) -> int:
+def flops_per_image(module: nn.Module, shape: tuple[int, int, int], *, train: bool = False) -> int:
     """Floating-point operations of a forward pass for one image: 2 per multiply-add, attention included.
 
     Of the plain kernel: a fused one's padding is not the model's work.
@@ -296,7 +318,20 @@ def flops_per_image(module: nn.Module, shape: tuple[int, int, int]) -> int:
     module = step.with_field(module, "attention", "plain")
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(lambda: step.init_variables(module, 0, shape))
-    return flops.count(lambda v, x: module.apply(v, x, train=False), variables, images)
+    if not train:
+        return flops.count(lambda v, x: module.apply(v, x, train=False), variables, images)
+    rngs, mutable = {"dropout": jax.random.key(0)}, ["batch_stats", "distillation"]
+    return flops.count(lambda v, x: module.apply(v, x, train=True, rngs=rngs, mutable=mutable), variables, images)
+
+
+def flops_per_step(config: Config, task: tasks.Task) -> int:
+    """Of a training step, as papers count: three forward passes for an image, six with SAM.
+
+    The forward pass is that of evaluation, but with patches left out where training leaves them out. Recomputation, a
+    teacher, augmentation and the optimizer do not count.
+    """
+    forward = flops_per_image(task.module, task.parts.image_shape, train=getattr(task.module, "patch_dropout", 0) > 0)
+    return (6 if config.optim.sam_rho else 3) * forward * config.train.batch_size
 
 
 def prefer_determinism(config: Config) -> None:

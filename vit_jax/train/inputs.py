@@ -1,6 +1,7 @@
 """What a run needs before it computes: its data set, and the weights that it starts from. Touches no device."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def check_data(given: Config, data: Data) -> None:
     models.create(fields).check(input_shape(given.augment, data.preprocessing.shape))
     tasks.check(given.task, given.model, given.distill)
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
-    if not given.train.seconds:
+    if not (given.train.seconds or given.train.flops):  # of these `set_up` knows the number
         optim.check_warmup(given.optim, num_steps(given, per_epoch))
 
 
@@ -123,8 +124,10 @@ def with_short_warmup(given: Config, data: Data, console: Console) -> Config:
     What is right for the published number of epochs may be more than a short trial has: it takes a tenth then.
     """
     per_epoch = steps_per_epoch(given.train.batch_size, data.size("train"))
+    if given.train.seconds or given.train.flops:  # a clock has a warm-up by the clock; FLOPs are counted later
+        return given
     asked, total = optim.warmup_steps(given.optim, per_epoch), num_steps(given, per_epoch)
-    if given.train.seconds or not 0 < total <= asked:  # what a clock ends has a warm-up by the clock
+    if total > asked:
         return given
     kept = int(optim.TIMED_WARMUP * total)
     if jax.process_index() == 0:
@@ -137,10 +140,12 @@ def with_short_warmup(given: Config, data: Data, console: Console) -> Config:
     return dataclasses.replace(given, optim=shorter)
 
 
-def num_steps(given: Config, per_epoch: int) -> int:
+def num_steps(given: Config, per_epoch: int, flops_per_step: Callable[[], int] = int) -> int:
     """Optimizer steps of the whole run; 0: as many as fit into its time."""
     if given.train.seconds:
         return 0
+    if given.train.flops:
+        return max(1, round(given.train.flops / flops_per_step()))
     return given.train.steps or max(1, round(given.train.epochs * per_epoch))
 
 

@@ -1,0 +1,123 @@
+"""What short runs on small images want, together in one run: it resumes bit for bit, and one device gives the same."""
+
+import io
+import signal
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from tests import tiny
+from vit_jax import augment, config, models, train
+from vit_jax.command import UserError
+from vit_jax.data import batching
+from vit_jax.models.whitened import whiten
+from vit_jax.train import set_up
+
+IMAGES = np.random.default_rng(5).integers(0, 256, (3, 5, 7, 2), np.uint8)
+PLAIN = augment.Settings(mean=(0.5,), std=(0.5,))
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    c = config.default()
+    c.model = models.settings("conv_stem/4-128", widths=(6,), width=8, depth=1, mlp_dim=12, num_heads=2)
+    c.model.update(patch_dropout=0.3, pooling="sequence")
+    c.init.whitening = c.init.mimetic = True
+    c.data.name = "digits"
+    c.augment.alternate_flip, c.augment.crop_padding, c.augment.fill = True, 1, "reflect"
+    c.optim.name, c.optim.muon_per_head, c.optim.cautious = "muon", True, True
+    c.optim.freeze, c.optim.lr_factors = "^whitening/conv/kernel", ("^head/=0.5",)
+    c.optim.lr, c.optim.epsilon, c.optim.schedule = 1e-2, 1e-3, "wsd"
+    c.train.batch_size, c.train.steps = 360, 9
+    c.evaluate.every_steps, c.evaluate.tta, c.log.every_steps = 4, "flip_shift", 3
+    c.log.tensorboard = c.log.report = False
+    return c
+
+
+def start(workdir, *overrides) -> int:
+    console = Console(file=io.StringIO(), width=200)
+    return train.train(config.load(__file__, overrides), workdir, console).exit_code
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("small") / "run"
+    assert start(workdir) == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_it_resumes_bit_for_bit(tmp_path, finished):
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.interrupt_at(5, signal.SIGTERM, patch)
+        assert start(tmp_path / "run") == 143
+    assert start(tmp_path / "run") == 0
+    tiny.assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.slow
+def test_one_device_gives_what_four_give():
+    found = {}
+    for devices in (1, 4):
+        made = set_up(config.load(__file__, ["optim.cautious=False"]), devices=jax.devices()[:devices])
+        state = made.init_state()
+        for batch in made.loader.train(0, 360, 0, 2):
+            state, _ = made.train_step(state, batch, made.constants)
+        found[devices] = jax.device_get(state.params)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-4), found[1], found[4])
+
+
+@pytest.mark.slow
+def test_it_reports_both_accuracies_and_keeps_the_whitening(finished):
+    result = tiny.result(finished)
+    assert 0 < result["test/accuracy_tta"] <= 1 and result["test/accuracy_tta"] != result["test/accuracy"]
+    (kernel,) = (
+        x for name, x in tiny.arrays(finished).items() if "params" in name and "whitening" in name and x.ndim > 1
+    )
+    experiment = set_up(config.load(__file__, ()), devices=jax.devices()[:1])
+    images = experiment.loader.split.arrays["image"]
+    seen = augment.eval_view(experiment.task.parts.augment, jax.numpy.asarray(images))
+    np.testing.assert_allclose(np.abs(kernel), np.abs(whiten(np.asarray(seen), 2)), rtol=1e-3, atol=1e-3)
+
+
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs():
+    shown = {}
+    for step in range(2 * 4):
+        indices = batching.train_indices(3, step, 5, 20)
+        for index, flag in zip(indices, batching.mirrored(3, step, 5, 20, indices), strict=True):
+            shown.setdefault(int(index), []).append(bool(flag))
+    assert all(sorted(flags) == [False, True] for flags in shown.values()) and len(shown) == 20
+    assert len({flags[0] for flags in shown.values()}) == 2
+
+
+def test_images_marked_so_are_mirrored_and_no_others():
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(3))
+    marked = {"image": jax.numpy.asarray(IMAGES), "mirrored": np.array([True, False, True])}
+    found = augment.train_examples(PLAIN, marked, keys)["image"]
+    expected = augment.eval_view(
+        PLAIN, np.where(marked["mirrored"][:, None, None, None], IMAGES[:, :, ::-1], IMAGES) + jax.numpy.uint8(0)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["none", "flip", "flip_shift"])
+def test_views_at_test_time_have_shares_of_one(kind):
+    images = jax.numpy.asarray(IMAGES, jax.numpy.float32)
+    views = augment.other_views(kind, images)
+    assert len(views) == {"none": 0, "flip": 1, "flip_shift": 5}[kind]
+    assert sum(weight for weight, _ in views) == {"none": 0, "flip": 0.5, "flip_shift": 0.75}[kind]
+    if kind == "flip_shift":  # one pixel down and right of what the image shows, and back
+        np.testing.assert_array_equal(views[1][1][:, 1:, 1:], images[:, :-1, :-1])
+        np.testing.assert_array_equal(views[3][1][:, :-1, :-1], images[:, 1:, 1:])
+
+
+def test_a_model_without_the_layer_cannot_be_whitened(tmp_path):
+    with pytest.raises(UserError, match="model 'cnn' has no whitening layer; choose model 'conv_stem'"):
+        tiny.start(tmp_path / "run", "cnn", "init.whitening=True")
+
+
+def test_flips_alternate_or_are_drawn():
+    with pytest.raises(UserError, match=r"augment.flip=0.5: expected 0 \(off\), because augment.alternate_flip=True"):
+        config.from_dict({"augment": {"flip": 0.5, "alternate_flip": True}})
