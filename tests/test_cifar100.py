@@ -24,7 +24,6 @@ from vit_jax import config, log, main
 from vit_jax.command import UserError
 from vit_jax.data.prepare import prepare
 
-QUICK_TO_COMPILE = True
 CONFIG = REPOSITORY / "configs" / "cifar100.py"
 
 
