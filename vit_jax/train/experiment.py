@@ -152,7 +152,7 @@ def _check_warmup(config: Config, total: int, per_epoch: int) -> None:
     if (warmup := optim.warmup_steps(config.optim, per_epoch)) >= total:
         raise UserError(
             f"the warm-up of {warmup:,} steps leaves nothing of the run's {total:,}; "
-            f"train longer than train.flops={config.train.flops:g}, or shorten optim.warmup_epochs or optim.warmup_steps"
+            f"raise train.flops={config.train.flops:g}, or shorten optim.warmup_epochs or optim.warmup_steps"
         )
 
 
