@@ -267,7 +267,10 @@ def test_a_model_that_learns_is_not_warned_of(cnn):
     assert tiny.result(cnn)["test/accuracy"] > 0.9 and tiny.result(cnn)["warnings"] == []
 
 
-@pytest.mark.parametrize(("loss", "guessing"), [("softmax", "ln(3) = 1.10"), ("sigmoid", "ln(3) + 2 ln(3/2) = 1.91")])
+@pytest.mark.parametrize(
+    ("loss", "guessing"),
+    [("softmax", "ln(3) = 1.10"), pytest.param("sigmoid", "ln(3) + 2 ln(3/2) = 1.91", marks=pytest.mark.slow)],
+)
 def test_a_model_that_cannot_learn_is_warned_of(tmp_path, loss, guessing):
     code, text = tiny.start(tmp_path, "cnn", "optim.lr=1e-12", f"task.loss={loss}")
     assert code == 0 and text.count("warning") == len(tiny.result(tmp_path)["warnings"]) >= 1

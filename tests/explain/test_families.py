@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import rest_is_slow
 from vit_jax import config, models, step, trees
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing
@@ -90,7 +91,10 @@ def network_of_shapes(predictor: Predictor):
     return open_network(predictor.model, unstacked, predictor.config.augment)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+FIRST = ("class_token", "map", "cct", "hybrid", "visual_transformer")  # of the others `make test-slow` tells more
+
+
+@pytest.mark.parametrize("kind", rest_is_slow([*FIRST, *(kind for kind in KINDS if kind not in FIRST)], len(FIRST)))
 def test_shapes(kind):
     h, w = PLACES.get(kind, (2, 4))
     sizes = {"n": 2, "h": h, "w": w, "H": 32, "W": 64, "b": KINDS[kind][1].get("depth", 2), "a": 2, "l": 3}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, rest_is_slow
 
 SCRIPT = REPOSITORY / "launch" / "tpu_vm.sh"
 ARGUMENTS = ["--config", "configs/cifar100.py:vit", "--config.optim.lr=1e-3"]
@@ -164,14 +164,17 @@ def test_watch_ends_with_the_runs_exit_code(cloud):
     assert cloud.verbs() == [], "it followed the run that it found"
 
 
-@pytest.mark.parametrize("earlier", ["ended 2", "ended 0", "ended 143", "lost (exit code 143)", "new"])
+@pytest.mark.parametrize("earlier", rest_is_slow(["ended 2", "lost (exit code 143)", "ended 0", "ended 143", "new"], 2))
 def test_watch_starts_a_run_of_its_own_after_an_earlier_one(cloud, earlier):
     cloud.answers((STATE, "READY"), (REPORT, earlier), (STATE, "READY"), (REPORT, "ended 7"))
     assert cloud.run("watch", *ARGUMENTS).returncode == 7
     assert cloud.verbs() == BEGIN
 
 
-@pytest.mark.parametrize(("failing", "done"), [("scp", ["scp"]), ("_install", ["scp", "ssh"]), (IDLE, ["scp", "ssh"])])
+@pytest.mark.parametrize(
+    ("failing", "done"),
+    [("scp", ["scp"]), *(pytest.param(name, ["scp", "ssh"], marks=pytest.mark.slow) for name in ("_install", IDLE))],
+)
 def test_watch_starts_nothing_after_a_failed_set_up(cloud, failing, done):
     cloud.answers(
         (STATE, "FAIL"),

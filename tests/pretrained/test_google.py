@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import rest_is_slow
 from tests.pretrained import google_files as files
 from tests.pretrained import parity
 from tests.pretrained.reference import google as reference
@@ -219,7 +220,7 @@ def test_a_missing_array_is_noticed(family):
                 detect({other: shape for other, shape in FILES[family].items() if other != key})
 
 
-@pytest.mark.parametrize("family", FILES)
+@pytest.mark.parametrize("family", rest_is_slow(FILES, 2))
 def test_an_array_of_another_shape_is_noticed(family):
     for key, shape in FILES[family].items():
         for other in ((*shape[:-1], shape[-1] + 1), (*shape, 2)):

@@ -179,6 +179,7 @@ def test_a_run_learns_to_paint_and_leaves_a_picture(finished):
     assert result["parameters"] > trees.count(inference.load(finished).variables["params"])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_exactly(finished, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         tiny.interrupt_at(11, signal.SIGTERM, patch)
