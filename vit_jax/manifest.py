@@ -68,7 +68,8 @@ class Manifest:
     def fault(self, path: Path) -> str:
         """What is wrong with a file that is there; "" of one that is as it was written, or not listed."""
         for attempt in range(RETRIES):
-            time.sleep(RETRY_SECONDS * attempt)
+            if attempt:
+                time.sleep(RETRY_SECONDS * attempt)
             listed = self.proofs().get(path.name)
             if not listed or any(_fits(path, proof) for proof in listed):
                 return ""

@@ -120,7 +120,11 @@ class Workdir:
             return []
         ours = {self.manifest_file.name, self.lock_file.name, self.config_file.name, *self.manifest.proofs()}
         named = [path for path in vars(self).values() if isinstance(path, Path) and path.parent == self.path]
-        return sorted(path.name for path in named if path.name not in ours and path.exists())
+        return sorted(path.name for path in named if path.name not in ours and self._is_used(path))
+
+    def _is_used(self, path: Path) -> bool:
+        """Whether something is lost when training writes there: not in a first checkpoint that was cut off."""
+        return bool(self.saved_steps()) if path == self.checkpoints else path.exists()
 
     def is_finished(self) -> bool:
         """Whether the run has its result."""

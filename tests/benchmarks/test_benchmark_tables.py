@@ -126,7 +126,11 @@ def test_a_page_that_names_no_table_of_ours_is_refused() -> None:
         tables.fill(text, {"y": ""})
 
 
+RELIABILITY = ("chaos", "disturbed", "fuzz")
+
+
 def test_benchmarks_stay_small_and_name_no_place() -> None:
     for path in (*machine.RESULTS.glob("**/*.json"), *tables.PAGES):
         assert not re.search(r'["` ]/(?:home|work|root|tmp|usr|srv)', path.read_text()), path.name
-    assert sum(len(path.read_text().splitlines()) for path in (REPOSITORY / "benchmarks").glob("*.py")) < 2000
+    speed = [path for path in (REPOSITORY / "benchmarks").glob("*.py") if path.stem not in RELIABILITY]
+    assert sum(len(path.read_text().splitlines()) for path in speed) < 1800

@@ -19,8 +19,25 @@ SAVED = {  # by version 16d3a41, before there were tasks
     "deit3_s16.json": "configs/deit.py:deit3_s16",
 }
 NEW = (  # fields that came later
-    *("plugins", "augment.extra", "log.wandb", "log.mlflow", "log.report", "train.spike_sigmas"),
-    *("train.flops", "init.mimetic", "init.whitening", "augment.alternate_flip", "evaluate.tta"),
+    *(
+        "plugins",
+        "augment.extra",
+        "log.wandb",
+        "log.mlflow",
+        "log.report",
+        "train.spike_sigmas",
+        "evaluate.probe",
+        "evaluate.probe_every",
+    ),
+    *(
+        "train.flops",
+        "init.mimetic",
+        "init.whitening",
+        "augment.alternate_flip",
+        "augment.jitter_probability",
+        "augment.solarize",
+        "evaluate.tta",
+    ),
     *("optim.cooldown", "optim.muon", "optim.muon_per_head", "optim.cautious", "optim.lr_factors"),
 )
 FORMER = [spec for spec in SPECS if "budget.py" not in spec]  # the others have what no old form has

@@ -69,6 +69,16 @@ FORWARD = {  # model -> the layers in order: which parameters' paths begin so
         ],
         ("norm_tokens", "head"),
     ),
+    "conv_stem/4-128": (
+        {"depth": 3},
+        ["whitening", "stage0", "stage1", ("embedding", "Transformer/posembed_input"), *ENCODER],
+        ("Transformer/encoder_norm", "head"),
+    ),
+    "whitened_cnn/airbench94": (
+        {},
+        ["whitening", "stage0", "stage1", "stage2"],
+        ("head",),
+    ),
     "cnn/conv6": (
         {},
         [("stage0_conv0", "stage0_conv1", "stage0_norm"), "stage1", "stage2"],
@@ -81,7 +91,7 @@ FORWARD = {  # model -> the layers in order: which parameters' paths begin so
 def parameters(name: str) -> dict:
     """The shapes of the parameters of a small model of the family."""
     model = models.create(models.settings(name, num_classes=16, **FORWARD[name][0]))
-    size = 32 if name.startswith(("compact", "cnn")) else 64
+    size = 32 if name.startswith(("compact", "cnn", "conv_stem", "whitened")) else 64
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)["params"]
 

@@ -1,6 +1,5 @@
 """Files of arrays: what they hold, and one line about each way in which they can be something else."""
 
-import io
 import json
 import sys
 import zipfile
@@ -57,15 +56,13 @@ def test_arrays_come_as_they_were_stored(tmp_path, kind):
         arrays["other"]
 
 
-def test_shapes_are_known_without_reading_arrays(tmp_path):
+def test_shapes_are_known_without_reading_arrays(tmp_path, monkeypatch):
     path = tmp_path / "weights.npz"
-    header = io.BytesIO()
-    np.lib.format.write_array_header_2_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)})
-    np.savez(path, first=np.zeros(3))  # beartype looks at the first value of a mapping
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("huge.npy", header.getvalue())  # and no data
-    arrays = open_arrays(path)
-    assert arrays.shapes == {"first": (3,), "huge": (10**6, 10**6)}
+    np.savez(path, first=np.zeros(3), second=np.zeros((100, 10)))
+    reads, read = [], np.lib.format.read_array
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *given, **more: reads.append(1) or read(*given, **more))
+    assert open_arrays(path).shapes == {"first": (3,), "second": (100, 10)}
+    assert len(reads) <= 1  # beartype looks at the first value of a mapping
 
 
 def test_the_content_says_what_a_file_is(tmp_path):

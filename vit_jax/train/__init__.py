@@ -74,17 +74,18 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
         done = f"\nThis run is finished. To train again, give another --workdir than {workdir}."
         console.print(done, soft_wrap=True, markup=False)
         return Result(workdir, command.DONE, finished)
+    with distributed.raise_on_all_processes():
+        inputs = open_inputs(given, folder, console)  # before there is a folder, which may lie among the images
     with contextlib.ExitStack() as stack:
         with distributed.raise_on_all_processes():
             lock = stack.enter_context(held(folder.path)) if jax.process_index() == 0 else None
-        return _train(given, folder, console, lock)
+        return _train(given, folder, inputs, console, lock)
 
 
-def _train(given: Config, folder: Workdir, console: Console, lock: Lock | None) -> Result:
+def _train(given: Config, folder: Workdir, inputs: Inputs, console: Console, lock: Lock | None) -> Result:
     """As `train`, in a folder that no other process trains in."""
     with distributed.raise_on_all_processes():
         check_workdir(given, folder)  # what another process may have written in the meantime
-        inputs = open_inputs(given, folder, console)
         kernel = folder.kernel(given)
     experiment = set_up(inputs, kernel=kernel, console=console)
     with distributed.raise_on_all_processes():
