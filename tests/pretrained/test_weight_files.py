@@ -60,9 +60,14 @@ def test_shapes_are_known_without_reading_arrays(tmp_path, monkeypatch):
     path = tmp_path / "weights.npz"
     np.savez(path, first=np.zeros(3), second=np.zeros((100, 10)))
     reads, read = [], np.lib.format.read_array
-    monkeypatch.setattr(np.lib.format, "read_array", lambda *given, **more: reads.append(1) or read(*given, **more))
+
+    def watched(*given, **more):
+        reads.append(read(*given, **more).shape)
+        return np.zeros(reads[-1])
+
+    monkeypatch.setattr(np.lib.format, "read_array", watched)
     assert open_arrays(path).shapes == {"first": (3,), "second": (100, 10)}
-    assert len(reads) <= 1  # beartype looks at the first value of a mapping
+    assert (100, 10) not in reads  # beartype looks at the first value of a mapping
 
 
 def test_the_content_says_what_a_file_is(tmp_path):
