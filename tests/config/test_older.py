@@ -18,15 +18,30 @@ SAVED = {  # by version 16d3a41, before there were tasks
     "imagenet21k_b16.json": "configs/imagenet21k.py:b16",
     "deit3_s16.json": "configs/deit.py:deit3_s16",
 }
-NEW = """
-plugins
-augment.extra augment.alternate_flip augment.jitter_probability augment.solarize
-log.wandb log.mlflow log.report
-train.spike_sigmas train.flops
-evaluate.probe evaluate.probe_every evaluate.tta evaluate.knn_temperature evaluate.knn_neighbours
-init.mimetic init.whitening
-optim.cooldown optim.muon optim.muon_per_head optim.cautious optim.lr_factors
-""".split()  # fields that came later
+NEW = [
+    "plugins",
+    "augment.extra",
+    "augment.alternate_flip",
+    "augment.jitter_probability",
+    "augment.solarize",
+    "log.wandb",
+    "log.mlflow",
+    "log.report",
+    "train.spike_sigmas",
+    "train.flops",
+    "evaluate.probe",
+    "evaluate.probe_every",
+    "evaluate.tta",
+    "evaluate.knn_temperature",
+    "evaluate.knn_neighbours",
+    "init.mimetic",
+    "init.whitening",
+    "optim.cooldown",
+    "optim.muon",
+    "optim.muon_per_head",
+    "optim.cautious",
+    "optim.lr_factors",
+]  # fields that came later
 FORMER = [spec for spec in SPECS if "budget.py" not in spec]  # the others have what no old form has
 
 
