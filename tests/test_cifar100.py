@@ -73,7 +73,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("arg", rest_is_slow(["", "vit", "resnet"]))
+@pytest.mark.parametrize("arg", rest_is_slow(["", "vit", "resnet"], 0))
 def test_from_the_archive_to_the_result(arg, tmp_path, data_dir, capsys):
     already = (data_dir / "cifar100").exists()
     few = ("train.steps=2", "train.batch_size=8")

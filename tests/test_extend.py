@@ -154,6 +154,7 @@ def test_settings_that_an_optimizer_reads_may_be_set():
     config.check_effect([config.from_dict({"optim": {"name": "silent"}}, flags)], flags)
 
 
+@pytest.mark.slow
 def test_a_task_without_labels_resumes_bit_for_bit(folder, tmp_path, monkeypatch):
     whole, _ = train(tmp_path / "whole", folder, "rotation", "train.steps=4")
     with monkeypatch.context() as patch:

@@ -65,10 +65,12 @@ def test_of_all_products_dots_computes_only_the_logits_again(scan):
     assert products("full") - products("none") > depth * 2 * N * tokens * 3 * width * width
 
 
+@pytest.mark.slow
 def test_each_policy_needs_less(needed):
     assert needed["none"] > 1.2 * needed["dots"] > 1.2 * needed["full"] > 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "chosen"),
     [

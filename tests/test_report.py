@@ -79,7 +79,7 @@ def test_the_weights_that_a_run_starts_from_decide_the_size(rows, tmp_path_facto
     "more",
     [
         pytest.param([], marks=pytest.mark.slow),
-        HOST_CROP,
+        pytest.param(HOST_CROP, marks=pytest.mark.slow),
         pytest.param(["data.repeats=3", "train.accumulate=4"], marks=pytest.mark.slow),
     ],
     ids=str,

@@ -64,6 +64,7 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(tmp_path, tmp_path_fa
     tiny.assert_same_run(tmp_path, tiny.finished(tmp_path_factory, "vit", override))
 
 
+@pytest.mark.slow
 def test_streamed_and_kept_on_the_host_are_the_same_run(tmp_path_factory):
     runs = [tiny.finished(tmp_path_factory, "vit", f"data.cache={cache}") for cache in ("none", "host")]
     tiny.assert_same_run(*runs)

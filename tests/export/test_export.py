@@ -39,6 +39,7 @@ def test_a_scanned_model_comes_back_in_each_format(vit, form, tmp_path):
     assert again.about.loss == "softmax" and again.about.output == "logits" and again.about.step == 17
 
 
+@pytest.mark.slow
 def test_onnx_with_preprocessing_takes_pixels_and_holds_its_labels(tmp_path):
     import onnxruntime
 

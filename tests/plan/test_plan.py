@@ -351,7 +351,7 @@ def test_every_part_of_the_memory_is_in_the_total():
     assert {f.name for f in dataclasses.fields(Memory)} == {*parts, "state", "capacity"}
 
 
-@pytest.mark.parametrize("scan", rest_is_slow([False, True]))
+@pytest.mark.parametrize("scan", rest_is_slow([False, True], 0))
 def test_fsdp_adds_up_gradients_not_activations(scan):
     """Left alone, XLA computes all images on every device with a part of the width, and adds up activations."""
     model = models.settings(

@@ -97,6 +97,7 @@ def test_the_devices_do_not_change_the_losses(state, one_device, mesh, split):
     assert len(kernel.addressable_shards) == np.prod(list(mesh.values()))
 
 
+@pytest.mark.slow
 def test_scan_changes_nothing_for_any_optimizer(state, noisy_step):
     scanned_step = compiled(create(NOISY | {"scan": True}), ema_decay=0.9)
     scanned = start(trees.stack_layers(state.params))

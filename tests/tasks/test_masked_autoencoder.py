@@ -193,6 +193,7 @@ def test_a_finished_run_is_evaluated_whole(finished):
     assert found["test/loss"] == pytest.approx(tiny.result(finished)["test/loss"], rel=1e-5) and found["images"] == 360
 
 
+@pytest.mark.slow
 def test_the_encoder_starts_a_fine_tuning_run_and_gives_features(finished, tmp_path):
     predictor = inference.load(finished)
     assert predictor.class_names == () and predictor.features(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2, 8)

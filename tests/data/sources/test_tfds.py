@@ -184,6 +184,7 @@ assert not jax._src.xla_bridge.backends_are_initialized(), "a device was touched
 """
 
 
+@pytest.mark.slow
 @needs_prepared
 def test_reading_needs_no_tensorflow_no_network_no_device_and_says_nothing():
     done = subprocess.run([sys.executable, "-c", QUIET, str(PREPARED)], capture_output=True, text=True)
