@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def keep_compiled() -> Path:
     programs compiled for a processor's instructions are useless on another that shares the home directory. The folder
     may be deleted at any time; JAX_ENABLE_COMPILATION_CACHE=false uses none.
     """
+    # A process that is killed may leave half a program there, which JAX compiles again and warns of at each start.
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

@@ -90,7 +90,7 @@ def test_the_command(tmp_path, tmp_path_factory, capsys):
 def test_int8_keeps_the_accuracy_on_real_images(tmp_path, tmp_path_factory):
     """A ViT of Fashion-MNIST, trained for a few steps: 8 bits cost it less than a point on 500 test images."""
     given = ("data.name=fashion_mnist", f"data.data_dir={REAL_DATA}", "model.width=32", "model.mlp_dim=64")
-    more = ("model.patch_size=7", "train.steps=60", "optim.lr=3e-3", "augment.flip=0", "train.accumulate=1")
+    more = ("model.patch_size=7", "train.steps=240", "optim.lr=3e-3", "augment.flip=0", "train.accumulate=1")
     run = tiny.finished(tmp_path_factory, "vit", *given, *more)
     from vit_jax.export import compare
 
