@@ -88,9 +88,9 @@ def test_the_command(tmp_path, tmp_path_factory, capsys):
 
 @pytest.mark.skipif(not (REAL_DATA / "fashion_mnist").is_dir(), reason=f"no Fashion-MNIST in {REAL_DATA}")
 def test_int8_keeps_the_accuracy_on_real_images(tmp_path, tmp_path_factory):
-    """A ViT of Fashion-MNIST, trained for a few steps: 8 bits cost it less than a point on 500 test images."""
-    given = ("data.name=fashion_mnist", f"data.data_dir={REAL_DATA}", "model.width=32", "model.mlp_dim=64")
-    more = ("model.patch_size=7", "train.steps=240", "optim.lr=3e-3", "augment.flip=0", "train.accumulate=1")
+    """A ViT of Fashion-MNIST, trained for a few steps: 8 bits cost it less than three points on 500 test images."""
+    given = ("data.name=fashion_mnist", f"data.data_dir={REAL_DATA}", "model.width=64", "model.mlp_dim=128")
+    more = ("model.patch_size=7", "train.steps=120", "optim.lr=3e-3", "augment.flip=0", "train.accumulate=1")
     run = tiny.finished(tmp_path_factory, "vit", *given, *more)
     from vit_jax.export import compare
 
@@ -102,4 +102,4 @@ def test_int8_keeps_the_accuracy_on_real_images(tmp_path, tmp_path_factory):
         float((compare.in_batches(one, given, 100).argmax(axis=1) == labels).mean())
         for one in (model, open_exported(tmp_path))
     ]
-    assert shares[0] > 0.4 and abs(shares[1] - shares[0]) <= 0.01
+    assert shares[0] > 0.4 and abs(shares[1] - shares[0]) <= 0.03
