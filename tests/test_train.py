@@ -105,7 +105,7 @@ def test_a_killed_run_ends_as_one_that_is_not(tmp_path, finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", ["none"])
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path, tmp_path_factory, cache):
     override = f"data.cache={cache}"
     began = time.monotonic()
