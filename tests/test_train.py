@@ -20,7 +20,6 @@ from vit_jax.data import Loader
 from vit_jax.train import loop
 from vit_jax.workdir import Workdir
 
-CACHES = ("device", "host", "none")
 DRIVER = """
 import time
 from vit_jax import command, log, main
