@@ -211,7 +211,7 @@ def test_small_crops_that_no_patches_fill_and_crops_by_augment_are_refused():
 
 def stepped(task, batch, constants, mesh=None, **options):
     """The state after two steps of plain gradient descent, and the metrics of the second."""
-    tx = optax.identity()
+    tx = optax.sgd(0.1)
     train_step = step.make_train_step(task, tx, lambda count, steps: 0.1, seed=5, total_steps=9, **options)
     state = step.init_state(task, tx, 0, ema=False)
     if mesh is None:
@@ -237,7 +237,7 @@ def test_devices_parts_caches_and_scans_give_the_same_step():
     def close(found):
         assert trees.names(found) == trees.names(expected)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1, np.abs(b).max()))
 
     close(stepped(task, BATCH, {}, sharding.make_mesh(sharding.Settings(), jax.devices()[:4]))[0])
     close(stepped(task, BATCH, {}, accumulate=2)[0])
