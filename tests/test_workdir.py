@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import REPOSITORY
-from vit_jax import augment, config, evaluate, inference, manifest, models
+from vit_jax import augment, config, evaluate, inference, manifest, models, train
 from vit_jax import workdir as workdir_module
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing, open_data
@@ -176,6 +176,12 @@ def test_a_start_puts_the_copy_in_the_place_of_what_is_damaged(copied, finished)
     assert tiny.start(copied.path, "cnn")[0] == 0
     assert copied.labels_file.read_bytes() == (finished / "labels.json").read_bytes()
     assert (copied.path / "labels.json.damaged").read_bytes() == damaged
+
+
+def test_a_run_that_lost_its_configuration_is_not_taken_for_one_of_another(copied):
+    copied.config_file.unlink()
+    with pytest.raises(UserError, match=r"holds a run of another configuration: optim.lr \(0.03 there, 0.5 now\)"):
+        train.check_workdir(config.load(tiny.spec("cnn"), ["optim.lr=0.5"]), copied)
 
 
 def test_a_digit_that_changed_is_told_wherever_it_is(copied):

@@ -124,7 +124,7 @@ def check_workdir(given: Config, workdir: Workdir) -> dict[str, Any] | None:
     Raises `UserError` if its run is another one, or if it cannot hold a run.
     """
     refused = workdir.is_run() and not workdir.has_begun()
-    if workdir.config_file.exists() and not refused:
+    if (workdir.is_run() or workdir.config_file.exists()) and not refused:
         changed = config.differences(workdir.config(), given)
         if changed:
             fields = ", ".join(f"{key} ({before} there, {after} now)" for key, (before, after) in changed.items())
