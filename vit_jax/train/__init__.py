@@ -115,6 +115,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
         "device": sharding.device_name(experiment.mesh),
         "parameters": trees.count(experiment.abstract_state.params),
         "flops_per_image": experiment.flops_per_image,
+        "flops_per_step": experiment.flops_per_step,
     }
 
 
