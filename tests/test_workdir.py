@@ -236,6 +236,16 @@ def test_lines_that_follow_what_is_proven_are_read_and_changed_ones_are_told(tmp
     assert len(workdir.metrics()) == 2
 
 
+def test_a_log_that_was_removed_and_has_grown_longer_is_proven_as_it_is(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.metrics_file.write_text('{"step": 1, "x": 2}\n')
+    workdir.write_progress(1, {})
+    workdir.metrics_file.rename(tmp_path / "before")
+    workdir.metrics_file.write_text('{"step": 2, "x": 3}\n{"step": 3, "x": 4}\n')
+    workdir.write_progress(3, {})
+    assert [line["step"] for line in workdir.metrics()] == [2, 3]
+
+
 def test_a_run_whose_result_is_lost_only_evaluates_again(copied):
     before = copied.result()
     copied.result_file.unlink()
