@@ -33,6 +33,19 @@ def test_sam_computes_twice_as_much_and_patches_left_out_nothing():
     assert steps(sam_rho=0.1) == pytest.approx(plain / 2, abs=1) and steps(patch_dropout=0.5) > 1.3 * plain
 
 
+def test_self_distillation_counts_every_crop_of_the_student():
+    vit = {"name": "vit", "patch_size": (4,), "width": 8, "depth": 2, "mlp_dim": 12, "num_heads": 2}
+    small = {"outputs": 8, "hidden_width": 8, "bottleneck": 4, "local_size": (4,)}
+
+    def flops(crops: int) -> tuple[int, int]:
+        task = {"name": "self_distillation", "local_crops": crops, **small}
+        found = set_up(config.from_dict({"model": vit, "task": task, "data": {"name": "digits"}}), described=True)
+        return found.flops_per_step / found.config.train.batch_size / 3, found.flops_per_image
+
+    (large, whole), (with_small, _) = flops(0), flops(6)
+    assert large == 2 * whole and large < with_small < 5 * whole  # a small crop is a patch, of four
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -43,7 +43,6 @@ def test_a_second_start_is_refused_and_names_the_first(tmp_path):
     [
         {"pid": ENDED.pid},
         {"started": "7"},  # the process id is another process's by now
-        {"boot": "of last week"},
     ],
 )
 def test_what_a_dead_process_left_is_taken(tmp_path, holder):
@@ -64,7 +63,10 @@ def test_a_job_that_slurm_put_into_the_queue_again_takes_its_own(tmp_path, monke
         pass
 
 
-@pytest.mark.parametrize("content", [{"host": "another"}, {"processes": "of another container"}, None])
+@pytest.mark.parametrize(
+    "content",
+    [{"host": "another"}, {"processes": "of another container"}, {"boot": "of a machine of the same name"}, None],
+)
 def test_a_holder_on_another_machine_lives_while_its_stamp_changes(tmp_path, soon, content):
     path = tmp_path / lock.FILE
     path.write_text("") if content is None else write(tmp_path, **content)
@@ -92,21 +94,33 @@ def test_a_holder_that_was_taken_for_dead_learns_it(tmp_path, monkeypatch):
     assert (tmp_path / lock.FILE).exists(), "it is another process's"
 
 
-def test_a_lock_that_changed_in_the_meantime_stays(tmp_path, monkeypatch):
-    """Of two starts that find the same dead holder the second one finds the lock of the first."""
-    write(tmp_path, pid=ENDED.pid)
+@pytest.mark.parametrize("released", [False, True], ids=["dead", "released"])
+def test_a_lock_that_changed_in_the_meantime_stays(tmp_path, monkeypatch, released):
+    """Of two starts that find the same dead holder, or the same end of one, the second finds the lock of the first."""
+    write(tmp_path, pid=ENDED.pid, token="of the dead")
     real, read = lock._await_end, []
 
     def another_is_faster(path):
-        real(path)
+        if not read and released:
+            path.unlink()
+        gone = real(path)
         if not read:
-            read.append(1)
+            read.append(gone)
             write(tmp_path)
+        return gone
 
     monkeypatch.setattr(lock, "_await_end", another_is_faster)
-    monkeypatch.setattr(lock, "_remove", lambda path: None)
     with pytest.raises(UserError, match="is in use"), lock.held(tmp_path):
         pass
+    assert json.loads((tmp_path / lock.FILE).read_text())["token"] == "theirs"
+
+
+def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path):
+    with lock.held(tmp_path) as mine:
+        content = mine.path.read_text()
+        mine.path.write_text("")
+        assert mine.is_held()
+        mine.path.write_text(content)
 
 
 def test_a_folder_that_cannot_hold_it_is_told(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import REPOSITORY
-from vit_jax import augment, config, evaluate, inference, manifest, models
+from vit_jax import augment, config, evaluate, inference, manifest, models, train
 from vit_jax import workdir as workdir_module
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing, open_data
@@ -178,6 +178,12 @@ def test_a_start_puts_the_copy_in_the_place_of_what_is_damaged(copied, finished)
     assert (copied.path / "labels.json.damaged").read_bytes() == damaged
 
 
+def test_a_run_that_lost_its_configuration_is_not_taken_for_one_of_another(copied):
+    copied.config_file.unlink()
+    with pytest.raises(UserError, match=r"holds a run of another configuration: optim.lr \(0.03 there, 0.5 now\)"):
+        train.check_workdir(config.load(tiny.spec("cnn"), ["optim.lr=0.5"]), copied)
+
+
 def test_a_digit_that_changed_is_told_wherever_it_is(copied):
     reads = {"result.json": copied.result, "progress.json": copied.progress, "starts.json": copied.starts}
     for name, read in reads.items():
@@ -228,6 +234,16 @@ def test_lines_that_follow_what_is_proven_are_read_and_changed_ones_are_told(tmp
         workdir.metrics()
     workdir.cut_metrics()
     assert len(workdir.metrics()) == 2
+
+
+def test_a_log_that_was_removed_and_has_grown_longer_is_proven_as_it_is(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.metrics_file.write_text('{"step": 1, "x": 2}\n')
+    workdir.write_progress(1, {})
+    workdir.metrics_file.rename(tmp_path / "before")
+    workdir.metrics_file.write_text('{"step": 2, "x": 3}\n{"step": 3, "x": 4}\n')
+    workdir.write_progress(3, {})
+    assert [line["step"] for line in workdir.metrics()] == [2, 3]
 
 
 def test_a_run_whose_result_is_lost_only_evaluates_again(copied):

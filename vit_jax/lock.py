@@ -38,7 +38,7 @@ class Lock:
     def is_held(self) -> bool:
         """Whether no other process took it, as one does that takes this one for dead."""
         holder = _read(self.path)
-        return holder is None or holder.get("token") == self._token  # the folder may be gone for a moment
+        return not holder or holder.get("token") == self._token  # the folder may be gone for a moment, or unreadable
 
     def release(self) -> None:
         self._ended.set()
@@ -75,8 +75,7 @@ def _take(folder: Path) -> Lock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while not _create(path, {**_this_process(), "token": token}):
-            _await_end(path)
-            _remove(path)
+            _remove(path, _await_end(path))
     except OSError as error:
         raise UserError(f"cannot write to --workdir {folder}: {error.strerror}; give another one") from error
     return Lock(path, token)
@@ -97,11 +96,14 @@ def _create(path: Path, holder: Mapping[str, Any]) -> bool:
     return True
 
 
-def _await_end(path: Path) -> None:
-    """Returns once the holder is gone; raises `UserError` if it lives."""
+def _await_end(path: Path) -> dict[str, Any] | None:
+    """The holder, once it is gone; None if it let go by itself. Raises `UserError` if it lives."""
     holder = _read(path)
+    if holder == {}:  # it may be just made
+        time.sleep(LOOK_SECONDS)
+        holder = _read(path)
     if holder is None:
-        return
+        return None
     alive = _is_alive(holder)
     if alive is None:
         alive = _beats(path)
@@ -112,15 +114,17 @@ def _await_end(path: Path) -> None:
         )
     text = "the training in %s by process %s on %s did not end in order: this one takes its place"
     logging.getLogger(__name__).info(text, path.parent, holder.get("pid"), holder.get("host"))
+    return holder
 
 
-def _remove(path: Path) -> None:
-    """Takes a lock away that nobody holds; of several starts at once only one finds it."""
+def _remove(path: Path, gone: Mapping[str, Any] | None) -> None:
+    """Takes the lock of a holder that is gone away. Another one stays: that of a start that was faster."""
+    if gone is None or _read(path) != gone:
+        return
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     with contextlib.suppress(FileNotFoundError):
-        before = _read(path)
         os.rename(path, aside)
-        if _read(aside) != before:  # another start was faster: this is its lock
+        if _read(aside) != gone:  # another start was faster since: this is its lock
             with contextlib.suppress(OSError):
                 os.link(aside, path)
         aside.unlink()
@@ -131,10 +135,8 @@ def _is_alive(holder: Mapping[str, Any]) -> bool | None:
     me = _this_process()
     if me["job"] and me["job"] == holder.get("job") and me["restarts"] > int(holder.get("restarts") or 0):
         return False  # SLURM ended this job before it put it into the queue again
-    if not me["started"] or any(holder.get(key) != me[key] for key in ("host", "processes")):
-        return None
-    if holder.get("boot") != me["boot"]:
-        return False
+    if not me["started"] or any(holder.get(key) != me[key] for key in ("host", "processes", "boot")):
+        return None  # the name of a machine may be that of others, too
     return _started(holder.get("pid")) == holder.get("started")
 
 

@@ -7,6 +7,7 @@ a process is killed at, the file that is there has its proof.
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
-        self._prefixes: dict[str, tuple[Any, int]] = {}  # of files that grow: the checksum so far, and of how much
+        self._prefixes: dict[str, tuple[Any, int, int]] = {}  # of growing files: checksum so far, of how much, inode
 
     def proofs(self) -> dict[str, list[Proof]]:
         """By file name; {} without a manifest, and with a warning of one that is damaged."""
@@ -82,16 +83,17 @@ class Manifest:
 
     def _proof_of_file(self, path: Path) -> Proof:
         """Reads only what was added since it last did."""
-        checksum, done = self._prefixes.get(path.name, (hashlib.sha256(), 0))
-        if path.stat().st_size < done:
-            checksum, done = hashlib.sha256(), 0
+        checksum, done, inode = self._prefixes.get(path.name, (hashlib.sha256(), 0, 0))
         with path.open("rb") as file:
+            now = os.fstat(file.fileno())
+            if now.st_ino != inode or now.st_size < done:  # a file of its own: the former one was removed
+                checksum, done = hashlib.sha256(), 0
             file.seek(done)
             while chunk := file.read(2**20):
                 checksum.update(chunk)
                 done += len(chunk)
         if path.suffix == ".jsonl":
-            self._prefixes[path.name] = checksum.copy(), done
+            self._prefixes[path.name] = checksum.copy(), done, now.st_ino
         return {"bytes": done, "sha256": checksum.hexdigest()}
 
     def _update(self, changes: Mapping[str, list[Proof]]) -> None:

@@ -104,6 +104,12 @@ def test_values_out_of_range(override, expected):
         config.from_dict(config.default(), [override])
 
 
+@pytest.mark.parametrize("field", ["mimetic", "whitening"])
+def test_published_weights_leave_nothing_to_initialise(field):
+    with pytest.raises(UserError, match=f"init.{field}=True has no effect beside init.weights"):
+        config.from_dict({}, ["init.weights=a.npz", f"init.{field}=True"])
+
+
 def test_smoothed_labels_are_not_multi_hot():
     with pytest.raises(
         UserError, match=r"label_smoothing=0\.1 would make every class a target of task\.loss='multi_hot'"

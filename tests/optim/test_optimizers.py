@@ -76,7 +76,11 @@ def test_an_optimizer_can_be_added(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [*((name, {}) for name in EVERY), *((name, FINE_TUNING) for name in ("adamw", "lamb", "adafactor"))],
+    [
+        *((name, {}) for name in EVERY),
+        ("adamw", {"cautious": True}),
+        *((name, FINE_TUNING) for name in ("adamw", "lamb", "adafactor")),
+    ],
 )
 def test_stacked_layers_get_the_updates_of_separate_ones(name, fields):
     settings = dataclasses.replace(SETTINGS, name=name, clip_norm=1.0, **fields)

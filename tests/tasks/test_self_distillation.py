@@ -204,9 +204,14 @@ def test_values_out_of_range(fields, expected):
 def test_small_crops_that_no_patches_fill_and_crops_by_augment_are_refused():
     with pytest.raises(UserError, match="is no multiple of model.patch_size"):
         task_of(local_size=(6, 4))
-    parts = tasks.Parts(TASK.parts.model, SHAPE, (), augment.Settings(crop_area=(0.2, 1.0)), VIEW)
-    with pytest.raises(UserError, match="this task crops by itself"):
-        tasks.create(tasks.settings("self_distillation", **SETTINGS), parts)
+    settings = tasks.settings("self_distillation", **SETTINGS)
+    for fields, expected in (
+        ({"crop_area": (0.2, 1.0)}, "crops by itself"),
+        ({"alternate_flip": True}, "mirrors each"),
+    ):
+        parts = tasks.Parts(TASK.parts.model, SHAPE, (), augment.Settings(**fields), VIEW)
+        with pytest.raises(UserError, match=expected):
+            tasks.create(settings, parts)
 
 
 def stepped(task, batch, constants, mesh=None, **options):

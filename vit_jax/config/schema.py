@@ -171,6 +171,9 @@ def validate(config: Config) -> None:
     _check_train(config.train, config.data.repeats)
     if config.init.head == "keep" and not config.init.weights:
         raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
+    if config.init.weights and (config.init.whitening or config.init.mimetic):
+        field = "whitening" if config.init.whitening else "mimetic"
+        raise UserError(f"init.{field}=True has no effect beside init.weights, which start in its place; leave one out")
     _check_reports(config)
 
 

@@ -36,7 +36,8 @@ def dirac(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32)
 class Whitening(nn.Module):
     """Patches of `size` pixels, one a pixel, seen along their principal axes: each axis twice, with both signs.
 
-    The kernel is random at first. `init.whitening` fills it from the training images and keeps it: see `whiten`.
+    The kernel is random at first. `init.whitening` fills it from the training images (see `whiten`); with
+    `optim.freeze` it stays so.
     """
 
     size: int

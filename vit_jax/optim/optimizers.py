@@ -41,16 +41,20 @@ def adamw(settings: Settings) -> list[optax.GradientTransformation]:
 
 
 def cautious(direction: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The direction without the numbers whose sign is not the gradient's; the others grow by as much as is left out."""
+    """The direction without the numbers whose sign is not the gradient's; the others grow by as much as is left out.
+
+    Of stacked layers each by itself.
+    """
 
     def update(gradients: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         directions, state = direction.update(gradients, state, params)
 
-        def agreeing(u: jax.Array, g: jax.Array) -> jax.Array:
+        def agreeing(name: str, u: jax.Array, g: jax.Array) -> jax.Array:
             agrees = (u * g > 0).astype(u.dtype)
-            return u * agrees / jnp.maximum(agrees.mean(), 1e-3)
+            of_layer = tuple(range(int(trees.is_stacked(name)), u.ndim))
+            return u * agrees / jnp.maximum(agrees.mean(axis=of_layer, keepdims=True), 1e-3)
 
-        return jax.tree.map(agreeing, directions, gradients), state
+        return trees.map_with_name(agreeing, directions, gradients), state
 
     return optax.GradientTransformation(direction.init, update)
 

@@ -150,6 +150,11 @@ class Task:
         self.module: nn.Module = parts.model  # all that has gradients: the backbone and what stands on it
         self.constants: Mapping[str, PyTree] = {}  # arrays that the loss reads and no step changes
 
+    @property
+    def seen(self) -> Sequence[tuple[int, int, int]]:
+        """The shapes of what the model sees of each training image, for the operations of a step."""
+        return (self.parts.image_shape,)
+
     @classmethod
     def check(cls, settings: Any, model: Mapping[str, Any], distill: Distill) -> None:
         """Raises `UserError` where the settings do not fit the config group `model`; touches no device."""

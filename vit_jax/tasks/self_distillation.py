@@ -6,7 +6,7 @@ average of the student, and what evaluation, probes and later commands read.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -114,11 +114,21 @@ class SelfDistillation(Task):
                 f"augment.crop_area={parts.augment.crop_area}: this task crops by itself; leave it at (), and set "
                 "task.global_area and task.local_area"
             )
+        if parts.augment.alternate_flip:
+            raise UserError(
+                "augment.alternate_flip=True: this task mirrors each crop by itself; set augment.flip=0.5 instead"
+            )
         patch = square(parts.model.patch_size)
         if settings.local_crops and any(a % b for a, b in zip(square(settings.local_size), patch, strict=True)):
             raise UserError(
                 f"task.local_size={settings.local_size} is no multiple of model.patch_size={patch}; choose one"
             )
+
+    @property
+    def seen(self) -> Sequence[tuple[int, int, int]]:
+        """The shapes of a student's crops."""
+        small = (*square(self.settings.local_size), self.parts.image_shape[2]) if self.settings.local_crops else ()
+        return (self.parts.image_shape,) * GLOBAL + (small,) * self.settings.local_crops
 
     @classmethod
     def check(cls, settings: "SelfDistillation.Settings", model: Mapping[str, Any], distill: Distill) -> None:

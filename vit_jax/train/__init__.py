@@ -115,6 +115,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
         "device": sharding.device_name(experiment.mesh),
         "parameters": trees.count(experiment.abstract_state.params),
         "flops_per_image": experiment.flops_per_image,
+        "flops_per_step": experiment.flops_per_step,
     }
 
 
@@ -124,7 +125,7 @@ def check_workdir(given: Config, workdir: Workdir) -> dict[str, Any] | None:
     Raises `UserError` if its run is another one, or if it cannot hold a run.
     """
     refused = workdir.is_run() and not workdir.has_begun()
-    if workdir.config_file.exists() and not refused:
+    if (workdir.is_run() or workdir.config_file.exists()) and not refused:
         changed = config.differences(workdir.config(), given)
         if changed:
             fields = ", ".join(f"{key} ({before} there, {after} now)" for key, (before, after) in changed.items())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -325,12 +326,13 @@ def flops_per_image(module: nn.Module, shape: tuple[int, int, int], *, train: bo
 
 
 def flops_per_step(config: Config, task: tasks.Task) -> int:
-    """Of a training step, as papers count: three forward passes for an image, six with SAM.
+    """Of a training step, as papers count: three forward passes for an image, or each of its crops, six with SAM.
 
     The forward pass is that of evaluation, but with patches left out where training leaves them out. Recomputation, a
     teacher, augmentation and the optimizer do not count.
     """
-    forward = flops_per_image(task.module, task.parts.image_shape, train=getattr(task.module, "patch_dropout", 0) > 0)
+    drops = getattr(task.module, "patch_dropout", 0) > 0
+    forward = sum(n * flops_per_image(task.module, shape, train=drops) for shape, n in Counter(task.seen).items())
     return (6 if config.optim.sam_rho else 3) * forward * config.train.batch_size
 
 

@@ -10,7 +10,7 @@ from vit_jax.train.experiment import Experiment
 from vit_jax.train.start import Arrays
 
 KERNEL = "whitening/conv/kernel"
-IMAGES = 2000  # that the axes are computed from, evenly spaced
+IMAGES, PIXELS = 2000, 2**23  # that the axes are computed from at most; the images are evenly spaced
 
 
 def arrays_of_images(experiment: Experiment) -> Arrays:
@@ -27,7 +27,9 @@ def arrays_of_images(experiment: Experiment) -> Arrays:
             "model 'conv_stem' or 'whitened_cnn' with model.whitening=2, or set init.whitening to False"
         )
     split = experiment.loader.split
-    spaced = np.unique(np.linspace(0, len(split) - 1, IMAGES).astype(int))
+    height, width, _ = experiment.task.parts.image_shape
+    count = min(IMAGES, max(1, PIXELS // (height * width)))
+    spaced = np.unique(np.linspace(0, len(split) - 1, count).astype(int))
     images = augment.eval_view(
         experiment.task.parts.augment, jnp.asarray(split.read(spaced, fields=["image"])["image"])
     )

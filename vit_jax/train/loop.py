@@ -233,11 +233,11 @@ class Trainer:
             raise UserError(self.diverged(at, in_a_row))
 
     def diverged(self, at: int, in_a_row: int) -> str:
-        """What happened, and which images the first of the steps had that went wrong; a file has those of all."""
+        """What happened, and the images of the first step that went wrong; a file has those of the next ones, too."""
         settings, first = self.experiment.config, at - in_a_row + 1
         images = {
             step: self.loader.images_of(settings.seed, step - 1, settings.train.batch_size)
-            for step in range(first, min(at, first + SHOWN_STEPS) + 1)
+            for step in range(first, min(at, first + SHOWN_STEPS - 1) + 1)
         }
         if self.active:
             self.saver.write_bad_batches(images)
@@ -245,8 +245,8 @@ class Trainer:
         shown = ", ".join(images[first][:3])
         return (
             f"the last {in_a_row} gradients up to step {at} were not finite{spiked}: training has diverged. It began "
-            f"at step {first} with the images {shown} ... ({self.workdir.bad_batches_file} has all); "
-            "lower optim.lr, lengthen the warm-up or set optim.clip_norm=1"
+            f"at step {first} with the images {shown} ... (all, and those of the next steps: "
+            f"{self.workdir.bad_batches_file}); lower optim.lr, lengthen the warm-up or set optim.clip_norm=1"
         )
 
     def validate_and_save(self, at: int, state: PyTree, window: Sequence[dict[str, Any]]) -> None:
