@@ -41,6 +41,7 @@ TELLS = re.compile(r"error: |damaged|cannot be read|missing|changed|unchecked")
 NOW = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 TIMED = {"seconds", "images_per_second", "energy_kwh", "workdir", "config"}
 CONFIG = tiny.spec("cnn")
+OPTIONS = {"num_cpu_devices": 1, "disable_most_optimizations": True, "persistent_cache_min_compile_time_secs": 0}
 COLUMNS = ("damages", "said", "harmless", "silent", "traceback")
 
 
@@ -87,7 +88,7 @@ class Flips:
             except UserError as mistake:
                 text.write(f"error: {mistake}")
                 code = 2
-            except (Exception, SystemExit) as fault:
+            except (Exception, SystemExit):
                 traceback.print_exc()
         written = b"".join(file.read_bytes() for file in sorted(self.out.iterdir()))
         said = text.getvalue() + " ".join(re.findall(r"[^<>]* missing: ", written.decode(errors="replace")))
@@ -157,12 +158,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["JAX_NUM_CPU_DEVICES"] = "1"
-        options = {
-            "num_cpu_devices": 1,
-            "compilation_cache_dir": f"{folder}/cache",
-            "persistent_cache_min_compile_time_secs": 0,
-        }
-        for name, value in {**options, "disable_most_optimizations": True}.items():
+        for name, value in {**OPTIONS, "compilation_cache_dir": f"{folder}/cache"}.items():
             jax.config.update(f"jax_{name}", value)
         counts = Flips(Path(folder)).damage(flags.n, random.Random(flags.seed))
     print(as_table(counts))
