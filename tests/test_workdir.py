@@ -198,6 +198,14 @@ def test_a_digit_that_changed_is_told_wherever_it_is(copied):
         copied.check(copied.predictions_file)
 
 
+def test_the_next_start_says_that_the_notes_of_the_former_ones_are_damaged(copied, caplog):
+    flip(copied.starts_file)
+    damaged = copied.starts_file.read_bytes()
+    copied.write_start({})
+    assert "starts.json cannot be read" in caplog.text and "it is now starts.json.damaged" in caplog.text
+    assert len(copied.starts()) == 1 and (copied.path / "starts.json.damaged").read_bytes() == damaged
+
+
 def test_a_manifest_that_is_damaged_is_told_and_a_newer_one_refused(copied, caplog):
     flip(copied.manifest_file)
     assert copied.result()["steps"] == 23 and "checksums.json is damaged" in caplog.text

@@ -233,8 +233,12 @@ class Workdir:
             **facts,
         }
         before = []
-        with contextlib.suppress(UserError):  # a run does not end for a damaged note
+        try:
             before = self.starts()
+        except UserError as fault:  # a run does not end for a damaged note
+            kept = self.starts_file.with_name(f"{self.starts_file.name}.damaged")
+            os.replace(self.starts_file, kept)
+            logging.getLogger(__name__).warning("%s; it is now %s, and notes begin anew", fault, kept.name)
         self.manifest.write(self.starts_file, json.dumps([*before, start], indent=1) + "\n")
 
     def write_progress(self, step: int, facts: Mapping[str, Any]) -> None:

@@ -126,7 +126,7 @@ def test_a_page_that_names_no_table_of_ours_is_refused() -> None:
         tables.fill(text, {"y": ""})
 
 
-RELIABILITY = ("chaos", "disturbed", "fuzz")
+RELIABILITY = ("chaos", "disturbed", "flips", "fuzz")
 
 
 def test_benchmarks_stay_small_and_name_no_place() -> None:

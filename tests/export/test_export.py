@@ -15,6 +15,7 @@ from vit_jax.data import Preprocessing
 from vit_jax.export import About, Differs, compare, export, find_trained, formats, open_exported
 from vit_jax.export import command as exporting
 from vit_jax.export.about import from_json, side_file
+from vit_jax.export.graph import make_graph
 
 pytest.importorskip("jax2onnx", reason="the extra [onnx] is not installed")
 
@@ -37,6 +38,13 @@ def test_a_scanned_model_comes_back_in_each_format(vit, form, tmp_path):
     assert about["class_names"] == list(NAMES) and about["mean"] == [0.5, 0.4, 0.3] and about["resize"] == [32, 48]
     assert about["view"]["size"] == [20, 30] and about["input_shape"] == [32, 48, 3] and about["dtype"] == "float32"
     assert again.about.loss == "softmax" and again.about.output == "logits" and again.about.step == 17
+
+
+def test_the_safetensors_of_a_model_are_the_same_bytes_each_time():
+    """As the library saves it, the order of the metadata is random."""
+    model = trained("cnn")
+    graph = make_graph(model)
+    assert len({formats.safetensors(graph, model) for _ in range(12)}) == 1
 
 
 @pytest.mark.slow

@@ -115,7 +115,17 @@ def safetensors(graph: Graph, trained: Trained) -> bytes:
         for name, leaf in zip(trees.names(graph.variables), jax.tree.leaves(graph.variables), strict=True)
     }
     metadata = {ABOUT: graph.about.to_json(), MODEL: json.dumps(trained.predictor.config.model)}
-    return numpy.save(arrays, metadata)
+    return _in_order(numpy.save(arrays, metadata))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The safetensors file with its metadata in order: as it is saved their order is random, so equal models differ."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # arrays are aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 BYTES: dict[str, Callable[[Graph, Trained], bytes]] = {"onnx": onnx, "stablehlo": stablehlo, "safetensors": safetensors}
