@@ -289,7 +289,10 @@ def same(workdir: Path, expected: Path) -> bool:
     """Whether two runs ended with the same arrays, log lines and test metrics."""
     ours, theirs = (json.loads((path / "result.json").read_text()) for path in (workdir, expected))
     tests = [{k: v for k, v in found.items() if k.startswith("test/")} for found in (ours, theirs)]
-    logs = [[without_times(json.loads(line)) for line in (p / "metrics.jsonl").open()] for p in (workdir, expected)]
+    logs = [
+        [without_times(json.loads(line)) for line in (p / "metrics.jsonl").read_text().splitlines()]
+        for p in (workdir, expected)
+    ]
     return tests[0] == tests[1] and logs[0] == logs[1] and arrays_equal(workdir, expected)
 
 
