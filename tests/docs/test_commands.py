@@ -60,6 +60,7 @@ PARSED_ONLY = {
     "train --config configs/camvid.py": "the images are not here",
     "evaluate --workdir runs/camvid-fpn": "the same",
     "predict --workdir runs/camvid-fpn": "the same",
+    "serve --workdir runs/digits": "it serves until it is stopped; tests/serve starts and stops it",
     "plan --config configs/imagenet.py": "wants the compilers of TPUs and GPUs, and minutes; tests/plan has small ones",
     "plan --config configs/scaling.py": "wants the compiler of TPUs, and minutes",
 }
