@@ -61,6 +61,7 @@ PARSED_ONLY = {
     "evaluate --workdir runs/camvid-fpn": "the same",
     "predict --workdir runs/camvid-fpn": "the same",
     "serve --workdir runs/digits": "it serves until it is stopped; tests/serve starts and stops it",
+    "report runs/a runs/b": "two runs of the reader",
     "plan --config configs/imagenet.py": "wants the compilers of TPUs and GPUs, and minutes; tests/plan has small ones",
     "plan --config configs/scaling.py": "wants the compiler of TPUs, and minutes",
 }
