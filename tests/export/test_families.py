@@ -88,18 +88,18 @@ def test_the_command(tmp_path, tmp_path_factory, capsys):
 
 @pytest.mark.skipif(not (REAL_DATA / "fashion_mnist").is_dir(), reason=f"no Fashion-MNIST in {REAL_DATA}")
 def test_int8_keeps_the_accuracy_on_real_images(tmp_path, tmp_path_factory):
-    """A ViT of Fashion-MNIST, trained for a few steps: 8 bits cost it less than three points on 500 test images."""
+    """A ViT of Fashion-MNIST, trained for a few steps: 8 bits cost it less than a point on 2,000 test images."""
     given = ("data.name=fashion_mnist", f"data.data_dir={REAL_DATA}", "model.width=64", "model.mlp_dim=128")
     more = ("model.patch_size=7", "train.steps=120", "optim.lr=3e-3", "augment.flip=0", "train.accumulate=1")
     run = tiny.finished(tmp_path_factory, "vit", *given, *more)
     from vit_jax.export import compare
 
     model = find_trained(inference.load(run), Workdir(run))
-    given, labels = compare.split(model.predictor.config, model.predictor.preprocessing, "test", 500)
+    given, labels = compare.split(model.predictor.config, model.predictor.preprocessing, "test", 2000)
     flags = ["--workdir", str(run), "--format", "onnx", "--out", str(tmp_path), "--quantize", "int8"]
     assert exporting.main(flags) == 0
     shares = [
         float((compare.in_batches(one, given, 100).argmax(axis=1) == labels).mean())
         for one in (model, open_exported(tmp_path))
     ]
-    assert shares[0] > 0.4 and abs(shares[1] - shares[0]) <= 0.03
+    assert shares[0] > 0.4 and abs(shares[1] - shares[0]) <= 0.01
