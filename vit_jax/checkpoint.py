@@ -59,6 +59,7 @@ class Checkpoints:
         self._manager = self._open()
         self._proving: threading.Thread | None = None  # computes checksums, while training goes on
         self.fault = ""  # why the last save, or the one before it, failed, of a run of one process
+        self._failed = False  # whether any save did
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -130,6 +131,8 @@ class Checkpoints:
         self.finish()
         with self._attempt():
             self._manager.close()
+        if self._failed:
+            self._remove_unfinished()
 
     def finish(self) -> None:
         """Waits until what is being written is complete, and has its checksums."""
@@ -165,10 +168,15 @@ class Checkpoints:
             self.fault = _reason(error)
             with contextlib.suppress(Exception):
                 self._manager.close()
-            for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            self._failed = True
+            self._remove_unfinished()
             with contextlib.suppress(OSError):
                 self._manager = self._open()
+
+    def _remove_unfinished(self) -> None:
+        """Orbax's threads may write on after a failure: what they make then goes at the end, or at the next start."""
+        for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _set_aside(self, step: int, damage: Damaged) -> None:
         log.warning("checkpoint %s is damaged (%s): going back to an older one", step, damage)
