@@ -10,11 +10,13 @@ from typing import Any
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["OMP_NUM_THREADS"] = "1"  # two workers, and whoever else computes here: threads that wait would spin
 CACHE = Path(tempfile.gettempdir()) / f"vit_jax-test-cache-{os.getuid()}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of commands that tests start, too
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402 - after the flags that it reads
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 # Machines that are busy with other work are slow, not wrong.
@@ -32,6 +34,17 @@ REAL_DATA = REPOSITORY.parent / "shared" / "tfds"  # prepared TFDS data sets of 
 def rest_is_slow(values: Iterable[Any], fast: int = 1) -> list[Any]:
     """The values of a parametrised test, of which only the first few are run by `make test`."""
     return [v if i < fast else pytest.param(v, marks=pytest.mark.slow) for i, v in enumerate(values)]
+
+
+# Rooms of tests whose functions take arrays: there shapes and types are checked at each call, which takes a third of
+# the time of tracing. Files that train whole runs call the same functions again.
+CHECKED = {"augment", "data", "explain", "inference", "metrics", "models", "ops", "report", "serve", "step", "tasks"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def annotations_are_checked(request: pytest.FixtureRequest) -> None:
+    """In the rooms that are named above; see `--jaxtyping-packages` in pyproject.toml."""
+    jaxtyping.config.update("jaxtyping_disable", request.path.parent.name not in CHECKED)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -124,43 +124,36 @@ def test_two_processes_train_as_one_does(tmp_path, alone):
     assert len(measured) == 5 and {key: found[key] for key in measured} == measured
 
 
+def stop(workdir: Path, to: str, number: signal.Signals) -> tuple[int, str, str]:
+    """Starts two processes, sends a signal to the launcher or to its second process while they train."""
+    before = len(losses(workdir)) if workdir.exists() else 0
+    launcher = launch(2, workdir)
+    wait_for_step(before + 15, workdir, launcher)
+    os.kill(launcher.pid if to == "all" else child(launcher, 1), number)
+    return end(launcher)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("to", "number", "code"), [("all", signal.SIGINT, 130), ("one", signal.SIGTERM, 143)])
-def test_a_signal_stops_both_at_the_same_step_and_one_process_goes_on(tmp_path, alone, to, number, code):
+def test_a_run_that_is_stopped_in_every_way_ends_as_one_that_is_not(tmp_path, alone):
+    """Signals stop both processes at the same step; a lost one ends the other; one process goes on alone."""
     workdir = tmp_path / "run"
-    launcher = launch(2, workdir)
-    wait_for_step(15, workdir, launcher)
-    os.kill(launcher.pid if to == "all" else child(launcher, 1), number)
-    stopped, output, errors = end(launcher)
-    assert stopped == code, errors
-    assert "and saved: the same command goes on from there" in output
-    last = len(losses(workdir))
-    assert last < SMALL["train.steps"] and (workdir / "checkpoints" / str(last)).is_dir()
+    for to, number, expected in ("all", signal.SIGINT, 130), ("one", signal.SIGTERM, 143):
+        code, output, errors = stop(workdir, to, number)
+        assert code == expected, errors
+        assert "and saved: the same command goes on from there" in output
+        last = len(losses(workdir))
+        assert last < SMALL["train.steps"] and (workdir / "checkpoints" / str(last)).is_dir()
+    for number, lost, expected in (signal.SIGKILL, 1, 137), (signal.SIGSTOP, 0, 134):  # who stands still is ended
+        code, _, errors = stop(workdir, "one", number)
+        assert code == expected
+        assert errors.splitlines()[-1] == (
+            f"process {lost} of 2 ended with exit code {expected}, the others were stopped; "
+            "the same command goes on from the last checkpoint"
+        )
     code, output, errors = train(1, workdir)
     assert code == 0, errors
-    assert f"resumed at step {last}" in output
-    assert_same_training(workdir, alone)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_process_ends_the_other_and_the_same_launch_goes_on(tmp_path, alone, number):
-    workdir = tmp_path / "run"
-    launcher = launch(2, workdir)
-    wait_for_step(15, workdir, launcher)
-    os.kill(child(launcher, 1), number)
-    code, _, errors = end(launcher)
-    lost = {signal.SIGKILL: (1, 137), signal.SIGSTOP: (0, 134)}[number]  # the one that stands still is ended
-    assert code == lost[1]
-    assert errors.splitlines()[-1] == (
-        f"process {lost[0]} of 2 ended with exit code {lost[1]}, the others were stopped; "
-        "the same command goes on from the last checkpoint"
-    )
-    code, output, errors = train(2, workdir)
-    assert code == 0, errors
-    assert "resumed at step 1" in output
+    assert "resumed at step " in output
     assert_same_training(workdir, alone)
 
 
