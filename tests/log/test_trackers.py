@@ -17,8 +17,10 @@ def write(workdir, name, at, **options):
     for step in (at + 1, at + 2):
         writer.write(step, {"train/loss": 1 / step, "train/lr": 0.5})
         writer.write(step, {"val/accuracy": step / 10})
-    writer.close()
-    log.write_pictures(workdir, at + 2, {"confusion": Image.new("L", (20, 10))}, tensorboard=False, trackers=[name])
+    writer.close("stopped")
+    log.write_pictures(
+        workdir, at + 2, {"confusion": Image.new("L", (20, 10))}, tensorboard=False, trackers=[name], ending="stopped"
+    )
 
 
 @pytest.mark.parametrize("name", trackers.TRACKERS)
@@ -59,5 +61,5 @@ def test_mlflow_keeps_metrics_and_pictures_in_one_run(tmp_path, monkeypatch):
     history = client.get_metric_history(number, "train/loss")
     assert [(point.step, point.value) for point in history] == [(step, 1 / step) for step in (1, 2, 3, 4)]
     found = client.get_run(number)
-    assert found.data.params == {"optim.lr": "0.5"} and found.info.status == "FINISHED"
+    assert found.data.params == {"optim.lr": "0.5"} and found.info.status == "KILLED"
     assert [file.path for file in client.list_artifacts(number)] == ["confusion-2.png", "confusion-4.png"]

@@ -26,8 +26,9 @@ def test_a_note_that_cannot_be_written_is_a_warning_once(tmp_path):
 
 def test_trackers_learn_how_the_run_ended():
     ended = []
-    writer = SimpleNamespace(close=lambda failed=None: failed is None or ended.append(failed))
-    trainer = SimpleNamespace(watchdog=writer, writer=writer, checkpoints=SimpleNamespace(close=lambda: None))
-    Trainer.__exit__(trainer, None, None, None)
-    Trainer.__exit__(trainer, RuntimeError, RuntimeError(), None)
-    assert ended == [False, True]
+    other = SimpleNamespace(close=lambda: None)
+    writer = SimpleNamespace(close=ended.append)
+    for stopped, kind in (False, None), (True, None), (True, RuntimeError):
+        trainer = SimpleNamespace(watchdog=other, checkpoints=other, writer=writer, stopped=stopped)
+        Trainer.__exit__(trainer, kind, kind and kind(), None)
+    assert ended == ["finished", "stopped", "failed"]

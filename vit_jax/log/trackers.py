@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -15,6 +15,7 @@ from vit_jax.command import UserError
 from vit_jax.manifest import Manifest, read_json
 
 FILE = "trackers.json"
+Ending = Literal["finished", "stopped", "failed"]  # stopped: by a signal, it may go on
 PROJECT = "vit_jax"
 
 
@@ -26,7 +27,7 @@ class Tracker(Protocol):
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None: ...
 
-    def close(self, *, failed: bool = False) -> None: ...
+    def close(self, ending: Ending = "finished") -> None: ...
 
 
 class Wandb:
@@ -54,8 +55,8 @@ class Wandb:
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         self._run.log({name: self._wandb.Image(picture)}, step=step)
 
-    def close(self, *, failed: bool = False) -> None:
-        self._run.finish(exit_code=int(failed))
+    def close(self, ending: Ending = "finished") -> None:
+        self._run.finish(exit_code=int(ending != "finished"))
 
 
 class Mlflow:
@@ -86,8 +87,8 @@ class Mlflow:
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         self._client.log_image(self._number, picture, artifact_file=f"{name.replace('/', '-')}-{step}.png")
 
-    def close(self, *, failed: bool = False) -> None:
-        self._client.set_terminated(self._number, "FAILED" if failed else "FINISHED")
+    def close(self, ending: Ending = "finished") -> None:
+        self._client.set_terminated(self._number, {"stopped": "KILLED"}.get(ending, ending.upper()))
 
 
 TRACKERS: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}

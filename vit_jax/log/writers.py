@@ -15,7 +15,7 @@ from typing import Any, SupportsFloat
 from PIL import Image
 
 from vit_jax.command import UserError
-from vit_jax.log.trackers import Tracker, open_trackers
+from vit_jax.log.trackers import Ending, Tracker, open_trackers
 
 FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -65,12 +65,12 @@ class MetricsWriter:
         for tracker in list(self._trackers):
             self._attempt(tracker, lambda to: to.write(step, values))
 
-    def close(self, *, failed: bool = False) -> None:
-        """Closes the files, and ends the record of trackers as `failed` or finished; writing then does nothing."""
+    def close(self, ending: Ending = "finished") -> None:
+        """Closes the files, and ends the record of trackers so; writing then does nothing."""
         if self._lines is not None:
             self._lines.close()
         for tracker in list(self._trackers):
-            self._attempt(tracker, lambda to: to.close(failed=failed))
+            self._attempt(tracker, lambda to: to.close(ending))
         self._lines, self._trackers = None, []
 
     def _attempt(self, tracker: Tracker, do: Callable[[Tracker], None]) -> None:
@@ -90,13 +90,19 @@ class MetricsWriter:
 
 
 def write_pictures(
-    workdir: Path, step: int, pictures: Mapping[str, Image.Image], *, tensorboard: bool, trackers: Sequence[str] = ()
+    workdir: Path,
+    step: int,
+    pictures: Mapping[str, Image.Image],
+    *,
+    tensorboard: bool,
+    trackers: Sequence[str] = (),
+    ending: Ending = "finished",
 ) -> None:
-    """Adds pictures to the TensorBoard files and the trackers of a run that has ended at this step."""
+    """Adds pictures to the TensorBoard files and the trackers of a run that has ended so at this step."""
     for tracker in _open(workdir, step, tensorboard, trackers, {}):
         for name, picture in pictures.items():
             tracker.picture(step, name, picture)
-        tracker.close()
+        tracker.close(ending)
 
 
 def _open(
@@ -238,7 +244,7 @@ class _EventFile:
         )
         self._add(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
 
-    def close(self, *, failed: bool = False) -> None:
+    def close(self, ending: Ending = "finished") -> None:
         try:
             if self._writer is not None:
                 self._writer.close()

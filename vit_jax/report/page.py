@@ -306,7 +306,14 @@ def log_pictures(run: Run, album: Album) -> None:
     trackers = log.chosen_trackers(settings)
     if settings.tensorboard or trackers:
         found = drawn(run, album)
-        log.write_pictures(run.workdir.path, run.step, found, tensorboard=settings.tensorboard, trackers=trackers)
+        log.write_pictures(
+            run.workdir.path,
+            run.step,
+            found,
+            tensorboard=settings.tensorboard,
+            trackers=trackers,
+            ending="finished" if run.finished else "stopped",
+        )
 
 
 def drawn(run: Run, album: Album) -> dict[str, Image.Image]:

@@ -58,6 +58,7 @@ class Trainer:
         self.writer = log.MetricsWriter(workdir.path, active=False)  # until training begins
         self.progress: log.Progress
         self.waited = 0.0  # seconds since the last log line in which the loop had no batch
+        self.stopped = False  # by a signal, before the last step
         self.in_flight = STEPS_IN_FLIGHT
         self.gaps: memory.Gaps | None = None
         self.watchdog = Watchdog()
@@ -73,7 +74,7 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.watchdog.close()
-        self.writer.close(failed=kind is not None)
+        self.writer.close("failed" if kind else "stopped" if self.stopped else "finished")
         self.checkpoints.close()
 
     def loop(self, state: PyTree, interruption: Interruption) -> PyTree:
@@ -116,7 +117,7 @@ class Trainer:
                     self.validate_and_save(at, state, window)
                     self.mark = time.monotonic()
                 if stop:
-                    interruption.signal = agreed
+                    interruption.signal, self.stopped = agreed, not ended
                     break
             if int(state.step) == self.length.steps:
                 self.check_warmup()
