@@ -128,6 +128,21 @@ def test_results_go_into_a_file(workdir, photos, tmp_path, capfd, name, lines):
     assert capfd.readouterr().out == ""
 
 
+def test_ctrl_c_keeps_what_is_finished_and_a_link_stays_one(tmp_path, capsys):
+    target, link = tmp_path / "far" / "x.csv", tmp_path / "x.csv"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    with pytest.raises(KeyboardInterrupt), predict._opened(link) as out:
+        out.write("one\n")
+        raise KeyboardInterrupt
+    part = target.with_name("x.csv.part")
+    assert part.read_text() == "one\n" and not target.exists()
+    assert capsys.readouterr().err == f"what was finished is in {part}\n"
+    with predict._opened(link) as out:
+        out.write("two\n")
+    assert link.is_symlink() and target.read_text() == "two\n" and not part.exists()
+
+
 def test_a_flag_decides_the_format_before_the_files_name(workdir, photos, tmp_path):
     assert predict.main(["--workdir", str(workdir), str(photos), "--csv", "--out", str(tmp_path / "x.json")]) == 0
     assert (tmp_path / "x.json").read_text().startswith("file,class")

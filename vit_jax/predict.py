@@ -232,7 +232,9 @@ def _opened(path: Path | None) -> Iterator[IO[str]]:
         yield sys.stdout
         return
     plain = not path.exists() or path.is_file()  # not a pipe, nor a device
-    unfinished = path.with_name(f"{path.name}.part") if plain else path
+    target = path.resolve() if plain else path  # a link stays one
+    unfinished = target.with_name(f"{target.name}.part") if plain else target
+    stopped = False
     try:
         file = unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
@@ -241,13 +243,18 @@ def _opened(path: Path | None) -> Iterator[IO[str]]:
         with file:
             yield file
         if plain:
-            os.replace(unfinished, path)
+            os.replace(unfinished, target)
+    except KeyboardInterrupt:
+        stopped = True
+        if plain:
+            print(f"what was finished is in {unfinished}", file=sys.stderr)
+        raise
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise Failure(f"--out {path} cannot be written: {error.strerror}; make room, or give another file") from error
     finally:
-        if plain:
+        if plain and not stopped:
             unfinished.unlink(missing_ok=True)
 
 
