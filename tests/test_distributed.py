@@ -1,5 +1,6 @@
 """Processes that form one run: what each launcher says about them, and two real ones that agree."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -170,15 +173,23 @@ with distributed.joined():
 """
 
 
-def start(program: str, processes: int, *arguments: str, devices: int = 2) -> list[subprocess.Popen[str]]:
-    """Processes of one launch that all run the program, each with so many devices."""
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    started = []
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start(
+    program: str, processes: int, *arguments: str, devices: int = 2, way: Callable[[str], str] = str
+) -> list[subprocess.Popen[str]]:
+    """Processes of one launch that all run the program, each with so many devices.
+
+    The others find the first one, which listens at an address, by `way(address)`.
+    """
+    address, started = free_address(), []
     for process in range(processes):
         environment = os.environ | {
-            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_COORDINATOR_ADDRESS": way(address) if process else address,
             "JAX_NUM_PROCESSES": str(processes),
             "JAX_PROCESS_ID": str(process),
             "PYTHONPATH": str(REPOSITORY),
@@ -306,3 +317,52 @@ def test_a_lost_process_ends_the_other_with_a_message(tmp_path, lost):
     _, said = both[1 - lost].communicate(timeout=400)
     finish([both[lost]])
     assert both[1 - lost].returncode == -signal.SIGABRT and "another task died" in said
+
+
+class Cable:
+    """A way to an address through this process, until it is cut: what is sent then is lost, and nobody is told."""
+
+    def __init__(self) -> None:
+        self.whole = True
+        self.ends: list[socket.socket] = []
+
+    def to(self, address: str) -> str:
+        host, _, port = address.partition(":")
+        listener = socket.create_server((host, 0))
+        threading.Thread(target=self._connect, args=(listener, (host, int(port))), daemon=True).start()
+        return f"{host}:{listener.getsockname()[1]}"
+
+    def _connect(self, listener: socket.socket, address: tuple[str, int]) -> None:
+        while True:
+            near = listener.accept()[0]
+            self.ends.append(near)  # stays open
+            with contextlib.suppress(OSError):
+                far = socket.create_connection(address)
+                self.ends.append(far)
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while (sent := source.recv(65536)) and self.whole:
+                target.sendall(sent)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_network_that_is_cut_ends_both_and_the_same_launch_goes_on(tmp_path):
+    """Neither waits for ever for what the other does not hear: a checkpoint needs both."""
+    cable, flags = Cable(), (*ARGUMENTS, "--config.train.steps=60", "--workdir")
+    both = start(TRAIN, 2, *flags, str(tmp_path / "run"), devices=1, way=cable.to)
+    wait_for_step(15, tmp_path / "run", both[0])
+    cable.whole = False
+    for process in both:
+        process.communicate(timeout=400)
+    assert {process.returncode for process in both} <= {-signal.SIGABRT, 1}
+    assert not (tmp_path / "run" / "result.json").exists()
+    again = finish(start(TRAIN, 2, *flags, str(tmp_path / "run"), devices=1))
+    assert [process.returncode for process in again] == [0, 0], again[0].stderr
+    assert "resumed at step 1" in again[0].stdout
+    whole = finish(start(TRAIN, 2, *flags, str(tmp_path / "whole"), devices=1))
+    assert [process.returncode for process in whole] == [0, 0], whole[0].stderr
+    tiny.assert_same_run(tmp_path / "run", tmp_path / "whole")
