@@ -3,11 +3,14 @@
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Four devices; and the older emitters of fused loops, which compile small programs in less time.
-FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false"
+# Four devices; and where XLA still has them the older emitters of fused loops, which compile small programs faster.
+FLAGS = "--xla_force_host_platform_device_count=4"
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers, and whoever else computes here: threads that wait would spin
