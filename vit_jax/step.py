@@ -163,9 +163,11 @@ def make_train_step(
         gradients = _sharpness_aware(gradients, sam_rho)
 
     def train_step(state: TrainState, batch: Batch, constants: Constants) -> tuple[TrainState, Metrics]:
-        grads, aux = gradients(state, {**batch, "row": _rows(batch)}, constants)
         done = state.step - state.guard["skipped"]  # the schedules count the updates that were done
         steps = total_steps or constants["total_steps"]
+        rows = _rows(batch)
+        progress = jnp.full(rows.shape, done / steps, jnp.float32)
+        grads, aux = gradients(state, {**batch, "row": rows, "progress": progress}, constants)
         lr = rate(done, steps)
         directions, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))

@@ -39,7 +39,8 @@ class LocalSelfAttention(MultiHeadDotProductAttention):
         """The logits, those of a token and itself far below all others."""
         if not self.mask_self:
             return logits
-        return jnp.where(jnp.eye(*logits.shape[2:], dtype=bool)[None, None], MASKED, logits)
+        oneself = jnp.eye(logits.shape[2], logits.shape[3], dtype=bool)
+        return jnp.where(oneself[None, None], MASKED, logits)
 
 
 class ConvMlpBlock(MlpBlock):

@@ -34,7 +34,7 @@ def _padded(x: Float[Array, "n h w c"], p: int, q: int) -> Float[Array, "n H W c
 def _backward(inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = inputs
     dx = depthwise_convolution(dy, jnp.flip(kernel, (0, 1)))
-    size = kernel.shape[:2]
+    size = kernel.shape[0], kernel.shape[1]
     dkernel = lax.platform_dependent(x, dy, cpu=partial(row_by_row, size), default=partial(tap_by_tap, size))
     return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
 
