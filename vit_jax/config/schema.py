@@ -169,6 +169,11 @@ def validate(config: Config) -> None:
     optim.check(config.optim)
     sharding.check(config.mesh)
     _check_train(config.train, config.data.repeats)
+    if config.data.balance and (config.task.get("balance") or config.task.get("class_weights")):
+        raise UserError(
+            f"data.balance={config.data.balance} and task.balance or task.class_weights count rare classes twice; "
+            "leave one of them out"
+        )
     if config.init.head == "keep" and not config.init.weights:
         raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
     if config.init.weights and (config.init.whitening or config.init.mimetic):
