@@ -34,6 +34,10 @@ class Train:
     seconds: float = 0.0  # instead of epochs: the time that training steps may take; the schedule follows the clock
     # Instead of epochs: the operations that training may take, 3 forward passes an image (6 with optim.sam_rho), 4e14.
     flops: float = 0.0
+    # Sides of training images in pixels, each with a program of its own; evaluation sees whole ones; (): always whole.
+    image_sizes: tuple[int, ...] = ()
+    # in_turn: equal shares of the steps, in their order, e.g. rising; drawn: from step to step.
+    size_order: Literal["in_turn", "drawn"] = setting("in_turn", active_if="train.image_sizes")
     accumulate: int = 1  # parts in which a batch is processed, one after another, to save memory
     max_bad_steps: int = 10  # updates in a row that may be skipped: a loss or gradient that is not finite, or spikes
     # Skips updates whose loss or gradient norm is so many standard deviations above the mean of 128 steps, too; 0: off.
@@ -201,6 +205,11 @@ def _check_train(train: Train, repeats: int) -> None:
         raise UserError(
             f"train.flops={train.flops}, train.epochs={train.epochs}, train.steps={train.steps}, "
             f"train.seconds={train.seconds}: one of them must be positive, and none negative"
+        )
+    if train.image_sizes and (min(train.image_sizes) < 1 or train.seconds):
+        raise UserError(
+            f"train.image_sizes={train.image_sizes} must be positive, and need a run whose steps are known: set "
+            "train.seconds to 0, and train.epochs, train.steps or train.flops"
         )
     if len(given) > 1:
         many = "both" if len(given) == 2 else "all"
