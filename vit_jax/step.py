@@ -109,14 +109,16 @@ def init_state(
     seed: int,
     *,
     ema: bool,
-    mimetic: bool = False,
+    attention: str = "",
     spike_guard: bool = False,
 ) -> TrainState:
-    """The state before the first step; `mimetic`: see `models.attention_init`."""
+    """The state before the first step; `attention`: "mimetic", "impulse", or random, see `models.attention_init`."""
     variables = init_variables(task.module, seed, task.parts.image_shape)
-    if mimetic:
+    if attention:
         stacked = any(map(trees.is_stacked, trees.names(variables["params"])))
-        params = models.mimetic(trees.unstack_layers(variables["params"]), rng_for(seed, Purpose.MIMETIC))
+        grid = getattr(task.parts.model, "grid", lambda shape: (0, 0))(task.parts.image_shape)
+        unstacked = trees.unstack_layers(variables["params"])
+        params = models.new_attention(attention, unstacked, rng_for(seed, Purpose.MIMETIC), grid)
         variables["params"] = trees.stack_layers(params) if stacked else params
     zero = jnp.zeros((), jnp.int32)
     return TrainState(

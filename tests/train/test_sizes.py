@@ -1,7 +1,6 @@
-"""Training with images of several sizes: which step has which, operations to the last one, and one run that resumes."""
+"""Training with images of several sizes: which step has which, operations to the last one; the run that resumes is in tests/test_small_locality.py."""
 
 import dataclasses
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -93,20 +92,3 @@ def test_what_cannot_be_is_refused(arg, flags, message):
         asked = config.load(tiny.spec(arg), flags)
         config.check_effect([asked], flags)
         set_up(asked, described=True)
-
-
-@pytest.mark.slow
-def test_it_resumes_bit_for_bit(tmp_path):
-    flags = (*VIT, "train.size_order=drawn", "train.steps=12", "evaluate.every_steps=6")
-    assert tiny.start(tmp_path / "whole", "vit", *flags)[0] == 0
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.interrupt_at(7, signal.SIGTERM, patch)
-        assert tiny.start(tmp_path / "run", "vit", *flags)[0] == 143
-    assert tiny.start(tmp_path / "run", "vit", *flags)[0] == 0
-    tiny.assert_same_run(tmp_path / "run", tmp_path / "whole")
-    made = set_up(config.load(tiny.spec("vit"), flags), described=True)
-    assert (
-        tiny.result(tmp_path / "run")["training_flops"]
-        == made.training_flops(12)
-        < 12 * max(made.flops_by_size.values())
-    )

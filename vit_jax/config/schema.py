@@ -54,10 +54,16 @@ class Init:
     # auto: kept where the classes are the same, else new, of zeros.
     head: Literal["auto", "keep", "new"] = setting("auto", active_if="init.weights")
     mimetic: bool = False  # attention starts as trained attention looks (arXiv:2305.09828)
+    impulse: bool = False  # each head starts by looking at one of the places around a token (arXiv:2404.01139)
     # The kernel of the model's whitening layer: principal axes of the training images' patches. See optim.freeze, too.
     whitening: bool = False
     # Of position embeddings, for another grid.
     interpolation: Literal["bilinear", "bicubic"] = setting("bicubic", active_if="init.weights")
+
+    @property
+    def attention(self) -> str:
+        """The kind of `models.attention_init`; "": random."""
+        return "mimetic" if self.mimetic else "impulse" if self.impulse else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +186,11 @@ def validate(config: Config) -> None:
         )
     if config.init.head == "keep" and not config.init.weights:
         raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
-    if config.init.weights and (config.init.whitening or config.init.mimetic):
-        field = "whitening" if config.init.whitening else "mimetic"
+    starts = [name for name in ("whitening", "mimetic", "impulse") if getattr(config.init, name)]
+    if {"mimetic", "impulse"} <= set(starts):
+        raise UserError("init.mimetic and init.impulse are two starts of the same attention; leave one out")
+    if config.init.weights and starts:
+        field = starts[0]
         raise UserError(f"init.{field}=True has no effect beside init.weights, which start in its place; leave one out")
     _check_reports(config)
 

@@ -203,7 +203,7 @@ def compiled_parts(
 
     def init() -> PyTree:
         ema, guarded = config.optim.ema_decay > 0, config.train.spike_sigmas > 0
-        return step.init_state(task, tx, config.seed, ema=ema, mimetic=config.init.mimetic, spike_guard=guarded)
+        return step.init_state(task, tx, config.seed, ema=ema, attention=config.init.attention, spike_guard=guarded)
 
     abstract = jax.eval_shape(init)
     optim.check_params(config.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
