@@ -1,4 +1,4 @@
-"""Training with images of several sizes: which step has which, operations to the last one; the run that resumes is in tests/test_small_locality.py."""
+"""Training with images of several sizes: which step has which, and operations to the last one."""
 
 import dataclasses
 
