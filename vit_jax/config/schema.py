@@ -60,11 +60,6 @@ class Init:
     # Of position embeddings, for another grid.
     interpolation: Literal["bilinear", "bicubic"] = setting("bicubic", active_if="init.weights")
 
-    @property
-    def attention(self) -> str:
-        """The kind of `models.attention_init`; "": random."""
-        return "mimetic" if self.mimetic else "impulse" if self.impulse else ""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:

@@ -143,8 +143,7 @@ class Materials:
         per_epoch = steps_per_epoch(config.train.batch_size, len(self.loader.split))
         by_size = {size: self.task(sizes.at_size(config, size)) for size in config.train.image_sizes}
         sizes.check(config.train.image_sizes, task, cropped=self.loader.crop is not None)
-        of_step = partial(sizes.mean_flops, partial(flops_per_step, config), task, by_size)
-        total = num_steps(config, per_epoch, of_step)
+        total = num_steps(config, per_epoch, partial(sizes.mean_flops, partial(flops_per_step, config), task, by_size))
         if config.train.flops:
             _check_warmup(config, total, per_epoch)
         return Experiment(
@@ -203,7 +202,8 @@ def compiled_parts(
 
     def init() -> PyTree:
         ema, guarded = config.optim.ema_decay > 0, config.train.spike_sigmas > 0
-        return step.init_state(task, tx, config.seed, ema=ema, attention=config.init.attention, spike_guard=guarded)
+        attention = "mimetic" if config.init.mimetic else "impulse" if config.init.impulse else ""
+        return step.init_state(task, tx, config.seed, ema=ema, attention=attention, spike_guard=guarded)
 
     abstract = jax.eval_shape(init)
     optim.check_params(config.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
