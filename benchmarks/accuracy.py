@@ -11,6 +11,7 @@ command finishes the comparison if it has to. Models, and the accuracy that thei
 import csv
 import json
 import re
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,11 +113,26 @@ def waiting(folder: Path = RESULTS) -> list[Row]:
 
 
 def comparisons(folder: Path = RESULTS) -> Iterator[tuple[str, str, str, list[dict[str, str]]]]:
-    """Of each comparison its name; where, when and how it ran; the columns of its table, and the rows."""
-    columns = " | ".join(["run={run}", *(f"{compare.title(key)}>{{{key}}}" for key in SHOWN)])
+    """Of each comparison its name; where, when and how it ran; the columns of its table, and the rows.
+
+    Where all rows have the same seeds, several, they tell how far they are from the first.
+    """
     for name, found in read(folder, "comparisons").items():
+        cells = [f"{compare.title(key)}>{{{key}}}" for key in SHOWN]
         rows = [{"run": row["run"]} | {key: compare.cell(key, row[key]) for key in SHOWN} for row in found["rows"]]
+        first = found["rows"][0]
+        if len(first["seeds"]) > 1 and all(row["seeds"] == first["seeds"] for row in found["rows"]):
+            cells.append("acc against the first row, ± standard error>{against}")
+            for row, given in zip(rows[1:], found["rows"][1:], strict=True):
+                row["against"] = _difference(given["test/accuracy"], first["test/accuracy"])
+        columns = " | ".join(["run={run}", *cells])
         yield name, f"{in_table(found['device'])}, {found['date']}: `{found['command']}`", columns, rows
+
+
+def _difference(accuracies: Sequence[float], others: Sequence[float]) -> str:
+    """The mean of what each seed gains, in points, and its standard error."""
+    gains = [100 * (one - other) for one, other in zip(accuracies, others, strict=True)]
+    return f"{statistics.mean(gains):+.2f} ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}"
 
 
 def main(argv: Sequence[str]) -> int:

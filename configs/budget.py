@@ -1,11 +1,23 @@
 """A budget of compute: the best small ViT, and the CNN to compare it with, for 1e14, 4e14 and 1e15 FLOPs of training.
 
 python -m vit_jax.main --config configs/budget.py:cifar10_1e14
+
+`proxy` and `proxy_patches` are small models for trying changes: see docs/results.md.
 """
+
+from functools import partial
 
 from ml_collections import ConfigDict
 
 from vit_jax import config, models
+
+# Of each budget: the size of the ViT, and the widths of the CNN; airbench's where there is a published one.
+SIZES = {
+    "1e14": ("4-128", (64, 128, 128)),
+    "4e14": ("6-192", (64, 256, 256)),
+    "1e15": ("8-256", (128, 384, 384)),
+}
+SMALL = {"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 2, "class_token": False, "pooling": "gap"}
 
 
 def recipe(flops: float) -> ConfigDict:
@@ -30,43 +42,51 @@ def recipe(flops: float) -> ConfigDict:
     return c
 
 
-def vit(flops: float, size: str) -> ConfigDict:
+def vit(data: str, budget: str) -> ConfigDict:
     """A ViT on the map of two pairs of convolutions. Not yet run to its end."""
-    c = recipe(flops)
-    c.model = models.settings(f"conv_stem/{size}")
-    return c
+    c = recipe(float(budget))
+    c.model = models.settings(f"conv_stem/{SIZES[budget][0]}")
+    return on(data, c, (32, 64, 128))
 
 
-def cnn(flops: float) -> ConfigDict:
+def cnn(data: str, budget: str) -> ConfigDict:
     """airbench's network. Not yet run to its end."""
-    c = recipe(flops)
-    c.model = models.settings("whitened_cnn/airbench94")
+    c, widths = recipe(float(budget)), SIZES[budget][1]
+    c.model = models.settings("whitened_cnn/airbench94", widths=widths)
+    return on(data, c, (widths[0] // 2, *widths))
+
+
+def on(data: str, c: ConfigDict, widths: tuple[int, ...]) -> ConfigDict:
+    """The recipe for another data set; `widths` of convolutions for images of 64 pixels, one pair more."""
+    c.data.name = data
+    if data == "imagenette64":
+        c.data.name, c.data.image_size = "imagenette/160px-v2", (64,)
+        c.model.widths = widths
+        c.augment.crop_padding, c.augment.fill = 0, "constant"
+        c.augment.crop_area = (0.35, 1.0)
+        c.train.batch_size = 125
     return c
 
 
-def fashion_mnist(c: ConfigDict) -> ConfigDict:
-    """Grey images of 28 pixels. Not yet run to its end."""
-    c.data.name = "fashion_mnist"
-    return c
-
-
-def imagenette64(c: ConfigDict) -> ConfigDict:
-    """64 pixels: one more pair of convolutions. Random parts of an image. Not yet run to its end."""
-    c.data.name, c.data.image_size = "imagenette/160px-v2", (64,)
-    c.model.widths = (32, 64, 128)
-    c.augment.crop_padding, c.augment.fill = 0, "constant"
-    c.augment.crop_area = (0.35, 1.0)
-    c.train.batch_size = 125
+def proxy(*, patches: bool = False) -> ConfigDict:
+    """2e12 FLOPs: three to six epochs of 10,000 images, two minutes of a core. Not yet run to its end."""
+    c = recipe(2e12)
+    c.model = models.settings("conv_stem/4-128", widths=(16, 32), **SMALL)
+    if patches:
+        c.model = models.settings("small_vit", patch_size=(4,), **SMALL)
+        c.init.whitening, c.optim.freeze = False, ""
+    c.data.limit, c.train.batch_size = 10_000, 125
+    c.evaluate.tta, c.evaluate.every_steps = "none", 10_000
+    c.log.tensorboard = c.log.report = False
     return c
 
 
 def get_config(arg: str = "") -> ConfigDict:
     choices = {
-        "cifar10_1e14": lambda: vit(1e14, "4-128"),
-        "cifar10_4e14": lambda: vit(4e14, "6-192"),
-        "cifar10_1e15": lambda: vit(1e15, "8-256"),
-        "fashion_mnist_4e14": lambda: fashion_mnist(vit(4e14, "6-192")),
-        "imagenette64_1e15": lambda: imagenette64(vit(1e15, "8-256")),
-        "cnn_cifar10_4e14": lambda: cnn(4e14),
+        f"{kind}{data}_{budget}": partial(build, data, budget)
+        for kind, build in (("", vit), ("cnn_", cnn))
+        for data in ("cifar10", "fashion_mnist", "imagenette64")
+        for budget in SIZES
     }
+    choices |= {"proxy": proxy, "proxy_patches": partial(proxy, patches=True)}
     return config.choose(arg, choices)()

@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": ("vit_jax.explain", "where a model looks, and what it learned: pictures and arrays"),
     "faithfulness": ("vit_jax.explain.faithfulness", "which heat maps of `explain` are right, by a run's own images"),
     "compare": ("vit_jax.compare", "train several configurations and put their results into one table"),
+    "soup": ("vit_jax.soup", "one model whose parameters are the means of several runs"),
     "export": ("vit_jax.export", "a run, or published weights, as ONNX, StableHLO, safetensors or for Hugging Face"),
     "serve": ("vit_jax.serve", "a web page and an HTTP interface that classify images"),
     "plan": ("vit_jax.plan", "memory, time and cost of a run on machines that are not here"),

@@ -2,11 +2,13 @@
 
     python -m vit_jax.compare configs/a.py configs/b.py:arg --seeds 3 --out D
     python -m vit_jax.compare configs/a.py --sweep data.limit=500,5000 --out D
+    python -m vit_jax.compare configs/a.py --change optim.name=lion --change "optim.sam_rho=0.1 optim.lr=0.01" --out D
     python -m vit_jax.compare configs/a.py --evaluate corruption.kind=none,blur --evaluate corruption.severity=5 --out D
 
 Every run is checked against its data, weights and teacher before the first one is trained. What is finished is not
 trained again: an interrupted comparison goes on where it stopped. Each `--sweep` trains every configuration with each
-of the values (several sweeps: with each combination). Each `--evaluate` evaluates the trained models with each of the
+of the values (several sweeps: with each combination). Each `--change` trains it once more, with these fields changed:
+rows of one change each, behind the row without any. Each `--evaluate` evaluates the trained models with each of the
 values, and trains nothing, as does `--config.corruption.*`; `corruption.kind=none` has no severity, and comes once.
 D holds a folder for each run, and `comparison.md`, `.csv`, `.json`.
 """
@@ -84,12 +86,20 @@ class Variant:
     runs: tuple[tuple[Config, Path], ...]  # one for each seed
 
 
-def plan(specs: Sequence[str], sweeps: Sequence[str], seeds: int, overrides: Sequence[str], out: Path) -> list[Variant]:
+def plan(
+    specs: Sequence[str],
+    sweeps: Sequence[str],
+    seeds: int,
+    overrides: Sequence[str],
+    out: Path,
+    changes: Sequence[str] = (),
+) -> list[Variant]:
     """Every run of the comparison, each configuration validated; `check` looks at what it needs."""
     variants = []
+    all_chosen = [[*change.split(), *chosen] for change in ("", *changes) for chosen in combinations(sweeps)]
     rows = [
         (spec, chosen, " ".join([default_workdir(spec).name, *map(short, chosen)]))
-        for spec, chosen in itertools.product(specs, combinations(sweeps))
+        for spec, chosen in itertools.product(specs, all_chosen)
     ]
     alike = Counter(plain_name(name) for *_, name in rows)
     for spec, chosen, name in rows:
@@ -332,6 +342,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("specs", nargs="+", metavar="CONFIG[:ARG]", help="files of configs/")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with successive seeds (default: 1)")
     parser.add_argument("--sweep", action="append", default=[], metavar="FIELD=V,V", help="train with each value")
+    parser.add_argument("--change", action="append", default=[], metavar="'F=V F=V'", help="train with these, too")
     parser.add_argument("--evaluate", action="append", default=[], metavar="FIELD=V,V", help="evaluate with each value")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the table")
     parser.add_data_dir()
@@ -341,17 +352,19 @@ def main(argv: Sequence[str]) -> int:
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
     overrides, flags.sweep, flags.evaluate = map(config.rename_flags, (overrides, flags.sweep, flags.evaluate))
+    flags.change = [" ".join(config.rename_flags(change.split())) for change in flags.change]
     flags.evaluate += [word for word in overrides if word.startswith("corruption.")]  # training does not read them
     overrides = [word for word in overrides if not word.startswith("corruption.")]
     if flags.out.exists() and not flags.out.is_dir():
         raise UserError(f"--out {flags.out} is a file; give a folder")
     _check_once([*flags.sweep, *overrides])
     _check_once(flags.evaluate)
-    variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out)
+    variants = plan(flags.specs, flags.sweep, flags.seeds, overrides, flags.out, flags.change)
     for spec, chosen in itertools.product(flags.specs, evaluations(flags.evaluate).values()):
         config.check_read(chosen, "evaluate", config.load(spec, [*overrides, *chosen]))
     runs = [given for variant in variants for given, _ in variant.runs]
-    config.check_effect(runs, [*overrides, *flags.sweep])
+    changed = [text for change in flags.change for text in change.split()]
+    config.check_effect(runs, [*overrides, *flags.sweep, *changed])
     for given in runs:
         prefer_determinism(given)
     use_every_core(runs)

@@ -47,6 +47,8 @@ def _equation(eqn: JaxprEqn) -> int:
             return _convolution(eqn)
         case "dot_product_attention_fwd_wrapper":
             return _cudnn_attention(eqn)
+        case "jit" if eqn.params["name"] == "depthwise_convolution":  # `ops.depthwise`: products of numbers
+            return 2 * math.prod(_shape(eqn.outvars[0])) * math.prod(_shape(eqn.invars[1])[:2])
         case "cond":
             return max(_jaxpr(branch.jaxpr) for branch in eqn.params["branches"])
         case "scan":

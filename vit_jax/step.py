@@ -109,14 +109,16 @@ def init_state(
     seed: int,
     *,
     ema: bool,
-    mimetic: bool = False,
+    attention: str = "",
     spike_guard: bool = False,
 ) -> TrainState:
-    """The state before the first step; `mimetic`: see `models.attention_init`."""
+    """The state before the first step; `attention`: "mimetic", "impulse", or random, see `models.attention_init`."""
     variables = init_variables(task.module, seed, task.parts.image_shape)
-    if mimetic:
+    if attention:
         stacked = any(map(trees.is_stacked, trees.names(variables["params"])))
-        params = models.mimetic(trees.unstack_layers(variables["params"]), rng_for(seed, Purpose.MIMETIC))
+        grid = getattr(task.parts.model, "grid", lambda shape: (0, 0))(task.parts.image_shape)
+        unstacked = trees.unstack_layers(variables["params"])
+        params = models.new_attention(attention, unstacked, rng_for(seed, Purpose.MIMETIC), grid)
         variables["params"] = trees.stack_layers(params) if stacked else params
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
@@ -163,9 +165,11 @@ def make_train_step(
         gradients = _sharpness_aware(gradients, sam_rho)
 
     def train_step(state: TrainState, batch: Batch, constants: Constants) -> tuple[TrainState, Metrics]:
-        grads, aux = gradients(state, {**batch, "row": _rows(batch)}, constants)
         done = state.step - state.guard["skipped"]  # the schedules count the updates that were done
         steps = total_steps or constants["total_steps"]
+        rows = _rows(batch)
+        progress = jnp.full(rows.shape, done / steps, jnp.float32)
+        grads, aux = gradients(state, {**batch, "row": rows, "progress": progress}, constants)
         lr = rate(done, steps)
         directions, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))

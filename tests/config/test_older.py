@@ -41,6 +41,11 @@ NEW = [
     "optim.muon_per_head",
     "optim.cautious",
     "optim.lr_factors",
+    "init.impulse",
+    "augment.cutout_from",
+    "data.balance",
+    "train.image_sizes",
+    "train.size_order",
 ]  # fields that came later
 FORMER = [spec for spec in SPECS if "budget.py" not in spec]  # the others have what no old form has
 

@@ -32,6 +32,7 @@ WORK = {
     "export": "vit_jax.inference.load",
     "serve": "vit_jax.inference.load",
     "compare": "vit_jax.compare.check",
+    "soup": "vit_jax.soup.cook",
     "plan": "vit_jax.plan.subject.prepare",
     "report": "vit_jax.report.page.write",
     "augmentations": "vit_jax.report.augmentations.sheet",

@@ -56,6 +56,7 @@ ELSEWHERE = (
     "hybrid",
     "resnet",
     "resnetv2",
+    "small_vit",
     "visual_transformer",
     "whitened_cnn",
 )  # with other sizes, in their own tests

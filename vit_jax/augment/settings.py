@@ -98,6 +98,8 @@ class Settings:
     erasing_fill: ErasingFill = setting("zero", active_if="augment.erasing")
     # Side in pixels, an even number, of a square that takes the mean colour, cut off at the image's edges; 0 = off.
     cutout: int = 0
+    # Share of the run's steps, 0 to below 1, before cutout begins.
+    cutout_from: float = setting(0.0, active_if="augment.cutout")
     # Operations that `augment.register` added, each at its stage and in this order: see `registry`.
     extra: tuple[str, ...] = ()
     # alpha of the Beta(alpha, alpha) from which MixUp draws a batch's share; 0 = off.
@@ -136,6 +138,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "rand_magnitude": (0, LARGEST_MAGNITUDE, f"0 to {LARGEST_MAGNITUDE:g}"),
     "rand_magnitude_std": (0, MOST, "0 (always the same) or more"),
     **dict.fromkeys(("brightness", "contrast", "saturation"), (0, MOST, "0 (off) or a positive number")),
+    "cutout_from": (0, math.nextafter(1, 0), "a share of the steps from 0 to below 1"),
     "hue": (0, 0.5, "a fraction of the colour circle from 0 to 0.5"),
     "mean": (0, 1, "from 0 to 1; divide numbers of the 0..255 scale by 255"),
     "std": (LEAST, 1, "above 0, to 1; divide numbers of the 0..255 scale by 255"),

@@ -14,6 +14,7 @@ from vit_jax.augment.erasing import cutout, random_erase
 from vit_jax.augment.geometry import VOID, flip, pad_and_crop, random_affine, random_resized_crop, resize, warp
 from vit_jax.augment.policies import apply_policy, apply_policy_to_mask
 from vit_jax.augment.settings import Interpolation, Settings, check_channels
+from vit_jax.command import UserError
 
 # Each operation folds its number into the example's key. Append only: a new operation then leaves the others' draws.
 CROP, FLIP, WARP, ERASE, RESIZED_CROP, POLICY, THREE_AUGMENT, JITTER, GREY, BLUR, CUTOUT = range(11)
@@ -25,12 +26,14 @@ def train_examples(settings: Settings, arrays: Mapping[str, Array], keys: Key[Ar
 
     "image" uint8 [n h w c] becomes float32 [n H W c], normalised. "mask" [n h w], where it is there, moves with it, and
     is `VOID` where the image shows nothing; erased parts keep their labels. Those that are "mirrored" [n], where it is
-    there, are so. All other fields stay.
+    there, are so. "progress" [n], the share of training that is over, decides what begins late. All other fields stay.
     Needs `mean` and `std` filled in and `extra` registered, else `UserError`.
     """
     check_channels(settings, arrays["image"].shape[-1])
     registry.check_extra(settings)
-    seen = {name: arrays[name] for name in ("image", "mask", "mirrored") if name in arrays}
+    if settings.cutout_from and "progress" not in arrays:
+        raise UserError(f"augment.cutout_from={settings.cutout_from}: this task cannot begin late; set it to 0")
+    seen = {name: arrays[name] for name in ("image", "mask", "mirrored", "progress") if name in arrays}
     return {**arrays, **jax.vmap(partial(_train_example, settings))(seen, keys)}
 
 
@@ -57,12 +60,13 @@ def eval_view(settings: Settings, images: UInt8[Array, "n h w c"]) -> Float[Arra
 
 def _train_example(settings: Settings, arrays: dict[str, Array], key: Key[Array, ""]) -> dict[str, Array]:
     arrays = dict(arrays)
+    progress = arrays.pop("progress", None)
     if (mirrored := arrays.pop("mirrored", None)) is not None:
         arrays = {name: jnp.where(mirrored, x[:, ::-1], x) for name, x in arrays.items()}
     moved = geometry(settings, key, arrays)
     if "mask" in moved and _has_policy(settings):  # its warps alternate with its colours: `photometry` has both
         moved["mask"] = apply_policy_to_mask(settings, jax.random.fold_in(key, POLICY), moved["mask"])
-    moved["image"] = photometry(settings, key, moved["image"])
+    moved["image"] = photometry(settings, key, moved["image"], progress)
     return moved
 
 
@@ -98,13 +102,18 @@ def _moved(settings: Settings, key: Key[Array, ""], x: Float[Array, "h w c"], is
     return x
 
 
-def photometry(settings: Settings, key: Key[Array, ""], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-    """One image in 0..1 after policy and colours, clipped, normalised, erased and cut out."""
+def photometry(
+    settings: Settings, key: Key[Array, ""], image: Float[Array, "h w c"], progress: Float[Array, ""] | None = None
+) -> Float[Array, "h w c"]:
+    """One image in 0..1 after policy and colours, clipped, normalised, erased and cut out; `progress` of training."""
     x = normalize(settings, _with_colors(settings, key, image))
     if settings.erasing:
         x = random_erase(jax.random.fold_in(key, ERASE), x, settings)
     if settings.cutout:
-        x = cutout(jax.random.fold_in(key, CUTOUT), x, settings.cutout)
+        cut = cutout(jax.random.fold_in(key, CUTOUT), x, settings.cutout)
+        if progress is not None and settings.cutout_from:
+            cut = jnp.where(progress >= settings.cutout_from, cut, x)
+        x = cut
     return registry.run(settings, "normalised", key, x)
 
 

@@ -34,6 +34,10 @@ class Train:
     seconds: float = 0.0  # instead of epochs: the time that training steps may take; the schedule follows the clock
     # Instead of epochs: the operations that training may take, 3 forward passes an image (6 with optim.sam_rho), 4e14.
     flops: float = 0.0
+    # Sides of training images in pixels, each with a program of its own; evaluation sees whole ones; (): always whole.
+    image_sizes: tuple[int, ...] = ()
+    # in_turn: equal shares of the steps, in their order, e.g. rising; drawn: from step to step.
+    size_order: Literal["in_turn", "drawn"] = setting("in_turn", active_if="train.image_sizes")
     accumulate: int = 1  # parts in which a batch is processed, one after another, to save memory
     max_bad_steps: int = 10  # updates in a row that may be skipped: a loss or gradient that is not finite, or spikes
     # Skips updates whose loss or gradient norm is so many standard deviations above the mean of 128 steps, too; 0: off.
@@ -50,6 +54,7 @@ class Init:
     # auto: kept where the classes are the same, else new, of zeros.
     head: Literal["auto", "keep", "new"] = setting("auto", active_if="init.weights")
     mimetic: bool = False  # attention starts as trained attention looks (arXiv:2305.09828)
+    impulse: bool = False  # each head starts by looking at one of the places around a token (arXiv:2404.01139)
     # The kernel of the model's whitening layer: principal axes of the training images' patches. See optim.freeze, too.
     whitening: bool = False
     # Of position embeddings, for another grid.
@@ -169,10 +174,18 @@ def validate(config: Config) -> None:
     optim.check(config.optim)
     sharding.check(config.mesh)
     _check_train(config.train, config.data.repeats)
+    if config.data.balance and (config.task.get("balance") or config.task.get("class_weights")):
+        raise UserError(
+            f"data.balance={config.data.balance} and task.balance or task.class_weights count rare classes twice; "
+            "leave one of them out"
+        )
     if config.init.head == "keep" and not config.init.weights:
         raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
-    if config.init.weights and (config.init.whitening or config.init.mimetic):
-        field = "whitening" if config.init.whitening else "mimetic"
+    starts = [name for name in ("whitening", "mimetic", "impulse") if getattr(config.init, name)]
+    if {"mimetic", "impulse"} <= set(starts):
+        raise UserError("init.mimetic and init.impulse are two starts of the same attention; leave one out")
+    if config.init.weights and starts:
+        field = starts[0]
         raise UserError(f"init.{field}=True has no effect beside init.weights, which start in its place; leave one out")
     _check_reports(config)
 
@@ -196,6 +209,11 @@ def _check_train(train: Train, repeats: int) -> None:
         raise UserError(
             f"train.flops={train.flops}, train.epochs={train.epochs}, train.steps={train.steps}, "
             f"train.seconds={train.seconds}: one of them must be positive, and none negative"
+        )
+    if train.image_sizes and (min(train.image_sizes) < 1 or train.seconds):
+        raise UserError(
+            f"train.image_sizes={train.image_sizes} must be positive, and need a run whose steps are known: set "
+            "train.seconds to 0, and train.epochs, train.steps or train.flops"
         )
     if len(given) > 1:
         many = "both" if len(given) == 2 else "all"

@@ -3,12 +3,15 @@
 Nothing else decides the order, so resuming a run at a step needs no saved state.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from vit_jax.command import UserError
+
+Order = Callable[[int, int, int], Int[np.ndarray, " size"]]  # (seed, epoch, size) -> the images of an epoch
 
 
 @lru_cache(maxsize=2)
@@ -28,7 +31,7 @@ def steps_per_epoch(batch_size: int, size: int) -> int:
 
 
 def train_indices(
-    seed: int, step: int, batch_size: int, size: int, repeats: int = 1
+    seed: int, step: int, batch_size: int, size: int, repeats: int = 1, order: Order = epoch_order
 ) -> Int[np.ndarray, " {batch_size}"]:
     """The images of a training step, counted from 0.
 
@@ -38,7 +41,7 @@ def train_indices(
     """
     epoch, position = divmod(step, steps_per_epoch(batch_size, size))
     places = np.arange(position * batch_size, (position + 1) * batch_size)
-    return epoch_order(seed, epoch, size)[places // repeats]
+    return order(seed, epoch, size)[places // repeats]
 
 
 @lru_cache(maxsize=2)

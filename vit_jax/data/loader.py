@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import grain
@@ -14,7 +15,9 @@ from jaxtyping import Int
 from vit_jax import sharding
 from vit_jax.command import UserError
 from vit_jax.data import batching
+from vit_jax.data.balance import BalancedOrder
 from vit_jax.data.crop import RandomCrop
+from vit_jax.data.sources import read_labels
 from vit_jax.data.split import Arrays, Split
 
 Batch = dict[str, jax.Array]
@@ -33,7 +36,7 @@ class Loader:
     `in_memory`: the split is decoded once; otherwise it is read again each time. Only for training: each image comes
     `repeats` times in a row (see `batching.train_indices`), and `crop`, of a split that is streamed, has a random part
     of each image instead of what the split's preprocessing makes of it, at the size that it says. Where flips
-    `alternates`, a training batch says which images are "mirrored".
+    `alternates`, a training batch says which images are "mirrored". With `balance` rare classes come more often.
     """
 
     split: Split
@@ -45,6 +48,7 @@ class Loader:
     repeats: int = 1
     crop: RandomCrop | None = None
     alternates: bool = False
+    balance: float = 0.0
     fields: Sequence[str] = ("image", "label")
     _constants: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -66,6 +70,13 @@ class Loader:
     def constants_spec(self) -> dict[str, Spec]:
         """The shapes and types of `constants`."""
         return {"examples": self.split.spec(len(self.split), self.fields)} if self.on_device else {}
+
+    @cached_property
+    def order(self) -> batching.Order:
+        """The images of an epoch; with `balance` every label is read once."""
+        if not self.balance:
+            return batching.epoch_order
+        return BalancedOrder(read_labels(self.split.source), self.balance)
 
     def load(self) -> "Loader":
         """Decodes now what is kept in memory or on the devices, not when the first batch is asked for."""
@@ -101,7 +112,7 @@ class Loader:
         self, seed: int, step: int, batch_size: int, rows: Int[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " n"], Sequence[RandomCrop]]:
         """The images in these rows of a training step's batch, and how the host crops them: what `Split.read` takes."""
-        indices = batching.train_indices(seed, step, batch_size, len(self.split), self.repeats)[rows]
+        indices = batching.train_indices(seed, step, batch_size, len(self.split), self.repeats, self.order)[rows]
         return indices, [self.crop.at(seed, step, int(row)) for row in rows] if self.crop else ()
 
     def images_of(self, seed: int, step: int, batch_size: int) -> list[str]:

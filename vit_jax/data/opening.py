@@ -108,6 +108,7 @@ class Data:
             repeats=self.settings.repeats,
             crop=crop,
             alternates=alternates,
+            balance=self.settings.balance,
             fields=fields,
         )
 
@@ -120,8 +121,10 @@ def open_data(settings: Settings, default_size: tuple[int, int] = (0, 0)) -> Dat
     """
     check(settings)
     dataset = open_dataset(settings.name, data_dir(settings.data_dir))
-    if (settings.classes or settings.images_per_class) and "label" not in dataset.fields:
-        raise UserError(f"{dataset.name!r} has no labels: leave out data.classes and data.images_per_class")
+    if (settings.classes or settings.images_per_class or settings.balance) and "label" not in dataset.fields:
+        raise UserError(
+            f"{dataset.name!r} has no labels: leave out data.classes, data.images_per_class and data.balance"
+        )
     if settings.classes:
         dataset = choose_classes(dataset, settings.classes)
     specs = _specs(settings, dataset)

@@ -42,6 +42,8 @@ class Settings:
     # Where `augment.crop_area` crops. host: the images as stored, while they are decoded for each step; device: what
     # was resized to `image_size`; auto: on the host where training images are streamed and would be resized.
     crop_on: Literal["auto", "host", "device"] = setting("auto", active_if="augment.crop_area")
+    # Power by which rare classes come more often in training: 0 as they are, 1 all alike (arXiv:1910.09217, s. 3.2).
+    balance: float = 0.0
     repeats: int = 1  # times that a training image comes in a row, each augmented anew; an epoch keeps its length
     threads: int = setting(4, read_by="evaluate texture predict")  # that decode
     # Of a split's images that may be broken, and are then skipped.
@@ -60,6 +62,8 @@ def check(settings: Settings) -> None:
         raise UserError(f"data.threads={settings.threads} is not positive")
     if settings.repeats < 1:
         raise UserError(f"data.repeats={settings.repeats} is not positive; 1 shows each image once in an epoch")
+    if not 0 <= settings.balance <= 1:
+        raise UserError(f"data.balance={settings.balance} is not in [0, 1]; 0 means off, 1 all classes alike")
     if settings.crop_on == "host" and settings.cache in ("device", "host"):
         raise UserError(
             f"data.crop_on='host' crops stored images for each step, but data.cache={settings.cache!r} keeps decoded "

@@ -112,8 +112,7 @@ def load_variables(
     abstract, rules = jax.eval_shape(lambda: step.init_variables(module, 0, shape)), models.naming_of(module).rules
     steps = workdir.saved_steps()
     best = checkpoint.best_step(directory) if use == "best" else None
-    evaluated = tasks.chosen(prepared.task, prepared.distill).evaluated
-    part = f"task/{evaluated}" if evaluated else "ema" if prepared.optim.ema_decay else ""
+    part = _evaluated_part(prepared)
     damaged, order = False, ([best] if best is not None else []) + steps[::-1]
     if mesh is not None:  # all processes read the same ones
         order = json.loads(distributed.broadcast_from_first(json.dumps(order[:50])))
@@ -128,6 +127,20 @@ def load_variables(
             log.warning("the model is that of checkpoint %s", at)
         return at, variables
     raise UserError(f"{directory} holds no usable checkpoint (found steps {steps}); train the run first")
+
+
+def variables_at(workdir: Workdir, predictor: Predictor, at: int) -> PyTree:
+    """The variables of one checkpoint of a classification's run, on the first device."""
+    shape = input_shape(predictor.config.augment, predictor.preprocessing.shape)
+    abstract = jax.eval_shape(lambda: step.init_variables(predictor.model, 0, shape))
+    part, rules = _evaluated_part(predictor.config), models.naming_of(predictor.model).rules
+    return checkpoint.restore_variables(workdir.checkpoints, at, abstract, part, None, rules)
+
+
+def _evaluated_part(prepared: Config) -> str:
+    """Where in a run's state the variables lie that evaluation reads; "": where those that train do."""
+    evaluated = tasks.chosen(prepared.task, prepared.distill).evaluated
+    return f"task/{evaluated}" if evaluated else "ema" if prepared.optim.ema_decay else ""
 
 
 def _load_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Predictor:

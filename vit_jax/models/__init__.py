@@ -1,6 +1,6 @@
 """The models by name (`registry`), how their parameters are called (`naming`), and a file for each family."""
 
-from vit_jax.models.attention_init import mimetic
+from vit_jax.models.attention_init import new_attention
 from vit_jax.models.bit import BiT
 from vit_jax.models.cnn import CNN
 from vit_jax.models.compact import Compact
@@ -28,10 +28,10 @@ __all__ = [
     "VisualTransformer",
     "create",
     "fields",
-    "mimetic",
     "module_class",
     "names",
     "naming_of",
+    "new_attention",
     "register",
     "settings",
 ]

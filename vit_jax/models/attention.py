@@ -66,7 +66,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
     def _plain(self, q: Array, k: Array, v: Array, rng: Key[Array, ""], train: bool) -> Float[Array, "n l a e"]:
         l, m = q.shape[1], k.shape[1]
-        q = q * self.head_dim**-0.5  # fewer numbers than the logits
+        q = self.scaled(q)  # fewer numbers than the logits
         heads_q, heads_k, heads_v = (x.swapaxes(1, 2) for x in (q, k, v))  # [n a l e]: else CPUs transpose the results
         logits = jnp.matmul(heads_q, heads_k.swapaxes(2, 3)).astype(jnp.float32)
         normal, (h, w) = nn.initializers.normal(stddev=0.02), self.grid
@@ -75,6 +75,7 @@ class MultiHeadDotProductAttention(nn.Module):
         if self.pos_embed == "relative_bias":
             table = self.param("relative_bias", normal, (2 * h - 1, 2 * w - 1, self.num_heads))
             logits += relative_bias(table, m)[None, :, :l]
+        logits = self.masked(logits)
         if not (self._looked_at() or train and self.dropout):
             return attend(logits, heads_v).swapaxes(1, 2)
         attention = nn.softmax(logits)
@@ -82,3 +83,11 @@ class MultiHeadDotProductAttention(nn.Module):
         attention = self.perturb("attention", attention)
         attention = dropout(attention, self.dropout, rng, train=train, num_tokens=m).astype(self.dtype)
         return jnp.matmul(attention, heads_v).swapaxes(1, 2)
+
+    def scaled(self, q: Float[Array, "n l a e"]) -> Float[Array, "n l a e"]:
+        """The queries over the square root of their size."""
+        return q * self.head_dim**-0.5
+
+    def masked(self, logits: Float[Array, "n a l m"]) -> Float[Array, "n a l m"]:
+        """The logits as softmax sees them: here all of them."""
+        return logits

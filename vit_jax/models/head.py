@@ -39,4 +39,6 @@ def vit_logits(
     """Dropout and one linear layer."""
     x = dropout(x, model.head_dropout, rng, train=train)
     options = new_head(zero=model.zero_head, bias=model.head_bias)
-    return linear_head(x, model.num_classes, dtype=model.dtype, name=name, **options)
+    logits = linear_head(x, model.num_classes, dtype=model.dtype, name=name, **options)
+    scale = getattr(model, "logit_scale", 1.0)  # of the families that have one
+    return logits * scale if model.num_classes and scale != 1 else logits

@@ -76,7 +76,7 @@ class MlpBlock(nn.Module):
             nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype, dot_general=dot_general
         )
         drop = partial(dropout, rate=self.dropout, train=train, num_tokens=num_tokens)
-        y = dense(self.mlp_dim, name="Dense_0")(x)
+        y = self.mixed(dense(self.mlp_dim, name="Dense_0")(x), num_tokens)
         if self.activation == "swiglu":
             y = y * nn.swish(dense(self.mlp_dim, name="gate")(x))
         else:
@@ -85,6 +85,10 @@ class MlpBlock(nn.Module):
         if self.output_activation:
             y = activate(y, self.activation)
         return drop(y, rng=outer_rng)
+
+    def mixed(self, y: Float[Array, "n l f"], num_tokens: int) -> Float[Array, "n l f"]:
+        """The hidden layer before its activation; a subclass may mix tokens here."""
+        return y
 
 
 class LayerScale(nn.Module):

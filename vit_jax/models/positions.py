@@ -5,9 +5,12 @@ Shapes: `n` images, `h w` grid, `l` tokens (queries), `m` key tokens, `d` width,
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+from vit_jax.command import UserError
 
 PosEmbed = Literal["learned", "learned_2d", "sincos2d", "relative", "relative_bias", "none"]
 IN_LOGITS = ("relative", "relative_bias")
@@ -44,22 +47,44 @@ class AddPositions(nn.Module):
     def __call__(self, x: Float[Array, "n l d"]) -> Float[Array, "n l d"]:
         _, l, d = x.shape
         h, w = self.grid
-        normal = nn.initializers.normal(stddev=0.02)
         match self.pos_embed:
             case "learned":
-                return x + self.param("pos_embedding", normal, (1, l, d)).astype(x.dtype)
+                return x + self._learned(l, d).astype(x.dtype)
             case "sincos1d":
                 return x + sincos1d(l, d)[None].astype(x.dtype)
             case "sincos2d":
                 table = sincos2d(self.grid, d)
             case _:
-                columns = self.param("x_embedding", normal, (w, d // 2))
-                rows = self.param("y_embedding", normal, (h, d // 2))
+                columns = self._axis("x_embedding", w, d // 2)
+                rows = self._axis("y_embedding", h, d // 2)
                 across = jnp.broadcast_to(columns[None, :, :], (h, w, d // 2))
                 down = jnp.broadcast_to(rows[:, None, :], (h, w, d // 2))
                 table = jnp.concatenate([across, down], axis=-1)
         table = jnp.pad(table.reshape(h * w, d), ((l - h * w, 0), (0, 0)))
         return x + table[None].astype(x.dtype)
+
+    def _learned(self, l: int, d: int) -> Float[Array, "1 l d"]:
+        """The table; one for another grid of the same aspect is interpolated."""
+        h, w = self.grid
+        if not self.has_variable("params", "pos_embedding"):
+            return self.param("pos_embedding", nn.initializers.normal(stddev=0.02), (1, l, d))
+        table: Float[Array, "1 m d"] = jnp.asarray(self.get_variable("params", "pos_embedding"))
+        prefix, n = l - h * w, table.shape[1] - l + h * w
+        if n == h * w:
+            return table
+        height, width = round((n * h / w) ** 0.5), round((n * w / h) ** 0.5)
+        if height * width != n:
+            raise UserError(f"{n} learned positions are no grid of the aspect {h}:{w}: the images have another one")
+        places = table[0, prefix:].reshape(height, width, d)
+        places = jax.image.resize(places, (h, w, d), "cubic", antialias=False).reshape(1, h * w, d)
+        return jnp.concatenate([table[:, :prefix], places], axis=1)
+
+    def _axis(self, name: str, length: int, d: int) -> Float[Array, "{length} {d}"]:
+        """The table of one axis; one of another length is interpolated."""
+        if not self.has_variable("params", name):
+            return self.param(name, nn.initializers.normal(stddev=0.02), (length, d))
+        table: Float[Array, "m d"] = jnp.asarray(self.get_variable("params", name))
+        return table if len(table) == length else jax.image.resize(table, (length, d), "cubic", antialias=False)
 
 
 def relative_logits(q: Float[Array, "n l a e"], table: Float[Array, "o e"]) -> Float[Array, "n a l m"]:

@@ -13,7 +13,20 @@ from typing import Any
 from flax import linen as nn
 
 from vit_jax.command import UserError
-from vit_jax.models import bit, cnn, compact, hybrid, mixer, resnet, resnetv2, sizes, visual_transformer, vit, whitened
+from vit_jax.models import (
+    bit,
+    cnn,
+    compact,
+    hybrid,
+    mixer,
+    resnet,
+    resnetv2,
+    sizes,
+    small_vit,
+    visual_transformer,
+    vit,
+    whitened,
+)
 from vit_jax.names import claim
 
 Table = Mapping[str, Mapping[str, Any]]  # variant -> fields; the variant "" holds what all of the family have
@@ -51,6 +64,7 @@ def register(family: str, module: type[nn.Module], table: Table | None = None) -
 
 register("vit", vit.ViT, sizes.vit_table())
 register("deit", vit.ViT, sizes.deit_table())
+register("small_vit", small_vit.SmallViT, small_vit.table())
 register("compact", compact.Compact, compact.table())
 register("mixer", mixer.Mixer, mixer.table())
 register("hybrid", hybrid.Hybrid, hybrid.table())

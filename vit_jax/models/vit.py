@@ -108,11 +108,19 @@ class Encoder(nn.Module):
         return select_patches(x, self.grid[0] * self.grid[1], keep, registers)
 
 
-def make_encoder(model: Any, grid: tuple[int, int], num_queries: int | None, *, residual_norm: bool = False) -> Encoder:
+def make_encoder(
+    model: Any,
+    grid: tuple[int, int],
+    num_queries: int | None,
+    *,
+    residual_norm: bool = False,
+    attention: Layer = MultiHeadDotProductAttention,
+    mlp: Layer = MlpBlock,
+) -> Encoder:
     """The encoder that the fields of a ViT, or of a model with the same, describe; the module `Transformer`."""
     norm = partial(nn.LayerNorm, epsilon=model.norm_epsilon, dtype=model.dtype)
     attention = partial(
-        MultiHeadDotProductAttention,
+        attention,
         model.num_heads,
         model.head_dim or model.width // model.num_heads,
         model.qkv_bias,
@@ -125,7 +133,7 @@ def make_encoder(model: Any, grid: tuple[int, int], num_queries: int | None, *, 
         model.dtype,
     )
     activations = model.activation, model.mlp_output_activation
-    mlp = partial(MlpBlock, model.mlp_dim, *activations, model.dropout, dtype=model.dtype)
+    mlp = partial(mlp, model.mlp_dim, *activations, model.dropout, dtype=model.dtype)
     rates = model.projection_dropout, model.stochastic_depth
     block = partial(EncoderBlock, attention, mlp, norm, *rates, model.layer_scale, residual_norm)
     return Encoder(
@@ -248,7 +256,7 @@ class ViT(TokenBackbone):
         x = prepend(first, x.reshape(n, h * w, d))
         reads_first = self.pooling == "token" and not return_features
         num_queries = tokens_read(self, len(first)) if reads_first else None
-        x = make_encoder(self, (h, w), num_queries)(x, encoder_rng, train=train, keep=keep)
+        x = self.encoder((h, w), num_queries)(x, encoder_rng, train=train, keep=keep)
         p = len(first) + self.registers
         prefix, patches = x[:, :p], x[:, p:]
         if return_features:
@@ -267,3 +275,7 @@ class ViT(TokenBackbone):
     def embed(self, images: Float[Array, "n H W c"], *, train: bool) -> Float[Array, "n h w d"]:
         """The patches, embedded."""
         return PatchEmbedding(square(self.patch_size), self.width, dtype=self.dtype, name="embedding")(images)
+
+    def encoder(self, grid: tuple[int, int], num_queries: int | None) -> Encoder:
+        """The blocks behind the embedding."""
+        return make_encoder(self, grid, num_queries)

@@ -18,6 +18,7 @@ from vit_jax.models.features import Features, MapBackbone, of_map
 from vit_jax.models.head import linear_head
 from vit_jax.models.layers import Dtype, square
 from vit_jax.models.naming import Naming
+from vit_jax.models.small_vit import SmallViT
 from vit_jax.models.vit import ViT
 from vit_jax.ops.convolution import conv_general_dilated
 
@@ -146,7 +147,7 @@ class WhitenedCNN(MapBackbone):
         return self.logit_scale * linear_head(x, self.num_classes, use_bias=False, dtype=self.dtype)
 
 
-class ConvStemViT(ViT):
+class ConvStemViT(SmallViT):
     """A ViT on the map of a small convolutional network ("early convolutions", Xiao et al. 2021, arXiv:2106.14881).
 
     `patch_size` counts positions of the map, of which one is 2 pixels wide after the first stage and twice as much

@@ -56,7 +56,7 @@ def pictures(
         unchanged = loader.split.read(indices)["image"]
         cropped = loader.split.read(indices, crops)["image"] if crops else unchanged
         rngs = step.rngs_for(given.seed, at, jnp.asarray(ends))
-        seen = augmented({"image": jnp.asarray(cropped)}, rngs)
+        seen = augmented({"image": jnp.asarray(cropped), "progress": jnp.ones(len(ends))}, rngs)  # the last step's
         seen, shares = augment.mix(settings, rngs.mix, seen, jnp.eye(len(ends)))
         shown[f"step {at}, unchanged"] = unchanged[:images]
         shown[caption(at, float(shares[0, 0]))] = augment.displayed(settings, np.asarray(seen[:images]))

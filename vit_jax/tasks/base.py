@@ -175,7 +175,7 @@ class Task:
 
     def augmented(self, batch: Examples, rngs: Rngs) -> Float[Array, "n h w c"]:
         """The images as the model sees them in training."""
-        seen = {name: batch[name] for name in ("image", "mirrored") if name in batch}
+        seen = {name: batch[name] for name in ("image", "mirrored", "progress") if name in batch}
         return augment.train_examples(self.parts.train_augment, seen, rngs.augment)["image"]
 
     def loss(

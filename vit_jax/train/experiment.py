@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -23,7 +23,7 @@ from vit_jax.config import Config
 from vit_jax.data import Data, Loader, RandomCrop, Split
 from vit_jax.data.batching import steps_per_epoch
 from vit_jax.ops import fused_attention
-from vit_jax.train import remat
+from vit_jax.train import remat, sizes
 from vit_jax.train.attention import fastest_attention
 from vit_jax.train.inputs import Inputs, num_steps, open_inputs
 from vit_jax.train.teacher import open_teacher
@@ -41,6 +41,7 @@ class Experiment:
     loader: Loader  # of the training images
     mesh: Mesh
     task: tasks.Task
+    tasks_by_size: Mapping[int, tasks.Task]  # of `train.image_sizes`; {} without
     steps_per_epoch: int
     total_steps: int  # 0: as many as fit into `train.seconds`
     batch: dict[str, Any]  # the shapes of a training batch
@@ -68,9 +69,20 @@ class Experiment:
         return flops_per_image(self.task.module, self.task.parts.image_shape)
 
     @cached_property
+    def flops_by_size(self) -> Mapping[int, int]:
+        """Of a training step with images of each of `train.image_sizes`."""
+        return {size: flops_per_step(self.config, task) for size, task in self.tasks_by_size.items()}
+
+    @cached_property
     def flops_per_step(self) -> int:
-        """Of a training step."""
-        return flops_per_step(self.config, self.task)
+        """Of a training step; the mean where images have several sizes."""
+        return sizes.mean_flops(partial(flops_per_step, self.config), self.task, self.tasks_by_size)
+
+    def training_flops(self, steps: int) -> int:
+        """Of the first so many steps."""
+        if not self.tasks_by_size:
+            return steps * self.flops_per_step
+        return sizes.flops_of_steps(self.config, steps, self.total_steps, self.flops_by_size)
 
 
 def set_up(
@@ -129,7 +141,9 @@ class Materials:
         """The experiment of a prepared configuration."""
         task = self.task(config)
         per_epoch = steps_per_epoch(config.train.batch_size, len(self.loader.split))
-        total = num_steps(config, per_epoch, partial(flops_per_step, config, task))
+        by_size = {size: self.task(sizes.at_size(config, size)) for size in config.train.image_sizes}
+        sizes.check(config.train.image_sizes, task, cropped=self.loader.crop is not None)
+        total = num_steps(config, per_epoch, partial(sizes.mean_flops, partial(flops_per_step, config), task, by_size))
         if config.train.flops:
             _check_warmup(config, total, per_epoch)
         return Experiment(
@@ -138,12 +152,13 @@ class Materials:
             loader=self.loader,
             mesh=self.mesh,
             task=task,
+            tasks_by_size=by_size,
             steps_per_epoch=per_epoch,
             total_steps=total,
             batch=self.loader.spec(config.train.batch_size),
             constants=constants,
             attention_seconds=attention_seconds,
-            **compiled_parts(config, task, self.mesh, per_epoch, total),
+            **compiled_parts(config, task, self.mesh, per_epoch, total, by_size),
         )
 
 
@@ -172,7 +187,14 @@ def prepare(inputs: Inputs, devices: Sequence[jax.Device], described: bool) -> t
     return Materials(data, mesh, loader, teacher, described), prepared
 
 
-def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int, total: int) -> dict[str, Any]:
+def compiled_parts(
+    config: Config,
+    task: tasks.Task,
+    mesh: Mesh,
+    per_epoch: int,
+    total: int,
+    by_size: Mapping[int, tasks.Task],
+) -> dict[str, Any]:
     """The state and the steps of a task on a mesh, jitted, by their names in `Experiment`; `total` steps, 0: timed."""
     device = mesh.devices.flat[0]
     fused_attention.check_device(config.model.get("attention", "plain"), device.platform, device.device_kind)
@@ -180,22 +202,28 @@ def compiled_parts(config: Config, task: tasks.Task, mesh: Mesh, per_epoch: int,
 
     def init() -> PyTree:
         ema, guarded = config.optim.ema_decay > 0, config.train.spike_sigmas > 0
-        return step.init_state(task, tx, config.seed, ema=ema, mimetic=config.init.mimetic, spike_guard=guarded)
+        attention = "mimetic" if config.init.mimetic else "impulse" if config.init.impulse else ""
+        return step.init_state(task, tx, config.seed, ema=ema, attention=attention, spike_guard=guarded)
 
     abstract = jax.eval_shape(init)
     optim.check_params(config.optim, abstract.params, layers=naming.layers, head=naming.whole_head)
     places = sharding.tree_shardings(abstract, mesh, naming.rules)
     batch, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     variables = step.evaluation_variables(abstract, task.evaluated)
-    return {
-        "abstract_state": abstract,
-        "init_state": jax.jit(init, out_shardings=places),
-        "train_step": jax.jit(
+
+    def jitted(task: tasks.Task) -> Any:
+        return jax.jit(
             sharding.on_mesh(_train_step(config, task, tx, per_epoch, total), mesh),
             in_shardings=(places, batch, everywhere),
             out_shardings=(places, everywhere),
             donate_argnums=0,
-        ),
+        )
+
+    programs = {size: jitted(other) for size, other in by_size.items()}
+    return {
+        "abstract_state": abstract,
+        "init_state": jax.jit(init, out_shardings=places),
+        "train_step": sizes.SizedStep(programs, config, total) if programs else jitted(task),
         "eval_step": compile_eval_step(step.make_eval_step(task), variables, mesh, naming.rules),
     }
 

@@ -370,7 +370,7 @@ class Trainer:
             "test_step": at,
             "parameters": trees.count(self.experiment.abstract_state.params),
             "flops_per_image": self.experiment.flops_per_image,
-            "training_flops": steps * self.experiment.flops_per_step,
+            "training_flops": self.experiment.training_flops(steps),
             "steps": steps,
             "seconds": so_far.seconds,
             "images_per_second": images / so_far.training_seconds if so_far.training_seconds else None,

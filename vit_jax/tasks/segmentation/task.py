@@ -144,7 +144,7 @@ class Segmentation(Task):
         rngs: Rngs,
         constants: Mapping[str, PyTree],
     ) -> tuple[Float[Array, ""], Aux]:
-        pixels = {name: batch[name] for name in ("image", "mask", "mirrored") if name in batch}
+        pixels = {name: batch[name] for name in ("image", "mask", "mirrored", "progress") if name in batch}
         seen = augment.train_examples(self.parts.train_augment, pixels, rngs.augment)
         variables, key = {"params": params, "batch_stats": batch_stats}, {"dropout": rngs.dropout}
         logits, changed = self.module.apply(variables, seen["image"], train=True, rngs=key, mutable=["batch_stats"])
