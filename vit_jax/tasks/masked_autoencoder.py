@@ -141,17 +141,22 @@ class MaskedAutoencoder(Task):
 
     @classmethod
     def check(cls, settings: "MaskedAutoencoder.Settings", model: Mapping[str, Any], distill: Distill) -> None:
-        """Raises `UserError` for a model that cannot leave out patches."""
-        if models.module_class(model["name"]) is not ViT or model["pos_embed"] in ("relative", "relative_bias"):
-            raise UserError(
-                f"task 'masked_autoencoder' hides patches of a plain ViT whose positions are added to them, not of "
-                f"model {model['name']!r} with pos_embed={model.get('pos_embed', 'none')!r}"
-            )
+        """Raises `UserError` for a model that cannot leave out patches, or whose head would not train."""
+        cls.check_patches("masked_autoencoder", model)
         head = {name: model[name] for name in ("pre_logits", "head_widths", "norm_after_pooling") if model[name]}
         if head or model["pooling"] == "map":
             raise UserError(
                 f"task 'masked_autoencoder' trains no head: leave model.{next(iter(head), 'pooling')} at its default, "
                 "and set it in fine-tuning"
+            )
+
+    @staticmethod
+    def check_patches(task: str, model: Mapping[str, Any]) -> None:
+        """Raises `UserError` for a model that cannot leave out patches."""
+        if models.module_class(model["name"]) is not ViT or model["pos_embed"] in ("relative", "relative_bias"):
+            raise UserError(
+                f"task {task!r} hides patches of a plain ViT whose positions are added to them, not of "
+                f"model {model['name']!r} with pos_embed={model.get('pos_embed', 'none')!r}"
             )
 
     @classmethod
