@@ -21,7 +21,8 @@ def common(epochs: float) -> ConfigDict:
     c.augment.jitter_probability = 0.8
     c.augment.grey = 0.2
     c.optim.warmup_epochs = 10.0
-    c.optim.weight_decay = 0.04  # the paper's rises to 0.4; here it stays
+    c.optim.weight_decay = 0.04
+    c.optim.final_weight_decay = 0.4
     c.train.epochs = epochs
     c.task = tasks.settings("self_distillation", warmup=30 / epochs, freeze_last=1 / epochs)
     c.evaluate.probe = ("knn",)
