@@ -1,4 +1,4 @@
-"""Weight decay that changes in the run: half a cosine by hand, for what decays alone, in every optimizer that adds it."""
+"""Weight decay that changes in the run: half a cosine by hand, for what decays alone, in optimizers that add it."""
 
 import math
 
