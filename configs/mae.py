@@ -54,7 +54,7 @@ def small() -> ConfigDict:
 
 
 def small_patches() -> ConfigDict:
-    """A ViT-Ti (5.4 million parameters) on patches of 2 pixels, 256 of them, for a GPU; not yet run.
+    """A ViT-Ti (5.3 million parameters) on patches of 2 pixels, 256 of them, for a GPU; not yet run.
 
     The encoder sees 64 patches. The rate is that of table 8, for each 256 images; more epochs are worth their time.
     """
