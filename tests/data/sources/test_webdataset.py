@@ -1,11 +1,9 @@
 """WebDataset shards: examples at random by a kept index, over https, in the order of any data set; bad ones told."""
 
 import functools
-import gzip
 import http.server
 import importlib.util
 import io
-import json
 import pickle
 import signal
 import tarfile
@@ -210,78 +208,6 @@ def test_a_missing_shard_and_a_server_without_parts_are_told(server, monkeypatch
     server.parts = False
     with pytest.raises(OSError, match="the server gives no parts of files"):
         source.read(3)
-
-
-def one(folder: Path, *members: tuple[str, bytes]) -> Path:
-    shards.write(folder / "test-0.tar", shards.example("t", 0, "0"))
-    return shards.write(folder / "train-0.tar", shards.example("a", 0, "0") + list(members))
-
-
-def description(folder: Path, text: str) -> None:
-    one(folder)
-    (folder / "shards.json").write_text(text)
-
-
-def numbered(folder: Path, *numbers: int) -> None:
-    for number in numbers:
-        shards.write(folder / f"train-{number}.tar", shards.example("a", 0, "0"))
-
-
-def cut(folder: Path, size: int) -> None:
-    path = one(folder, *shards.example("b", 1, "1"))
-    path.write_bytes(path.read_bytes()[:size])
-
-
-def compressed(folder: Path) -> None:
-    path = one(folder)
-    path.write_bytes(gzip.compress(path.read_bytes()))
-
-
-DESCRIBED = {"train": "train-0.tar", "test": "test-0.tar"}
-BAD = {
-    "no image": (lambda f: one(f, ("b.cls", b"1")), r"train-0.tar: example 'b' has no image, only .cls"),
-    "two images": (lambda f: one(f, *shards.example("b", 1, "1"), ("b.jpg", b"")), "'b.jpg' is a second image"),
-    "no label": (lambda f: one(f, ("b.png", shards.png(1))), "example 'b' has no label"),
-    "a word": (lambda f: one(f, *shards.example("b", 1, "dog")), "example 'b' has the label 'dog'; expected a whole"),
-    "a fraction": (lambda f: one(f, *shards.example("b", 1, "1.5")), "the label '1.5'; expected a whole number"),
-    "negative": (lambda f: one(f, *shards.example("b", 1, "-1")), "the label '-1'; expected a whole number"),
-    "damaged JSON": (lambda f: one(f, ("b.png", shards.png(1)), ("b.json", b"{")), "JSONDecodeError"),
-    "unknown class": (
-        lambda f: (one(f, *shards.example("b", 1, "emu")), description_of(f, classes=["cat", "dog"])),
-        "the label 'emu'; expected one of the classes, cat, dog",
-    ),
-    "too large": (
-        lambda f: (one(f, *shards.example("b", 1, "2")), description_of(f, classes=["cat", "dog"])),
-        "the label 2; shards.json names 2 classes",
-    ),
-    "cut in an image": (lambda f: cut(f, 2700), "train-0.tar is damaged, compressed, or no tar file"),
-    "cut after an example": (lambda f: cut(f, 2048), "ends without the mark of a tar file's end"),
-    "compressed": (compressed, "make or fetch it anew, as a plain .tar"),
-    "a gap": (lambda f: numbered(f, 0, 1, 3), "shard 2 of train-... is missing between 0 and 3"),
-    "no shard": (lambda f: f.mkdir(exist_ok=True), r"no shard \(\*.tar\) in .*; expected train-000.tar"),
-    "of no split": (lambda f: (one(f), shards.write(f / "x.tar", [])), r"of which split is x.tar\?"),
-    "no train": (lambda f: shards.write(f / "test-0.tar", []), "holds shards of test, but none of train"),
-    "empty": (lambda f: (one(f), shards.write(f / "train-0.tar", [])), "the shards of train hold no example"),
-    "no JSON": (lambda f: description(f, "{"), r"shards.json is no such file \(JSONDecodeError"),
-    "a strange split": (lambda f: description(f, '{"dev": "train-0.tar"}'), "'dev' is no split"),
-    "no train named": (lambda f: description(f, '{"test": "test-0.tar"}'), "names no shards of train"),
-    "an absent shard": (lambda f: description(f, '{"train": "x-{0..2}.tar"}'), "shard .*x-0.tar is not there"),
-    "down": (lambda f: description(f, '{"train": "x-{2..0}.tar"}'), "counts down"),
-    "no image at all": (lambda f: shards.write(f / "train-0.tar", [("a.png", b"no"), ("a.cls", b"0")]), "can be read"),
-}
-
-
-def description_of(folder: Path, **fields: object) -> None:
-    (folder / "shards.json").write_text(json.dumps(DESCRIBED | fields))
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_told_in_one_line(name, tmp_path):
-    make, expected = BAD[name]
-    make(tmp_path)
-    with pytest.raises(UserError, match=expected) as told:
-        opened(tmp_path)
-    assert "\n" not in str(told.value)
 
 
 def test_a_place_that_is_not_there():
