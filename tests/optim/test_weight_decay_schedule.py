@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.conftest import rest_is_slow
 from vit_jax import optim
 from vit_jax.command import UserError
 from vit_jax.optim import Settings
@@ -22,7 +23,7 @@ def directions(progress: float, **fields) -> dict:
     return tx.update(NO_GRADIENT, tx.init(PARAMS), PARAMS, progress=jnp.float32(progress))[0]
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+@pytest.mark.parametrize("name", rest_is_slow(["adamw", "lion", "adafactor"]))
 def test_it_goes_from_the_first_to_the_last_as_half_a_cosine(name):
     for progress in (0.0, 0.25, 0.5, 1.0):
         found = directions(progress, name=name, weight_decay=0.04, final_weight_decay=0.4)
