@@ -53,12 +53,29 @@ def small() -> ConfigDict:
     return c
 
 
+def small_patches() -> ConfigDict:
+    """A ViT-Ti (5.3 million parameters) on patches of 2 pixels, 256 of them, for a GPU; not yet run.
+
+    The encoder sees 64 patches. The rate is that of table 8, for each 256 images; more epochs are worth their time.
+    """
+    c = small()
+    c.model = models.settings("vit/Ti16", patch_size=(2,), pos_embed="sincos2d", dtype="bfloat16", scan=True)
+    c.task = tasks.settings("masked_autoencoder", decoder_width=192, decoder_depth=4, decoder_heads=3)
+    c.augment.crop_area = (0.2, 1.0)
+    c.optim.lr = 1.5e-4 * 1024 / 256
+    c.optim.warmup_epochs = 40.0
+    c.train.batch_size = 1024
+    c.train.epochs = 400.0
+    return c
+
+
 def get_config(arg: str = "") -> ConfigDict:
-    """`cifar10`; `vit_b16`, `vit_l16`, `vit_h14` on ImageNet-1k as in the paper."""
+    """`cifar10`, `cifar10_patch2`; `vit_b16`, `vit_l16`, `vit_h14` on ImageNet-1k as in the paper."""
     return config.choose(
         arg,
         {
             "cifar10": small,
+            "cifar10_patch2": small_patches,
             "vit_b16": lambda: imagenet("B16"),
             "vit_l16": lambda: imagenet("L16"),
             "vit_h14": lambda: imagenet("H14"),

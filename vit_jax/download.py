@@ -26,6 +26,11 @@ WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
 Show = Callable[[int, int], None]
 
 
+def cache_dir() -> Path:
+    """Where what was fetched, or took long to find, is kept: $VIT_JAX_CACHE, else ~/.cache/vit_jax."""
+    return Path(os.path.expanduser(os.environ.get("VIT_JAX_CACHE") or "~/.cache/vit_jax"))
+
+
 class _Dropped(Exception):
     """The connection ended before the file did; what came is kept, and another try may get the rest."""
 

@@ -1,7 +1,7 @@
 """Exact metrics of a run over a whole split.
 
     python -m vit_jax.evaluate --workdir runs/digits [--config.evaluate.split=test]
-    python -m vit_jax.evaluate --workdir runs/mae-cifar10 --probe knn,linear,fewshot
+    python -m vit_jax.evaluate --workdir runs/mae-cifar10 --probe knn,linear,fewshot --untrained
     python -m vit_jax.evaluate --weights vit_b16.npz --config.data.name=cifar10 --probe knn
 
 Each image counts once, whatever the batch size and the number of devices and processes: see `train.evaluation`. With
@@ -23,12 +23,12 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import open_data
 from vit_jax.inference.opening import load_variables
-from vit_jax.metrics import PROBES
+from vit_jax.metrics import METRICS, PROBES
 from vit_jax.text import listed
 from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
 from vit_jax.train.experiment import compile_eval_step, make_task, prefer_determinism
 from vit_jax.train.probing import FIELDS, Prober
-from vit_jax.workdir import PROBED, Workdir
+from vit_jax.workdir import PROBED, UNTRAINED, Workdir
 
 
 def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -73,12 +73,18 @@ def evaluate_run(workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 
 def probe(
-    address: str | Path, names: Sequence[str], overrides: Sequence[str] = (), *, weights: bool = False
+    address: str | Path,
+    names: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    weights: bool = False,
+    untrained: bool = False,
 ) -> dict[str, Any]:
     """What the features of a run's or of published weights' frozen backbone tell of a split's classes.
 
     The data set's training images, without augmentation, are what the probes learn from. `names`: of
-    `metrics.PROBES`; `overrides` as in `evaluate_run`, of published weights they name the data set.
+    `metrics.PROBES`; `overrides` as in `evaluate_run`, of published weights they name the data set. `untrained`: what
+    the same model tells with random parameters, too, under the split's name and "untrained".
     """
     overrides = config.rename_flags(overrides)
     given = config.from_dict({}, overrides) if weights else Workdir(address).config(overrides)
@@ -94,12 +100,17 @@ def probe(
     parts = tasks.Parts(predictor.model, shape, data.class_names, used.augment, used.augment)
     prober = Prober(used, parts, train, predictor.variables, names)
     found, warnings = prober.measure(predictor.variables, asked)
+    split = given.evaluate.split
+    scalars = {f"{split}/{name}": value for name, value in found.items()}
+    if untrained:
+        random = jax.jit(lambda: step.init_variables(predictor.model, used.seed, shape))()
+        scalars |= {f"{split} {UNTRAINED}/{name}": value for name, value in prober.measure(random, asked)[0].items()}
     return {
         "step": predictor.step,
         "images": len(asked.split),
         "train_images": len(train.split),
         "with": _changed(Path(address), given, overrides) if not weights else list(overrides),
-        **{f"{given.evaluate.split}/{name}": value for name, value in found.items()},
+        **scalars,
         "warnings": warnings,
     }
 
@@ -118,10 +129,13 @@ def main(argv: Sequence[str]) -> int:
     subject.add_argument("--weights", help="published weights: a file, a folder or an address; needs --probe")
     names = ",".join(PROBES)
     parser.add_argument("--probe", default="", help=f"ask the frozen features for classes instead, e.g. {names}")
+    parser.add_argument("--untrained", action="store_true", help="probe the same model with random parameters, too")
     parser.add_data_dir()
     flags, overrides = parser.parse(argv)
     if flags.data_dir:
         overrides.append(f"data.data_dir={flags.data_dir}")
+    if flags.untrained and not flags.probe:
+        raise UserError(f"--untrained belongs to --probe; add --probe {names}")
     if flags.probe:
         return _probe(flags, overrides)
     if flags.weights:
@@ -145,7 +159,7 @@ def _probe(flags: argparse.Namespace, overrides: list[str]) -> int:
         if flags.workdir:
             distributed.check_shared(flags.workdir)
         address, names, split = flags.weights or flags.workdir, flags.probe.split(","), given.evaluate.split
-        report = probe(address, names, overrides, weights=bool(flags.weights))
+        report = probe(address, names, overrides, weights=bool(flags.weights), untrained=flags.untrained)
         if jax.process_index() == 0:
             _publish_probes(report, flags.workdir, split, str(address))
     return command.DONE
@@ -154,8 +168,11 @@ def _probe(flags: argparse.Namespace, overrides: list[str]) -> int:
 def _publish_probes(report: dict[str, Any], workdir: Path | None, split: str, address: str) -> None:
     """Prints what probes found, and writes it into the folder of a run, beside evaluations."""
     console = Console(highlight=False)
-    found = {key: value for key, value in report.items() if key.startswith(f"{split}/")}
+    found = {key: value for key, value in report.items() if key.startswith((f"{split}/", f"{split} {UNTRAINED}/"))}
     log.result_table(console, {**found, "images": report["images"], "workdir": address})
+    for name in (name for name, metric in METRICS.items() if f"{split} {UNTRAINED}/{name}" in found and metric.percent):
+        gained = 100 * (found[f"{split}/{name}"] - found[f"{split} {UNTRAINED}/{name}"])
+        console.print(f"{METRICS[name].label}: {gained:+.1f} points over random parameters", markup=False)
     for text in report["warnings"]:
         console.print(f"warning: {text}", markup=False, soft_wrap=True)
     images = f"{report['train_images']:,} training images taught, {report['images']:,} were asked"

@@ -160,6 +160,7 @@ def make_train_step(
     counted; the step number advances all the same. So is one whose loss or gradient norm is more than `spike_sigmas`
     standard deviations above the mean of the last `RECENT` steps.
     """
+    whole = optax.with_extra_args_support(tx)
     gradients = _accumulated(_make_gradients(task, seed, trainable), accumulate, independent)
     if sam_rho:
         gradients = _sharpness_aware(gradients, sam_rho)
@@ -171,7 +172,7 @@ def make_train_step(
         progress = jnp.full(rows.shape, done / steps, jnp.float32)
         grads, aux = gradients(state, {**batch, "row": rows, "progress": progress}, constants)
         lr = rate(done, steps)
-        directions, opt_state = tx.update(grads, state.opt_state, state.params)
+        directions, opt_state = whole.update(grads, state.opt_state, state.params, progress=done / steps)
         params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))
         new = state.replace(params=params, batch_stats=aux.batch_stats, opt_state=opt_state)
         if ema_decay:

@@ -28,6 +28,7 @@ from vit_jax.tasks import classification
 
 COMPARISON = "comparison"  # the tables of a folder that `compare` made: .md, .csv, .json
 PROBED = "probes"  # how files of what frozen features tell begin
+UNTRAINED = "untrained"  # of a split's metrics: those of the model with random parameters
 PURPOSES = ("train", "validation", "test")
 DESCRIPTION = "description"  # what checkpoints call the copies of the description's files
 T = TypeVar("T")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_input import data, images, weights
+from tests.bad_input import data, images, tars, weights
 from tests.bad_input.case import READ, Case, table
 
-CASES: list[Case] = [*images.CASES, *data.CASES, *weights.CASES]
+CASES: list[Case] = [*images.CASES, *data.CASES, *tars.CASES, *weights.CASES]
 PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
 EXECUTED = Path("/tmp/vit_jax-was-executed")
 SECONDS = 10

@@ -37,6 +37,7 @@ NEW = [
     "init.mimetic",
     "init.whitening",
     "optim.cooldown",
+    "optim.final_weight_decay",
     "optim.muon",
     "optim.muon_per_head",
     "optim.cautious",

@@ -12,7 +12,7 @@ from vit_jax.setting import setting
 class Settings:
     """The config group `data`. Splits are written as TFDS does: "train[:90%]", "train+test"."""
 
-    # digits, synthetic/HxWxC/CLASSES/IMAGES, a folder of images, or a TFDS name.
+    # digits, synthetic/HxWxC/CLASSES/IMAGES, a folder of images, a TFDS name, webdataset/PLACE or hf/PLACE.
     name: str = setting("digits", read_by="evaluate texture")
     # Of prepared TFDS data sets; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     data_dir: str = setting("", read_by="evaluate texture")

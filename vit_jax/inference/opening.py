@@ -70,11 +70,9 @@ def _load_run(workdir: Workdir, use: str, overrides: list[str], mesh: Mesh | Non
     prepared, view, class_names = _prepared(workdir, given)
     model, shape = models.create(prepared.model), input_shape(prepared.augment, view.shape)
     model.check(shape)
-    task_module = model
-    if not class_names:  # the run trained more than this model
-        parts = tasks.Parts(model, shape, workdir.class_names(), prepared.augment, prepared.augment)
-        task_module = tasks.create(given.task, parts).module
-    at, variables = load_variables(workdir, task_module, shape, prepared, use, mesh)
+    parts = tasks.Parts(model, shape, workdir.class_names(), prepared.augment, prepared.augment)
+    trained = tasks.create(given.task, parts).module  # the model, and maybe more
+    at, variables = load_variables(workdir, trained, shape, prepared, use, mesh)
     wanted = jax.eval_shape(lambda: step.init_variables(model, 0, shape))
     return Predictor(prepared, model, _part(variables, wanted), class_names, view, at)
 

@@ -24,7 +24,7 @@ def check(settings: Settings) -> None:
         if getattr(settings, field) <= 0:
             raise UserError(f"optim.{field}={getattr(settings, field)} is not positive")
     warmups = ("warmup_steps", "warmup_epochs", "warmup_start_lr", "head_warmup_steps")
-    for field in ("weight_decay", "clip_norm", *warmups, "final_lr", "sam_rho"):
+    for field in ("weight_decay", "final_weight_decay", "clip_norm", *warmups, "final_lr", "sam_rho"):
         if getattr(settings, field) < 0:
             raise UserError(f"optim.{field}={getattr(settings, field)} is negative; 0 means off")
     for field in ("b1", "b2", "momentum", "rms_decay", "ema_decay"):

@@ -29,8 +29,21 @@ register = partial(_register, "optimizer", "name", OPTIMIZERS)
 
 
 def weight_decay(settings: Settings) -> optax.GradientTransformation:
-    """Adds `weight_decay` times the parameters that decay."""
-    return optax.add_decayed_weights(settings.weight_decay, mask=lambda params: trees.mask(params, settings.decay))
+    """Adds `weight_decay` times the parameters that decay; on the way to `final_weight_decay`, where it is given.
+
+    Then `update` must be told the share of the run that is over, `progress` (Caron et al. 2021, arXiv:2104.14294,
+    s. 3.2).
+    """
+    mask = partial(trees.mask, pattern=settings.decay)
+    first, final = settings.weight_decay, settings.final_weight_decay
+    if not final:
+        return optax.add_decayed_weights(first, mask=mask)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree, *, progress: Any, **_: Any) -> tuple[PyTree, PyTree]:
+        decay = final + (first - final) * (1 + jnp.cos(math.pi * progress)) / 2
+        return jax.tree.map(lambda u, p: u + decay.astype(u.dtype) * p, updates, params), state
+
+    return optax.masked(optax.GradientTransformationExtraArgs(optax.init_empty_state, update), mask)
 
 
 @register("adamw", reads=("b1", "b2", "epsilon", "cautious"))

@@ -80,14 +80,16 @@ def _delayed(transformation: optax.GradientTransformation, steps: int) -> optax.
     def init(params: PyTree) -> Delayed:
         return Delayed(jnp.zeros([], jnp.int32), transformation.init(params))
 
-    def update(updates: PyTree, state: Delayed, params: PyTree) -> tuple[PyTree, Delayed]:
+    whole = optax.with_extra_args_support(transformation)
+
+    def update(updates: PyTree, state: Delayed, params: PyTree, **extra: Any) -> tuple[PyTree, Delayed]:
         begun = state.step >= steps
-        new_updates, inner = transformation.update(updates, state.inner, params)
+        new_updates, inner = whole.update(updates, state.inner, params, **extra)
         new_updates = jax.tree.map(lambda u: jnp.where(begun, u, jnp.zeros_like(u)), new_updates)
         inner = jax.tree.map(lambda new, old: jnp.where(begun, new, old), inner, state.inner)
         return new_updates, Delayed(jnp.minimum(state.step + 1, steps), inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scale_layers(decay: float, order: Sequence[str], updates: PyTree, params: PyTree) -> PyTree:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from vit_jax import tasks
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, MissingDataset, open_data
@@ -23,6 +24,7 @@ DATA_SETS = {
     "fashion_mnist": (28, 28, 1, 10, 60_000),
     "cifar10": (32, 32, 3, 10, 50_000),
     "cifar100": (32, 32, 3, 100, 50_000),
+    "camvid": (360, 480, 3, 11, 367),
     "imagenet2012": (0, 0, 3, 1000, 1_281_167),
     "imagenet21k": (0, 0, 3, 21_843, 14_197_122),
     "jft_3b": (0, 0, 3, 29_593, 3_000_000_000),  # Zhai et al. 2022, arXiv:2106.04560: "nearly 3 billion"
@@ -81,7 +83,10 @@ def _open(given: Config, images: int, classes: int) -> tuple[Data, list[str]]:
         settings, name=f"synthetic/{height}x{width}x{channels}/{classes}/{images}", classes=(), **splits
     )
     text = f"data set {settings.name}: {images:,} images of {classes:,} classes, {height}x{width}x{channels}"
-    return open_data(stand_in), [f"{text} (not looked at)"]
+    opened = open_data(stand_in)
+    fields = ("image", *tasks.chosen(given.task, given.distill).targets)  # masks as good as labels: none is read
+    opened = dataclasses.replace(opened, dataset=dataclasses.replace(opened.dataset, fields=fields))
+    return opened, [f"{text} (not looked at)"]
 
 
 def build(planned: Planned, machine: Machine) -> Subject:

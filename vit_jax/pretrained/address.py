@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vit_jax.command import UserError
-from vit_jax.download import alone, fetch, progress
+from vit_jax.download import alone, cache_dir, fetch, progress
 from vit_jax.pretrained import augreg
 from vit_jax.pretrained.files import SIDE_FILES, WEIGHTS, need
 
@@ -30,8 +30,8 @@ LOG_IN = "run `hf auth login` or set HF_TOKEN"
 
 
 def cache() -> Path:
-    """Where fetched weights lie: $VIT_JAX_CACHE, else ~/.cache/vit_jax."""
-    return Path(os.path.expanduser(os.environ.get("VIT_JAX_CACHE") or "~/.cache/vit_jax"))
+    """Where fetched weights lie."""
+    return cache_dir()
 
 
 def locate(address: str) -> Path:

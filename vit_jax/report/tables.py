@@ -118,25 +118,23 @@ def headline(run: Run) -> list[dict[str, str]]:
 def probed(workdir: Workdir) -> list[Section]:
     """What `evaluate --probe` found of a run's frozen features, a row for each time."""
     found = workdir.probes()
-    names = [name for name in METRICS if any(_of_any_split(report, name) is not None for report in found)]
+    asked = [(report, split) for report in found for split in _splits(report)]
+    names = [name for name in METRICS if any(f"{split}/{name}" in report for report, split in asked)]
     rows = [
         (
-            " ".join([_split(report), *report["with"]]),
+            " ".join([split, *report["with"]]),
             f"{report['train_images']:,}",
-            *("" if (value := _of_any_split(report, name)) is None else value for name in names),
+            *(report.get(f"{split}/{name}", "") for name in names),
         )
-        for report in found
+        for report, split in asked
     ]
     text = "Classes, read off the frozen features: training images without augmentation taught."
     return [Section("Probes", text, columns=("asked", "training images", *names), rows=rows)] if rows else []
 
 
-def _split(report: dict[str, Any]) -> str:
-    return next(key.rpartition("/")[0] for key in report if "/" in key)
-
-
-def _of_any_split(report: dict[str, Any], name: str) -> float | None:
-    return report.get(f"{_split(report)}/{name}")
+def _splits(report: dict[str, Any]) -> list[str]:
+    """The splits that a report has metrics of; that of random parameters comes last."""
+    return list(dict.fromkeys(key.rpartition("/")[0] for key in report if "/" in key))
 
 
 def how(run: Run) -> dict[str, Any]:

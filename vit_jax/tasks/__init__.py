@@ -8,6 +8,7 @@ from typing import Any
 from vit_jax.command import UserError
 from vit_jax.data import Split
 from vit_jax.names import claim
+from vit_jax.tasks.auxiliary_autoencoder import AuxiliaryAutoencoder
 from vit_jax.tasks.base import (
     Aux,
     Distill,
@@ -36,6 +37,7 @@ TASKS: dict[str, type[Task]] = {
     "masked_autoencoder": MaskedAutoencoder,
     "self_distillation": SelfDistillation,
     "segmentation": Segmentation,
+    "auxiliary_autoencoder": AuxiliaryAutoencoder,
 }
 
 

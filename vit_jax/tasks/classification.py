@@ -122,13 +122,23 @@ class Classification(Task):
             rngs={"dropout": rngs.dropout},
             mutable=list(self.mutable),
         )
-        losses_of = self.per_example(logits, targets, images, changed, constants)
+        loss = self.mean_loss(logits, targets, images, changed, constants)
+        metrics = {"loss": loss, "accuracy": accuracy(logits, targets)}
+        return loss, Aux(changed.get("batch_stats", {}), metrics)
+
+    def mean_loss(
+        self,
+        logits: Float[Array, "n k"],
+        targets: Float[Array, "n k"],
+        images: Float[Array, "n h w c"],
+        sown: Mapping[str, PyTree],
+        constants: Mapping[str, PyTree],
+    ) -> Float[Array, ""]:
+        """The mean of `per_example`, weighed by class."""
+        found = self.per_example(logits, targets, images, sown, constants)
         if self.settings.class_weights:
-            losses_of *= targets @ jnp.asarray(self.settings.class_weights, jnp.float32)
-        loss = losses_of.mean()
-        # Of mixed images, the share that is taken for what they show most of.
-        accuracy = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
-        return loss, Aux(changed.get("batch_stats", {}), {"loss": loss, "accuracy": accuracy})
+            found *= targets @ jnp.asarray(self.settings.class_weights, jnp.float32)
+        return found.mean()
 
     def per_example(
         self,
@@ -148,7 +158,7 @@ class Classification(Task):
             return {"logits": logits}
         mean = (1 - sum(weight for weight, _ in views)) * logits
         for weight, view in views:
-            seen = self.module.apply(variables, view, train=False)
+            seen = self.parts.model.apply(variables, view, train=False)
             assert isinstance(seen, jax.Array)
             mean += weight * seen
         return {"logits": logits, "tta_logits": mean}
@@ -259,6 +269,11 @@ class ClassificationEvaluator:
             prediction, confidence = examples.prediction, examples.confidence
             np.savez_compressed(path, index=place, label=label, prediction=prediction, confidence=confidence)
         write_atomically(folder / CONFUSION, json.dumps(self.details(), indent=1) + "\n")
+
+
+def accuracy(logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, ""]:
+    """Of mixed images, the share that is taken for what they show most of."""
+    return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
 
 
 def balanced(shares: Float[np.ndarray, " k"], power: float) -> Float[np.ndarray, " k"]:

@@ -22,6 +22,7 @@ from vit_jax.command import UserError
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layers import MlpBlock, square
 from vit_jax.models.vit import Encoder, EncoderBlock, ViT
+from vit_jax.tasks import masking
 from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Section, Task, TaskSettings
 from vit_jax.tasks.means import Means
 from vit_jax.trees import PyTree
@@ -66,7 +67,7 @@ class Autoencoder(nn.Module):
 
         seen = self.encoder.features(images, train=train, keep=order[:, :visible])
         embed = nn.Dense(self.width, dtype=self.encoder.dtype, name="decoder_embedding")
-        token = self.param("mask_token", nn.initializers.normal(stddev=0.02), (1, 1, self.width))
+        token = self.param("mask_token", nn.initializers.normal(masking.MASK_TOKEN), (1, 1, self.width))
         hidden = jnp.broadcast_to(token.astype(seen.patches.dtype), (n, h * w - visible, self.width))
         patches = jnp.concatenate([embed(seen.patches), hidden], axis=1)
         patches = jnp.take_along_axis(patches, place[..., None], axis=1)
@@ -141,17 +142,22 @@ class MaskedAutoencoder(Task):
 
     @classmethod
     def check(cls, settings: "MaskedAutoencoder.Settings", model: Mapping[str, Any], distill: Distill) -> None:
-        """Raises `UserError` for a model that cannot leave out patches."""
-        if models.module_class(model["name"]) is not ViT or model["pos_embed"] in ("relative", "relative_bias"):
-            raise UserError(
-                f"task 'masked_autoencoder' hides patches of a plain ViT whose positions are added to them, not of "
-                f"model {model['name']!r} with pos_embed={model.get('pos_embed', 'none')!r}"
-            )
+        """Raises `UserError` for a model that cannot leave out patches, or whose head would not train."""
+        cls.check_patches("masked_autoencoder", model)
         head = {name: model[name] for name in ("pre_logits", "head_widths", "norm_after_pooling") if model[name]}
         if head or model["pooling"] == "map":
             raise UserError(
                 f"task 'masked_autoencoder' trains no head: leave model.{next(iter(head), 'pooling')} at its default, "
                 "and set it in fine-tuning"
+            )
+
+    @staticmethod
+    def check_patches(task: str, model: Mapping[str, Any]) -> None:
+        """Raises `UserError` for a model that cannot leave out patches."""
+        if models.module_class(model["name"]) is not ViT or model["pos_embed"] in ("relative", "relative_bias"):
+            raise UserError(
+                f"task {task!r} hides patches of a plain ViT whose positions are added to them, not of "
+                f"model {model['name']!r} with pos_embed={model.get('pos_embed', 'none')!r}"
             )
 
     @classmethod
@@ -178,8 +184,7 @@ class MaskedAutoencoder(Task):
 
     def noise(self, keys: Array, shape: tuple[int, ...]) -> Float[Array, "n l"]:
         """Which patches an image shows is a function of its key alone."""
-        h, w = self.parts.model.grid(shape)
-        return jax.vmap(lambda key: jax.random.uniform(key, (h * w,)))(keys)
+        return masking.noise(keys, self.parts.model.grid(shape))
 
     def predict(self, variables: PyTree, *inputs: Array, **options: Any) -> tuple[Array, Array]:
         """The values of every patch [n l q], and the mask [n l]."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_jax.command import UserError
-from vit_jax.data.sources import arrays, folder, masks, tfds, tfds_masks
+from vit_jax.data.sources import arrays, folder, huggingface, masks, tfds, tfds_masks, webdataset
 from vit_jax.data.sources.dataset import Dataset, Example, MissingDataset, Rows, Source, read_labels
 from vit_jax.names import claim
 
@@ -33,7 +33,8 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
     `digits` and `synthetic[/HxWxC/CLASSES/TRAIN_IMAGES]` are built in. A name that starts with `./`, `../`, `/` or
     `~` is a folder of images. Any other is looked up in `data_dir`, then taken as a folder where one of that name
     exists. Folders `images/` and `masks/` in it make it a data set with masks, which may lie in `data_dir`, too;
-    `masks/NAME` is a TFDS data set with its masks instead of its labels. Raises `MissingDataset`, or `UserError` for a
+    `masks/NAME` is a TFDS data set with its masks instead of its labels; `webdataset/PLACE` are tar shards, and
+    `hf/NAME` is a data set of Hugging Face. Raises `MissingDataset`, or `UserError` for a
     data set that is there but cannot be used.
     """
     if not name:
@@ -64,5 +65,7 @@ register(
     _open_folder,
 )
 register("masks", lambda name, data_dir: tfds_masks.open_prepared_masks(name.removeprefix("masks/"), data_dir))
+register("webdataset", webdataset.open_webdataset)
+register("hf", huggingface.open_huggingface)
 register("synthetic", lambda name, data_dir: arrays.open_synthetic(name))
 register("digits".__eq__, lambda name, data_dir: arrays.open_digits())

@@ -20,6 +20,11 @@ _SPLITS = {
 _NUMBERED = re.compile(r"(?P<label>[^.]+)\.\d+")  # "cat.0" of cat.0.jpg
 
 
+def split_of(word: str) -> str:
+    """The split that a word stands for; "" where it is none."""
+    return _SPLITS.get(word.lower(), "")
+
+
 def splits_of(folders: Sequence[Path]) -> dict[Path, str]:
     """Those of the folders that hold a split, and which.
 

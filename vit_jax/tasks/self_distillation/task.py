@@ -1,7 +1,8 @@
 """Self-distillation without labels: a student says of parts of an image what its teacher says of the whole (DINO).
 
 Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, arXiv:2104.14294. The teacher is an
-average of the student, and what evaluation, probes and later commands read.
+average of the student, and what evaluation, probes and later commands read. With `task.patch_loss` the student also
+says of patches that are hidden from it what the teacher says of them (iBOT, Zhou et al. 2022, arXiv:2111.07832).
 """
 
 import dataclasses
@@ -13,52 +14,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from vit_jax import augment, models
 from vit_jax.command import UserError
 from vit_jax.metrics import probes
 from vit_jax.models.layers import square
-from vit_jax.models.projection import Projection, of_length_1
+from vit_jax.models.projection import of_length_1
 from vit_jax.models.vit import ViT
 from vit_jax.setting import setting
+from vit_jax.tasks import masking
 from vit_jax.tasks.base import Aux, Distill, Examples, Parts, Rngs, Task, TaskSettings
-from vit_jax.tasks.means import Means
+from vit_jax.tasks.self_distillation.evaluation import DirectionsEvaluator, alike
+from vit_jax.tasks.self_distillation.losses import distillation, koleo, patch_distillation, spread_of
+from vit_jax.tasks.self_distillation.module import Projected
 from vit_jax.trees import PyTree
 
 GLOBAL = 2  # crops of most of the image: both networks see them, the others the student alone
 POSITIONS = "Transformer", "posembed_input", "pos_embedding"
-
-
-class Projected(nn.Module):
-    """A backbone, whose parameters keep their own names, and its projection; the centre is a teacher's alone."""
-
-    backbone: ViT
-    hidden_width: int
-    bottleneck: int
-    outputs: int
-
-    def setup(self) -> None:
-        nn.share_scope(self, self.backbone)
-
-    @property
-    def NAMING(self) -> models.Naming:  # noqa: N802 - as classes declare it
-        """Layers and rules of the backbone; the projection's layers come last, and go by the common rules."""
-        return models.naming_of(self.backbone)
-
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "n H W c"], *, train: bool
-    ) -> tuple[Float[Array, "n d"], Float[Array, "n k"]]:
-        """The backbone's features, and what they are projected to."""
-        features = self.backbone(images, train=train)
-        assert isinstance(features, jax.Array)
-        sizes = self.hidden_width, self.bottleneck, self.outputs
-        projected = Projection(*sizes, dtype=self.backbone.dtype, name="projection")(features)
-        self.variable("batch_stats", "center", jnp.zeros, (self.outputs,))
-        return features.astype(jnp.float32), projected
 
 
 class SelfDistillation(Task):
@@ -90,25 +63,31 @@ class SelfDistillation(Task):
         # Share of the loss that pushes features apart (KoLeo; DINOv2, arXiv:2304.07193, has 0.1), over each part of a
         # batch by itself.
         koleo: float = 0.0
+        # Weight of the loss over hidden patches of the large crops, beside 1 for whole crops (iBOT has 1); 0: none.
+        patch_loss: float = 0.0
+        # Of the crops in which patches are hidden, and of those the smallest and the largest share of the patches.
+        mask_probability: float = setting(0.5, active_if="task.patch_loss")
+        mask_share: tuple[float, float] = setting((0.1, 0.5), active_if="task.patch_loss")
 
         def check(self) -> None:
             """Raises `UserError` for values out of their range."""
             sizes = ("outputs", "hidden_width", "bottleneck")
             temperatures = ("student_temperature", "teacher_temperature", "first_teacher_temperature")
-            shares = ("warmup", "momentum", "center_momentum", "freeze_last", "solarize")
+            shares = ("warmup", "momentum", "center_momentum", "freeze_last", "solarize", "mask_probability")
             _require(self, sizes, lambda value: value >= 1, "is not positive")
             _require(self, temperatures, lambda value: value > 0, "is not positive")
             _require(self, shares, lambda value: 0 <= value <= 1, "is not in [0, 1]")
-            _require(self, ("local_crops", "koleo"), lambda value: value >= 0, "is negative")
+            _require(self, ("local_crops", "koleo", "patch_loss"), lambda value: value >= 0, "is negative")
             _require(self, ("local_size",), lambda value: len(value) in (1, 2) and min(value) > 0, "is no size")
-            areas = ("global_area", "local_area")
+            areas = ("global_area", "local_area", "mask_share")
             _require(self, areas, lambda value: 0 < value[0] <= value[1] <= 1, "is not 0 < low <= high <= 1")
             _require(self, ("blur",), lambda value: all(0 <= p <= 1 for p in value), "are no probabilities")
 
     def __init__(self, settings: "SelfDistillation.Settings", parts: Parts) -> None:
         super().__init__(settings, parts)
         assert isinstance(parts.model, ViT)
-        self.module = Projected(parts.model, settings.hidden_width, settings.bottleneck, settings.outputs)
+        sizes = settings.hidden_width, settings.bottleneck, settings.outputs
+        self.module = Projected(parts.model, *sizes, of_patches=settings.patch_loss > 0)
         if parts.augment.crop_area:
             raise UserError(
                 f"augment.crop_area={parts.augment.crop_area}: this task crops by itself; leave it at (), and set "
@@ -143,12 +122,18 @@ class SelfDistillation(Task):
                 "task 'self_distillation' projects one vector of each image: leave model.pre_logits and "
                 "model.head_widths at their defaults, and choose pooling token, gap or map"
             )
+        if settings.patch_loss and (model["pooling"] not in ("token", "gap") or model["norm_after_pooling"]):
+            raise UserError(
+                f"task.patch_loss={settings.patch_loss} reads the patches as the head does: leave "
+                "model.norm_after_pooling at its default, and choose pooling token or gap"
+            )
 
     def init_state(self, params: PyTree) -> PyTree:
         """The teacher begins as the student; its `center` is the mean of what it says."""
+        centers = ("center", "patch_center") if self.settings.patch_loss else ("center",)
         teacher = {
             "params": jax.tree.map(jnp.copy, params),
-            "batch_stats": {"center": jnp.zeros(self.settings.outputs)},
+            "batch_stats": {name: jnp.zeros(self.settings.outputs) for name in centers},
         }
         return {"teacher": teacher, "progress": jnp.zeros(())}  # of the last update: 0 at the start, 1 at the end
 
@@ -182,25 +167,38 @@ class SelfDistillation(Task):
     ) -> tuple[Float[Array, ""], Aux]:
         large, small = self.crops(batch["image"], rngs.augment)
         student = self._frozen(params, state["progress"])
-        features, seen = self.project(student, batch_stats, large, rngs.dropout)
+        hidden = self.hidden(rngs.task) if self.settings.patch_loss else None
+        features, seen, seen_patches = self.project(student, batch_stats, large, rngs.dropout, hidden)
         if self.settings.local_crops:
             grid = self.parts.model.grid(small.shape)
             apart = jax.random.fold_in(rngs.dropout, 1)
             seen_small = self.project(self._on_grid(student, grid), batch_stats, small, apart)[1]
             seen = jnp.concatenate([seen, seen_small], axis=1)
         teacher = state["teacher"]
-        directions, taught = jax.lax.stop_gradient(self.project(teacher["params"], teacher["batch_stats"], large))
-        loss = distillation(
-            taught - teacher["batch_stats"]["center"][None, None],
-            seen,
-            self.teacher_temperature(state["progress"]),
-            self.settings.student_temperature,
+        nothing = None if hidden is None else jnp.zeros_like(hidden)
+        directions, taught, taught_patches = jax.lax.stop_gradient(
+            self.project(teacher["params"], teacher["batch_stats"], large, hidden=nothing)
         )
-        metrics = {"feature_spread": _spread(directions[:, 0])}
+        temperatures = self.teacher_temperature(state["progress"]), self.settings.student_temperature
+        loss = distillation(taught - teacher["batch_stats"]["center"][None, None], seen, *temperatures)
+        metrics = {"feature_spread": spread_of(directions[:, 0])}
+        means = {"center": taught.mean(axis=(0, 1))}
+        if hidden is not None:
+            centred = taught_patches - teacher["batch_stats"]["patch_center"][None, None, None]
+            metrics["patch_loss"] = patch_distillation(centred, seen_patches, hidden, *temperatures)
+            loss += self.settings.patch_loss * metrics["patch_loss"]
+            means["patch_center"] = taught_patches.mean(axis=(0, 1, 2))
         if self.settings.koleo:
             metrics["koleo"] = (koleo(features[:, 0]) + koleo(features[:, 1])) / 2
             loss += self.settings.koleo * metrics["koleo"]
-        return loss, Aux(batch_stats, {"loss": loss, **metrics}, {"center": taught.mean(axis=(0, 1))})
+        return loss, Aux(batch_stats, {"loss": loss, **metrics}, means)
+
+    def hidden(self, keys: Key[Array, " n"]) -> Bool[Array, "n v l"]:
+        """Which patches of the large crops are hidden from the student."""
+        settings, grid = self.settings, self.parts.model.grid(self.parts.image_shape)
+        of_crops = jax.vmap(lambda key: jax.random.split(key, GLOBAL))(keys)
+        draw = partial(masking.blocks, grid=grid, probability=settings.mask_probability, share=settings.mask_share)
+        return jax.vmap(draw)(of_crops)
 
     def project(
         self,
@@ -208,15 +206,21 @@ class SelfDistillation(Task):
         batch_stats: PyTree,
         crops: Float[Array, "n v H W c"],
         dropout: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "n v d"], Float[Array, "n v k"]]:
-        """Features and projections of each crop; in training with a key for dropout, else without any."""
+        hidden: Bool[Array, "n v l"] | None = None,
+    ) -> tuple[Float[Array, "n v d"], Float[Array, "n v k"], Any]:
+        """Features and projections of each crop, and of each patch where some may be `hidden`, else None.
+
+        In training with a key for dropout, else without any.
+        """
         n, v = crops.shape[:2]
         rngs = {} if dropout is None else {"dropout": dropout}
         flat = crops.reshape(n * v, *crops.shape[2:])
+        masks = () if hidden is None else (hidden.reshape(n * v, -1),)
         variables = {"params": params, "batch_stats": batch_stats}
-        found: Any = self.module.apply(variables, flat, train=dropout is not None, rngs=rngs)
-        features, projected = found
-        return features.reshape(n, v, -1), projected.reshape(n, v, -1)
+        found: Any = self.module.apply(variables, flat, *masks, train=dropout is not None, rngs=rngs)
+        features, projected, patches = found
+        of_patches = None if patches is None else patches.reshape(n, v, *patches.shape[1:])
+        return features.reshape(n, v, -1), projected.reshape(n, v, -1), of_patches
 
     def _frozen(self, params: PyTree, progress: Float[Array, ""]) -> PyTree:
         """The parameters, without a gradient of the projection's last layer at the beginning of the run."""
@@ -248,18 +252,15 @@ class SelfDistillation(Task):
         settings, teacher = self.settings, state["teacher"]
         momentum = 1 - (1 - settings.momentum) * (jnp.cos(jnp.pi * progress) + 1) / 2
         followed = jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, teacher["params"], params)
-        kept = settings.center_momentum
-        center = kept * teacher["batch_stats"]["center"] + (1 - kept) * aux.extra["center"]
-        return {
-            "teacher": {"params": followed, "batch_stats": {"center": center}},
-            "progress": progress.astype(jnp.float32),
-        }
+        kept, centers = settings.center_momentum, teacher["batch_stats"]
+        moved = {name: kept * center + (1 - kept) * aux.extra[name] for name, center in centers.items()}
+        return {"teacher": {"params": followed, "batch_stats": moved}, "progress": progress.astype(jnp.float32)}
 
     def outputs(self, variables: PyTree, batch: Examples, constants: Mapping[str, PyTree]) -> dict[str, Array]:
         """What the teacher says of an image, against what it says of its mirror image; and the features' directions."""
         images = augment.eval_view(self.parts.augment, batch["image"])
         both = jnp.stack([images, images[:, :, ::-1]], axis=1)
-        features, said = self.project(variables["params"], variables["batch_stats"], both)
+        features, said, _ = self.project(variables["params"], variables["batch_stats"], both)
         centred = said - variables["batch_stats"]["center"][None, None]
         taught = jax.nn.softmax(centred[:, 0] / self.settings.teacher_temperature)
         seen = jax.nn.log_softmax(said[:, 1] / self.settings.student_temperature)
@@ -270,9 +271,11 @@ class SelfDistillation(Task):
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         """Of features that are alike, and of a student whose answer is even whatever it sees."""
+        if "patch_loss" in scalars:
+            scalars = {**scalars, "loss": scalars["loss"] - self.settings.patch_loss * scalars["patch_loss"]}
         loss, even = scalars["loss"], math.log(self.settings.outputs)
         if scalars["feature_spread"] < probes.COLLAPSED:
-            return [_alike(scalars["feature_spread"])]
+            return [alike(scalars["feature_spread"])]
         if 0.99 * even < loss < 1.01 * even and not self.settings.koleo:
             return [
                 f"the training loss {loss:.3f} is still about log {self.settings.outputs} = {even:.3f}, that of the "
@@ -282,71 +285,7 @@ class SelfDistillation(Task):
         return super().warnings(scalars)
 
 
-def distillation(
-    teacher: Float[Array, "n t k"],
-    student: Float[Array, "n v k"],
-    teacher_temperature: Float[Array, ""] | float,
-    student_temperature: float,
-) -> Float[Array, ""]:
-    """The mean cross-entropy over pairs of a teacher's crop and another of the student's (eq. 3).
-
-    The teacher's outputs are centred; its crops are the first of the student's.
-    """
-    taught = jax.nn.softmax(teacher / teacher_temperature)
-    seen = jax.nn.log_softmax(student / student_temperature)
-    crossed = -jnp.einsum("ntk,nvk->ntv", taught, seen, precision="highest")
-    t, v = crossed.shape[1:]
-    other = jnp.arange(t)[:, None] != jnp.arange(v)[None]
-    return jnp.where(other[None], crossed, 0.0).sum() / (len(crossed) * (t * v - t))
-
-
-def koleo(features: Float[Array, "n d"]) -> Float[Array, ""]:
-    """Minus the mean logarithm of the distance to the nearest other direction (Sablayrolles et al. 2019,
-    arXiv:1806.03198, eq. 2)."""
-    x = of_length_1(features, axis=-1)
-    similar = jnp.einsum("nd,md->nm", x, x, precision="highest")
-    nearest = jnp.argmax(similar - 2 * jnp.eye(len(x)), axis=1)
-    apart = jnp.square(x - x[nearest]).sum(axis=-1)
-    return -0.5 * jnp.log(apart + 1e-8).mean()
-
-
-def _spread(features: Float[Array, "n d"]) -> Float[Array, ""]:
-    """As `metrics.probes.spread`, of a part of a batch."""
-    x = of_length_1(features, axis=-1)
-    return x.std(axis=0).mean() * math.sqrt(x.shape[1])
-
-
-def _alike(spread: float) -> str:
-    return (
-        f"the features of all images are alike: their spread is {spread:.2g}. Likely: they have collapsed (learning "
-        "rate too high, momentum of teacher or centre too low), or it has had too few steps yet."
-    )
-
-
 def _require(settings: Any, names: tuple[str, ...], holds: Any, fault: str) -> None:
     for name in names:
         if not holds(getattr(settings, name)):
             raise UserError(f"task.{name}={getattr(settings, name)} {fault}")
-
-
-class DirectionsEvaluator(Means):
-    """The mean loss of a split, and how far its images' features lie apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sums: list[np.ndarray] = []  # of the directions and of their squares, [2 d]
-
-    def add(self, rows: Mapping[str, np.ndarray]) -> None:
-        direction = rows["direction"].astype(np.float64)
-        self._sums.append(np.stack([direction.sum(axis=0), np.square(direction).sum(axis=0)]))
-        super().add({name: rows[name] for name in ("index", "loss")})
-
-    def scalars(self) -> dict[str, float]:
-        found = super().scalars()
-        mean, square = np.sum(self._sums, axis=0) / self.size
-        deviation = np.sqrt(np.maximum(square - mean**2, 0))
-        return found | {probes.SPREAD: float(deviation.mean() * math.sqrt(len(mean)))}
-
-    def warnings(self) -> list[str]:
-        spread = self.scalars()[probes.SPREAD]
-        return [_alike(spread)] if spread < probes.COLLAPSED else []
