@@ -121,6 +121,26 @@ def on_each_device(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return divided
 
 
+def summed_over_images(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`fn` of arrays [n ...], a sum over images: each device adds up its own, then the devices do.
+
+    For loops over images, which XLA cannot divide. Outside `on_mesh`, on one device, and of images that cannot be
+    divided, `fn` itself.
+    """
+    mesh = _activations.get()
+
+    def divided(*arrays: jax.Array) -> jax.Array:
+        if mesh is None or mesh.size == 1 or arrays[0].shape[0] % batch_shards(mesh):
+            return fn(*arrays)
+
+        def summed(*own: jax.Array) -> jax.Array:
+            return jax.lax.psum(fn(*own), BATCH_AXES)
+
+        return jax.shard_map(summed, mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(), check_vma=False)(*arrays)
+
+    return divided
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

@@ -1,4 +1,4 @@
-"""Convolutions and their gradients, in the order of axes that is fast on CPUs inside loops."""
+"""Convolutions and their gradients, as convolutions and products that are fast on CPUs."""
 
 import re
 from typing import Any
@@ -60,7 +60,10 @@ def test_a_convolution_and_its_gradients(kernel, strides, padding):
     found = quick.jit(gradients(conv_general_dilated))(x, w)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    assert orders(lowered(gradients(conv_general_dilated), x, w, platform="cpu")) == [True, True, True]
+    assert orders(lowered(gradients(conv_general_dilated), x, w, platform="cpu")) == [
+        True,
+        True,
+    ]  # of the kernel: products
     for platform in ("cuda", "tpu"):
         ours, plain = (
             lowered(gradients(f), x, w, platform=platform) for f in (conv_general_dilated, lax.conv_general_dilated)
@@ -97,5 +100,5 @@ def test_models_have_no_others(family):
         return logits.sum()
 
     found = orders(lowered(jax.grad(loss), variables["params"], rest, platform="cpu"))
-    assert len(found) >= 2  # forwards, and the gradient of a kernel; that of the images nobody asks for
+    assert len(found) >= 1  # forwards; the gradient of the first one's images nobody asks for
     assert all(found)
