@@ -14,6 +14,7 @@ from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.ops.convolution import conv_general_dilated
 from vit_jax.ops.dropout import dropout
+from vit_jax.ops.pooling import max_pool
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -70,7 +71,7 @@ class CNN(MapBackbone):
                 )
                 x = nn.relu(conv(x))
             if self.pool_last or i + 1 < len(self.stages):
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x, (2, 2), strides=(2, 2))
             if self.norm == "batch":
                 x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"stage{i}_norm")(x)
             elif self.norm == "layer":
