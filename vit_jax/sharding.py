@@ -121,11 +121,11 @@ def on_each_device(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return divided
 
 
-def summed_over_images(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`fn` of arrays [n ...], a sum over images: each device adds up its own, then the devices do.
+def on_own_images(fn: Callable[..., jax.Array], *, whole: int = 0, summed: bool = False) -> Callable[..., jax.Array]:
+    """`fn` of arrays [n ...], and `whole` others behind them, run by each device for its images.
 
-    For loops over images, which XLA cannot divide. Outside `on_mesh`, on one device, and of images that cannot be
-    divided, `fn` itself.
+    For loops over images, which XLA cannot divide. `summed`: `fn` is a sum over images, which the devices then add up.
+    Outside `on_mesh`, on one device, and of images that cannot be divided, `fn` itself.
     """
     mesh = _activations.get()
 
@@ -133,10 +133,12 @@ def summed_over_images(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]
         if mesh is None or mesh.size == 1 or arrays[0].shape[0] % batch_shards(mesh):
             return fn(*arrays)
 
-        def summed(*own: jax.Array) -> jax.Array:
-            return jax.lax.psum(fn(*own), BATCH_AXES)
+        def of_own(*own: jax.Array) -> jax.Array:
+            return jax.lax.psum(fn(*own), BATCH_AXES) if summed else fn(*own)
 
-        return jax.shard_map(summed, mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(), check_vma=False)(*arrays)
+        specs = (P(BATCH_AXES),) * (len(arrays) - whole) + (P(),) * whole
+        out = P() if summed else P(BATCH_AXES)
+        return jax.shard_map(of_own, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
 
     return divided
 

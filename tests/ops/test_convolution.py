@@ -12,7 +12,7 @@ from jax import lax
 from tests import quick
 from tests.ops.lowered import lowered
 from vit_jax import models
-from vit_jax.ops.convolution import ORDER, conv_general_dilated
+from vit_jax.ops.convolution import ORDER, as_products, conv_general_dilated
 
 KEY = jax.random.key(3)
 IMAGES = (2, 16, 32, 3)
@@ -69,6 +69,19 @@ def test_a_convolution_and_its_gradients(kernel, strides, padding):
             lowered(gradients(f), x, w, platform=platform) for f in (conv_general_dilated, lax.conv_general_dilated)
         )
         assert sorted(convolutions(ours)) == sorted(convolutions(plain))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "pads"), [((3, 3), (1, 1), ((1, 1), (1, 1))), ((2, 3), (2, 3), ((0, 1), (2, 1)))]
+)
+def test_a_convolution_as_products(kernel, strides, pads):
+    x, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(((4, 8, 9, 3), (*kernel, 3, 5))))
+    narrow = [v.astype(jnp.bfloat16) for v in (x, w)]
+    found = quick.jit(lambda x, w: as_products(strides, pads, x, w))(*narrow)
+    exact = [v.astype(jnp.float32) for v in narrow]
+    expected = quick.jit(lambda x, w: lax.conv_general_dilated(x, w, strides, pads, dimension_numbers=ORDER))(*exact)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
 
 
 def convolutions(text: str) -> list[str]:

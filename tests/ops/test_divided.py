@@ -56,3 +56,21 @@ def test_second_derivatives(operation):
 
     found, expected = quick.jit(lambda *args: [of_gradients(fn)(*args) for fn in (tuned, plain)])(*args)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("release", [(0, 10, 2), (0, 12, 0)])
+@pytest.mark.parametrize("operation", ["convolution", "dense"])
+def test_in_bfloat16(operation, release, monkeypatch):
+    """As the plain definition in float32, but for rounding; on two devices, whatever the release of JAX."""
+    monkeypatch.setattr(jax, "__version_info__", release)
+    tuned, plain, shapes = OPERATIONS[operation]
+    args = [v.astype(jnp.bfloat16) for v in arguments(shapes, 4)]
+    mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:2])
+
+    def gradients(fn):
+        return lambda *args: jax.grad(lambda *given: (0.5 * fn(*given).astype(jnp.float32) ** 2).sum(), (0, 1))(*args)
+
+    found = quick.jit(sharding.on_mesh(gradients(tuned), mesh))(*args)
+    expected = quick.jit(gradients(plain))(*(v.astype(jnp.float32) for v in args))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0.02, atol=0.02 * float(jnp.abs(b).max()))

@@ -5,9 +5,9 @@ from rich.console import Console
 
 from vit_jax import platforms
 from vit_jax.config import Config
+from vit_jax.ops.dense import WITH_UNITS
 from vit_jax.workdir import Workdir
 
-WITH_UNITS = (0, 12)  # the JAX release that computes bfloat16 products by the units that some CPUs have for them
 UNITS = "amx_bf16"  # as Linux calls them
 
 
