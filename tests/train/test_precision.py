@@ -83,5 +83,5 @@ def test_both_learn_as_well():
     keys = jax.random.split(jax.random.key(0), 5)
     found = [np.asarray(jax.jit(jax.vmap(partial(accuracy, dtype)))(keys)) for dtype in ("float32", "bfloat16")]
     error = np.sqrt(sum(of.var(ddof=1) / len(of) for of in found))
-    assert min(of.mean() for of in found) > 0.8
+    assert min(of.mean() for of in found) > 0.6  # of ten classes
     assert abs(found[0].mean() - found[1].mean()) <= 2 * error
