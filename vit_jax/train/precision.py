@@ -16,11 +16,12 @@ def choose_dtype(given: Config, workdir: Workdir, console: Console) -> Config:
 
     Results depend on it. So a run keeps it, wherever it is resumed: it stands in its `config.json`.
     """
+    if not is_open(given):
+        return given
     began = workdir.config().model if workdir.has_begun() else {}
-    chosen = given.with_model(dtype=began["dtype"]) if is_open(given) and began else with_dtype(given, jax.devices()[0])
-    if is_open(given):
-        reason = "as the run began" if began else "the faster ones on this device"
-        console.print(f"model.dtype=auto: products in {chosen.model['dtype']}, {reason}", soft_wrap=True)
+    chosen = given.with_model(dtype=began["dtype"]) if began else with_dtype(given, jax.devices()[0])
+    reason = "as the run began" if began else "the faster ones on this device"
+    console.print(f"model.dtype=auto: products in {chosen.model['dtype']}, {reason}", soft_wrap=True)
     return chosen
 
 
