@@ -2,8 +2,9 @@
 
     python -m benchmarks.trace --models vit/B16
 
-A kernel's kind is told by its name, its part of the model by the operation that it was compiled from; what the kernels
-leave of a step's time by the clock is `idle`: the device waits for the host, or for the next kernel to begin.
+A kernel's kind is told by its name, its part of the model by the operation that it was compiled from. The heaviest are
+added up by their cause: those of the same operation in all layers, whatever numbers they have. What the kernels leave
+of a step's time by the clock is `idle`: the device waits for the host, or for the next kernel to begin.
 """
 
 import re
@@ -39,6 +40,7 @@ PARTS = {
     "head": r"head",
     "optimizer": r"optim|adam|update",
 }
+CONTAINER = re.compile(r"(while|call|conditional)[.\d]*")  # its time is that of the kernels inside
 SHOWN = 12
 
 
@@ -59,6 +61,7 @@ def kernels(trace: Path) -> list[Kernel]:
     if not events:
         threads = [line for plane in data.planes if plane.name == "/host:CPU" for line in plane.lines]
         events = [event for line in threads for event in line.events if "hlo_op" in dict(event.stats)]
+        events = [event for event in events if not CONTAINER.fullmatch(event.name)]
     runs: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         runs[event.name, str(dict(event.stats).get("hlo_op", ""))].append(event.duration_ns / 1e9)
@@ -120,11 +123,25 @@ def divided(found: Sequence[Kernel], known: Mapping[str, str], seconds: float, s
         "kinds": shares({k: kind(k, path) for k, path in path_of.items()}, whole),
         "parts": shares({k: part(path) for k, path in path_of.items()}, whole),
         "kernels_per_step": sum(kernel.runs for kernel in found) / steps,
-        "heaviest": [
-            {"kernel": k.name[:120], "operation": (path_of[k] or k.operation)[-160:], "share": k.seconds / whole}
-            for k in sorted(found, key=lambda kernel: -kernel.seconds)[:SHOWN]
-        ],
+        "heaviest": heaviest(path_of, whole),
     }
+
+
+def heaviest(path_of: Mapping[Kernel, str], whole: float) -> list[dict[str, Any]]:
+    """The causes that take most of `whole` seconds, by their heaviest kernel and the operation that it is from."""
+    causes: defaultdict[tuple[str, str], list[Kernel]] = defaultdict(list)
+    for kernel in sorted(path_of, key=lambda kernel: -kernel.seconds):
+        causes[re.sub(r"[.\d]+", "", kernel.name), re.sub(r"\d+", "", path_of[kernel])].append(kernel)
+    found = sorted(causes.values(), key=lambda kernels: -sum(kernel.seconds for kernel in kernels))[:SHOWN]
+    return [
+        {
+            "kernel": kernels[0].name[:120],
+            "operation": (path_of[kernels[0]] or kernels[0].operation)[-160:],
+            "kernels": len(kernels),
+            "share": sum(kernel.seconds for kernel in kernels) / whole,
+        }
+        for kernels in found
+    ]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -145,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         for title in ("kinds", "parts"):
             print(f"{title}: {', '.join(f'{name} {share:.1%}' for name, share in row[title].items())}")
         for found in row["heaviest"]:
-            print(f"{found['share']:6.1%}  {found['kernel'][:60]}  {found['operation'][-70:]}")
+            print(f"{found['share']:6.1%}  {found['kernels']} x {found['kernel'][:50]}  {found['operation'][-70:]}")
     print(f"wrote {results.path.name}")
     return command.DONE
 

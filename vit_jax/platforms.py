@@ -41,6 +41,13 @@ def installed(package: str) -> bool:
     return not (parent and importlib.util.find_spec(parent) is None) and importlib.util.find_spec(package) is not None
 
 
+def cpu_units() -> set[str]:
+    """What this machine's CPU can do, as Linux calls it: avx2, amx_bf16 ...; nothing elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return {unit for line in lines if line.startswith("flags") for unit in line.partition(":")[2].split()}
+
+
 def device_per_core(multiples: Iterable[int]) -> int:
     """Makes JAX see each core as a device, over which data-parallel training divides a batch; the number of devices.
 

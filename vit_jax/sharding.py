@@ -121,6 +121,28 @@ def on_each_device(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return divided
 
 
+def on_own_images(fn: Callable[..., jax.Array], *, whole: int = 0, summed: bool = False) -> Callable[..., jax.Array]:
+    """`fn` of arrays [n ...], and `whole` others behind them, run by each device for its images.
+
+    For loops over images, which XLA cannot divide. `summed`: `fn` is a sum over images, which the devices then add up.
+    Outside `on_mesh`, on one device, and of images that cannot be divided, `fn` itself.
+    """
+    mesh = _activations.get()
+
+    def divided(*arrays: jax.Array) -> jax.Array:
+        if mesh is None or mesh.size == 1 or arrays[0].shape[0] % batch_shards(mesh):
+            return fn(*arrays)
+
+        def of_own(*own: jax.Array) -> jax.Array:
+            return jax.lax.psum(fn(*own), BATCH_AXES) if summed else fn(*own)
+
+        specs = (P(BATCH_AXES),) * (len(arrays) - whole) + (P(),) * whole
+        out = P() if summed else P(BATCH_AXES)
+        return jax.shard_map(of_own, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
+
+    return divided
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from tests import quick
@@ -14,6 +15,7 @@ from vit_jax.ops.convolution import ORDER, conv_general_dilated
 from vit_jax.ops.dense import dot_general
 from vit_jax.ops.dropout import bernoulli, dropout
 from vit_jax.ops.gelu import gelu
+from vit_jax.ops.pooling import max_pool
 from vit_jax.ops.remat import kept
 
 KEY = jax.random.key(1)
@@ -26,6 +28,10 @@ def plain_dropout(x):
 
 def convolve(convolution, x, kernel):
     return convolution(x, kernel, (2, 1), "SAME", dimension_numbers=ORDER)
+
+
+def pooled(pool, x):
+    return pool(x, (3, 2), strides=(2, 2), padding="SAME")
 
 
 OPERATIONS = {  # the operation, its plain definition, the shapes of its arguments
@@ -41,6 +47,7 @@ OPERATIONS = {  # the operation, its plain definition, the shapes of its argumen
         [(2, 3, 5), (5, 2, 4)],
     ),
     "dropout": (partial(dropout, rate=0.3, rng=KEY, train=True), plain_dropout, [(2, 3, 5)]),
+    "pooling": (partial(pooled, max_pool), partial(pooled, nn.max_pool), [(2, 5, 7, 3)]),
     "gelu": (gelu, partial(jax.nn.gelu, approximate=False), [(2, 3, 5)]),
 }
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from vit_jax import platforms
 from vit_jax.train.overview import precision
 
 
@@ -11,5 +12,6 @@ def test_an_accelerator_that_computes_in_float32_is_told_of_bfloat16(platform):
     assert precision("bfloat16", platform) == "bfloat16"
 
 
-def test_a_cpu_is_not():
+def test_a_cpu_without_units_for_it_is_not(monkeypatch):
+    monkeypatch.setattr(platforms, "cpu_units", lambda: {"avx2"})
     assert precision("float32", "cpu") == "float32"

@@ -72,6 +72,8 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
         before, after = ({key: older.new_value(key, value) for key, value in x.items()} for x in (before, after))
     # Where images are kept decides where they are cropped, if nothing else does: the host's crops are others.
     placed = {"data.cache"} if new.augment.crop_area and new.data.crop_on == "auto" else set()
+    if after.get("model.dtype") == "auto":  # which a run keeps as it was chosen
+        after["model.dtype"] = before.get("model.dtype", "auto")
     return {
         key: (before.get(key), after.get(key))
         for key in before | after

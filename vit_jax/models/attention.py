@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from vit_jax.models.linear import Dense
 from vit_jax.models.positions import relative_bias, relative_logits
 from vit_jax.ops.attend import attend
-from vit_jax.ops.dense import dot_general
 from vit_jax.ops.dropout import dropout
 from vit_jax.ops.fused_attention import check, fused_attention
 
@@ -42,10 +42,8 @@ class MultiHeadDotProductAttention(nn.Module):
     def __call__(
         self, inputs_q: Float[Array, "n l d"], inputs_kv: Float[Array, "n m d"], rng: Key[Array, ""], *, train: bool
     ) -> Float[Array, "n l d"]:
-        dense = partial(
-            nn.DenseGeneral, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, dot_general=dot_general
-        )
-        project = partial(dense, (self.num_heads, self.head_dim), use_bias=self.qkv_bias)
+        dense = partial(Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        project = partial(dense, (self.num_heads, self.head_dim), bias=self.qkv_bias)
         q, k, v = project(name="query")(inputs_q), project(name="key")(inputs_kv), project(name="value")(inputs_kv)
         if self.qk_norm:
             norm = partial(nn.LayerNorm, epsilon=self.norm_epsilon, use_bias=False, dtype=self.dtype)

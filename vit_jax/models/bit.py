@@ -20,6 +20,7 @@ from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import GROUPS, check_stages
 from vit_jax.models.resnet import SIZES as RESNETS
 from vit_jax.ops.convolution import conv_general_dilated
+from vit_jax.ops.pooling import max_pool
 
 NAMES = ("50x1", "101x1", "50x3", "101x3", "152x2", "152x4")  # layers x width factor; s. 3.1 and table 1
 
@@ -79,7 +80,7 @@ class RootBlock(nn.Module):
         x = StdConv(self.width, 7, 2, dtype=self.dtype, name="conv_root")(x)
         outside = 0.0 if self.zero_padded_pool else -jnp.inf
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=outside)
-        return nn.max_pool(x, (3, 3), strides=(2, 2))
+        return max_pool(x, (3, 3), strides=(2, 2))
 
 
 class ResidualUnit(nn.Module):

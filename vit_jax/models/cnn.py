@@ -11,9 +11,10 @@ from vit_jax.models.checks import check_rates, check_widths
 from vit_jax.models.features import Features, MapBackbone, of_map
 from vit_jax.models.head import linear_head
 from vit_jax.models.layers import Dtype
+from vit_jax.models.linear import Conv, Dense
 from vit_jax.models.naming import Naming
-from vit_jax.ops.convolution import conv_general_dilated
 from vit_jax.ops.dropout import dropout
+from vit_jax.ops.pooling import max_pool
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -61,16 +62,9 @@ class CNN(MapBackbone):
         x = images.astype(self.dtype)
         for i, stage in enumerate(self.stages):
             for j, channels in enumerate(stage):
-                conv = nn.Conv(
-                    channels,
-                    (3, 3),
-                    conv_general_dilated=conv_general_dilated,
-                    dtype=self.dtype,
-                    name=f"stage{i}_conv{j}",
-                )
-                x = nn.relu(conv(x))
+                x = nn.relu(Conv(channels, (3, 3), dtype=self.dtype, name=f"stage{i}_conv{j}")(x))
             if self.pool_last or i + 1 < len(self.stages):
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x, (2, 2), strides=(2, 2))
             if self.norm == "batch":
                 x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"stage{i}_norm")(x)
             elif self.norm == "layer":
@@ -79,6 +73,6 @@ class CNN(MapBackbone):
             return of_map(x)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.dense_widths):
-            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x))
+            x = nn.relu(Dense(width, dtype=self.dtype, name=f"dense{i}")(x))
             x = dropout(x, self.dropout, jax.random.fold_in(rng, i), train=train)
         return linear_head(x, self.num_classes, dtype=self.dtype)

@@ -18,6 +18,7 @@ from vit_jax.models.stack import Remat, tokens_read
 from vit_jax.models.vit import ViT, make_encoder
 from vit_jax.ops.convolution import conv_general_dilated
 from vit_jax.ops.fused_attention import Kernel
+from vit_jax.ops.pooling import max_pool
 
 # Layers, as the names count them: width, MLP width, heads.
 SIZES: dict[int, tuple[int, int, int]] = {
@@ -82,7 +83,7 @@ class ConvTokenizer(nn.Module):
                 dtype=self.dtype,
                 name=f"conv_{i}",
             )(x)
-            x = nn.max_pool(nn.relu(x), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(nn.relu(x), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return x
 
 

@@ -17,6 +17,7 @@ from vit_jax.models.layers import square
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import GROUPS
 from vit_jax.models.vit import ViT
+from vit_jax.ops.pooling import max_pool
 
 # Units of each stage, size of the ViT, side of a patch of the map; a name ends with the side of a patch in pixels.
 # Steiner et al. 2022, arXiv:2106.10270, table 2; R50+B16: Dosovitskiy et al. 2021, s. 4.1.
@@ -108,7 +109,7 @@ class Hybrid(ViT):
         """The map's patches, embedded."""
         x = std_conv(self.resnet_width, 7, 2, self.dtype, "conv_root")(images)
         x = nn.relu(nn.GroupNorm(GROUPS, dtype=self.dtype, name="gn_root")(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        x = max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         for i, units in enumerate(self.stage_sizes):
             channels, stride = self.resnet_width * 2**i, 2 if i else 1
             x = ResidualStage(ResidualUnit, units, channels, stride, self.dtype, "unit{}", name=f"block{i + 1}")(x)

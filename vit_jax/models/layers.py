@@ -13,13 +13,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.command import UserError
-from vit_jax.ops.dense import dot_general
+from vit_jax.models.linear import Dense
+from vit_jax.ops.dense import add_bias
 from vit_jax.ops.dropout import dropout
 from vit_jax.ops.gelu import gelu
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "gelu_tanh": nn.gelu, "swiglu": nn.swish}
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: see `train.precision`; of a model alone, float32
 
 
 def square(size: tuple[int, ...]) -> tuple[int, int]:
@@ -52,7 +53,7 @@ class PatchEmbedding(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         patches = images.reshape(n, height // p, p, width // q, q, c).astype(self.dtype)
         x = jnp.einsum("nhpwqc,pqcd->nhwd", patches, kernel.astype(self.dtype))
-        return x + bias.astype(self.dtype)[None, None, None]
+        return add_bias(x, bias)
 
 
 class MlpBlock(nn.Module):
@@ -72,9 +73,7 @@ class MlpBlock(nn.Module):
     ) -> Float[Array, "n l d"]:
         """x holds the first of so many tokens, among which dropout draws; 0: all."""
         inner_rng, outer_rng = jax.random.split(rng)
-        dense = partial(
-            nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype, dot_general=dot_general
-        )
+        dense = partial(Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype)
         drop = partial(dropout, rate=self.dropout, train=train, num_tokens=num_tokens)
         y = self.mixed(dense(self.mlp_dim, name="Dense_0")(x), num_tokens)
         if self.activation == "swiglu":

@@ -116,8 +116,11 @@ def settings(name: str, **overrides: Any) -> dict[str, Any]:
 
 
 def create(model: Mapping[str, Any]) -> nn.Module:
-    """The Linen module that a `model` group describes."""
-    return module_class(model["name"])(**{field: value for field, value in model.items() if field != "name"})
+    """The Linen module that a `model` group describes; with dtype auto, which only a run decides, in float32."""
+    fields = {field: value for field, value in model.items() if field != "name"}
+    if fields.get("dtype") == "auto":
+        fields["dtype"] = "float32"
+    return module_class(model["name"])(**fields)
 
 
 def _look_up(name: str) -> tuple[type[nn.Module], Mapping[str, Any]]:

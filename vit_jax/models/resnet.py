@@ -20,6 +20,7 @@ from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.ops.convolution import conv_general_dilated
 from vit_jax.ops.dropout import drop_path, dropout
+from vit_jax.ops.pooling import max_pool
 
 Norm = Literal["batch", "layer", "group"]
 Stem = Literal["imagenet", "small"]
@@ -156,7 +157,7 @@ class ResNet(MapBackbone):
         size, stride = (3, 1) if self.stem == "small" else (7, 2)
         x = nn.relu(norm(name="norm_root")(conv(self.width, size, stride, name="conv_root")(x)))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         blocks = [(i, j) for i, size in enumerate(self.stage_sizes) for j in range(size)]
         stages = []
         for number, (i, j) in enumerate(blocks):

@@ -20,6 +20,7 @@ from vit_jax.models.layers import Dtype
 from vit_jax.models.naming import Naming
 from vit_jax.models.resnet import Layer, check_stages
 from vit_jax.ops.convolution import conv_general_dilated
+from vit_jax.ops.pooling import max_pool
 
 
 def table() -> dict[str, dict[str, Any]]:
@@ -116,7 +117,7 @@ class ResNetV2(MapBackbone):
         )
         x = conv(self.width, (7, 7), strides=2, padding=3, name="conv_root")(x)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        x = max_pool(x, (3, 3), strides=(2, 2))
         for i, blocks in enumerate(self.stage_sizes):
             for j in range(blocks):
                 strides = j == blocks - 1 and i < len(self.stage_sizes) - 1

@@ -21,6 +21,7 @@ from vit_jax.models.naming import Naming
 from vit_jax.models.small_vit import SmallViT
 from vit_jax.models.vit import ViT
 from vit_jax.ops.convolution import conv_general_dilated
+from vit_jax.ops.pooling import max_pool
 
 LAYERS = (r"whitening/", r"stage(\d+)/")
 
@@ -77,7 +78,7 @@ class ConvPair(nn.Module):
                 name=f"conv{i}",
             )(x)
             if i == 0:
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x, (2, 2), strides=(2, 2))
             x = nn.BatchNorm(
                 use_running_average=not train, momentum=0.9, use_scale=False, dtype=self.dtype, name=f"norm{i}"
             )(x)

@@ -21,6 +21,7 @@ from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.initial import arrays_of_images
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
 from vit_jax.train.loop import Trainer
+from vit_jax.train.precision import choose_dtype
 from vit_jax.train.saving import SAVED_AS, TrainerState
 from vit_jax.train.start import Arrays, start_from
 from vit_jax.trees import PyTree
@@ -75,6 +76,7 @@ def train(given: Config, workdir: Path, console: Console | None = None) -> Resul
         console.print(done, soft_wrap=True, markup=False)
         return Result(workdir, command.DONE, finished)
     with distributed.raise_on_all_processes():
+        given = choose_dtype(given, folder, console)
         inputs = open_inputs(given, folder, console)  # before there is a folder, which may lie among the images
     with contextlib.ExitStack() as stack:
         with distributed.raise_on_all_processes():

@@ -26,6 +26,7 @@ from vit_jax.ops import fused_attention
 from vit_jax.train import remat, sizes
 from vit_jax.train.attention import fastest_attention
 from vit_jax.train.inputs import Inputs, num_steps, open_inputs
+from vit_jax.train.precision import with_dtype
 from vit_jax.train.teacher import open_teacher
 from vit_jax.trees import PyTree
 
@@ -176,6 +177,7 @@ def prepare(inputs: Inputs, devices: Sequence[jax.Device], described: bool) -> t
     """Mesh, loader and teacher, and the configuration with what the data decides."""
     config, data = inputs.config, inputs.data
     mesh = sharding.make_mesh(config.mesh, devices) if devices else make_mesh(config, data)
+    config = with_dtype(config, mesh.devices.flat[0])
     check_batch(config, mesh)
     crop = host_crop(config, data, certain=inputs.crops_on_host)
     fields = ("image", *tasks.chosen(config.task, config.distill).targets)

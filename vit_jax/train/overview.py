@@ -4,6 +4,7 @@ from typing import Any
 
 from vit_jax import log, sharding
 from vit_jax.train.experiment import Experiment
+from vit_jax.train.precision import fast_dtype
 
 
 def describe(experiment: Experiment) -> dict[str, str]:
@@ -34,11 +35,8 @@ def describe(experiment: Experiment) -> dict[str, str]:
 
 
 def precision(dtype: str, platform: str) -> str:
-    """The number format of the products, and whether another would be faster on such a device.
-
-    Not on a CPU, even where it multiplies bfloat16 fast: whole steps gained at most 2 % (docs/performance.md).
-    """
-    faster = dtype == "float32" and platform in ("gpu", "tpu")
+    """The number format of the products, and whether another would be faster on such a device."""
+    faster = dtype == "float32" != fast_dtype(platform)
     return f"{dtype}; model.dtype=bfloat16 would be faster on this device" if faster else dtype
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models.features import Features
 from vit_jax.models.visual_transformer import FilterTokenizer, Projector, TokenTransformer, linear
 from vit_jax.ops.convolution import conv_general_dilated
+from vit_jax.ops.pooling import max_pool
 
 GROUPS = 32  # of group norm, at most
 Map = Float[Array, "_ _ _ _"]  # n h w c, each of its own size
@@ -145,7 +146,7 @@ class SimplePyramid(nn.Module):
             for j in range(doublings):
                 x = nn.ConvTranspose(d // 2 ** (j + 1), (2, 2), (2, 2), dtype=self.dtype, name=f"up{i + 1}_{j + 1}")(x)
                 x = nn.gelu(nn.LayerNorm(dtype=self.dtype, name=f"up{i + 1}_norm")(x)) if j < doublings - 1 else x
-            x = nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME") if doublings < 0 else x
+            x = max_pool(x, (2, 2), strides=(2, 2), padding="SAME") if doublings < 0 else x
             for size in (1, 3):
                 x = convolution(self.width, size, self.dtype, f"conv{i + 1}_{size}x{size}")(x)
                 x = nn.LayerNorm(dtype=self.dtype, name=f"norm{i + 1}_{size}x{size}")(x)
