@@ -166,7 +166,7 @@ def test_preprocessing_crops_and_interpolates_as_the_settings_say():
 def test_what_is_chosen_by_label_needs_labels():
     assert opened(TRAIN_TEST, fields=("image",)).split("train").spec(3).keys() == {"image"}
     for chosen in ({"images_per_class": 3}, {"classes": ("class 0", "class 1")}):
-        with pytest.raises(UserError, match="'given' has no labels: leave out data.classes and data.images_per_class"):
+        with pytest.raises(UserError, match="'given' has no labels: leave out data.classes, data.images_per_class and"):
             opened(TRAIN_TEST, fields=("image",), **chosen)
 
 

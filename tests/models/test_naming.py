@@ -69,6 +69,11 @@ FORWARD = {  # model -> the layers in order: which parameters' paths begin so
         ],
         ("norm_tokens", "head"),
     ),
+    "small_vit/9-192": (
+        {"depth": 3},
+        [("embedding", "cls", "Transformer/posembed_input"), *ENCODER],
+        ("Transformer/encoder_norm", "head"),
+    ),
     "conv_stem/4-128": (
         {"depth": 3},
         ["whitening", "stage0", "stage1", ("embedding", "Transformer/posembed_input"), *ENCODER],

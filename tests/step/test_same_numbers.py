@@ -60,7 +60,7 @@ def mesh_losses(params, **axes: int) -> tuple[list[float], TrainState]:
     settings = sharding.Settings(**axes)
     devices = jax.devices()[: settings.data * settings.fsdp * settings.tensor]
     mesh, task = sharding.make_mesh(settings, devices), task_of(create(NOISY))
-    parts = experiment.compiled_parts(given, task, mesh, per_epoch=2, total=9)
+    parts = experiment.compiled_parts(given, task, mesh, per_epoch=2, total=9, by_size={})
     places = sharding.tree_shardings(parts["abstract_state"], mesh, models.naming_of(task.module).rules)
     state = jax.device_put(start(params, optim.create(given.optim)), places)
     train_step = parts["train_step"].lower(state, batch(0), {}).compile(quick.OPTIONS)

@@ -60,6 +60,11 @@ def after(state):
     return stepped(state=state, ema_decay=0.9)
 
 
+def test_views_that_only_a_classification_averages_are_refused():
+    with pytest.raises(UserError, match="evaluate.tta=flip: only a classification is evaluated so; set it to none"):
+        tasks.create(tasks.settings("segmentation"), dataclasses.replace(TASK.parts, tta="flip"))
+
+
 def test_a_step_moves_the_decoder_and_its_averages(state, after):
     new, metrics = after
     before, now = (x.params["decoder"]["head"]["kernel"] for x in (state, new))
@@ -98,7 +103,7 @@ def test_four_devices_give_the_losses_of_one(state):
     found = {}
     for devices in (1, 4):
         mesh = sharding.make_mesh(sharding.Settings(data=devices), jax.devices()[:devices])
-        parts = experiment.compiled_parts(given, TASK, mesh, per_epoch=2, total=9)
+        parts = experiment.compiled_parts(given, TASK, mesh, per_epoch=2, total=9, by_size={})
         places = sharding.tree_shardings(parts["abstract_state"], mesh, models.naming_of(TASK.module).rules)
         at = start_of(state.params, optim.create(given.optim)).replace(ema={})
         at = jax.device_put(jax.tree.map(jnp.copy, at), places)

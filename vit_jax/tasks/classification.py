@@ -62,6 +62,7 @@ class Classification(Task):
 
     targets = ("label",)
     needs_head = True
+    evaluates_views = True
     monitor = "accuracy"
     train_metrics = ("loss", "accuracy")
     mutable: ClassVar[tuple[str, ...]] = ("batch_stats", "distillation")

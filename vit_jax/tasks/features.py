@@ -1,6 +1,7 @@
 """What the head of a frozen backbone would read of each image: a task that learns nothing, for probes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class FrozenFeatures(Task):
     targets = ("label",)
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__(TaskSettings(), parts)
+        super().__init__(TaskSettings(), replace(parts, tta="none"))  # features are those of the image
         self.module = parts.model.clone(num_classes=0)
         self.forward = make_forward(self.module, parts.augment)
 
