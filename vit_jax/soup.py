@@ -13,6 +13,7 @@ other commands read it, and `init.weights` starts from it.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vit_jax import checkpoint, command, distributed, inference, log, metrics, models, sharding, step, tasks
-from vit_jax.command import UserError
+from vit_jax.command import Failure, UserError
 from vit_jax.data import Data, open_data
 from vit_jax.inference.opening import variables_at
 from vit_jax.metrics import METRICS
@@ -34,6 +35,7 @@ from vit_jax.trees import PyTree
 from vit_jax.workdir import DESCRIPTION, Workdir
 
 Scalars = dict[str, float]
+CLASSIFIERS = (tasks.Classification, tasks.Distillation)
 
 
 @dataclass
@@ -77,7 +79,11 @@ def find(runs: Sequence[Path], *, checkpoints: bool) -> tuple[inference.Predicto
         _check_alike(runs[0], first, run, predictor)
         steps = workdir.saved_steps() if checkpoints else [predictor.step]
         for at in steps:
-            read = variables_at(workdir, predictor, at) if checkpoints else predictor.variables
+            try:
+                read = variables_at(workdir, predictor, at) if checkpoints else predictor.variables
+            except checkpoint.Damaged as damage:
+                logging.getLogger(__name__).warning("checkpoint %s of %s is damaged (%s): left out", at, run, damage)
+                continue
             found.append(Ingredient(f"{run}, step {at:,}", at, jax.device_get(dict(read))))
     assert first is not None
     if len(found) < 2:
@@ -88,8 +94,8 @@ def find(runs: Sequence[Path], *, checkpoints: bool) -> tuple[inference.Predicto
 
 def _check_alike(path: Path, one: inference.Predictor, other_path: Path, other: inference.Predictor) -> None:
     """Raises `UserError` where the mean of two runs' parameters, or their validation, would mean nothing."""
-    if not other.class_names:
-        raise UserError(f"{other_path} is no classification: soups are made of classifiers")
+    if not other.class_names or tasks.chosen(other.config.task, other.config.distill) not in CLASSIFIERS:
+        raise UserError(f"{other_path} is no plain classification: soups are made of classifiers")
     for what, of_one, of_other in (
         ("models", one.config.model, other.config.model),
         ("classes", one.class_names, other.class_names),
@@ -138,6 +144,8 @@ def write(folder: Path, like: Path, predictor: inference.Predictor, soup: Ingred
     checkpoints = checkpoint.Checkpoints(workdir.checkpoints)
     checkpoints.save(jax.tree.map(jax.numpy.asarray, soup.variables), soup.step, {DESCRIPTION: workdir.description})
     checkpoints.close()
+    if checkpoints.fault:
+        raise Failure(f"the soup could not be saved in {folder} ({checkpoints.fault}); make room, and try again")
 
 
 def cook(runs: Sequence[Path], folder: Path, console: Console, *, checkpoints: bool, uniform: bool) -> dict[str, Any]:

@@ -64,7 +64,8 @@ CASES = [
         ("a label that is a word", "has the label 'dog'; expected a whole", shard(*shards.example("b", 1, "dog"))),
         ("a label that is a fraction", "the label '1.5'; expected a whole", shard(*shards.example("b", 1, "1.5"))),
         ("a label below 0", "the label '-1'; expected a whole number", shard(*shards.example("b", 1, "-1"))),
-        ("a damaged .json beside an image", "JSONDecodeError", shard(("b.png", shards.png(1)), ("b.json", b"{"))),
+        ("a damaged .json beside an image", "b.json' is no JSON", shard(("b.png", shards.png(1)), ("b.json", b"{"))),
+        ("a list as .json beside an image", "is no JSON object", shard(("b.png", shards.png(1)), ("b.json", b"[1]"))),
         (
             "a class that shards.json does not name",
             "the label 'emu'; expected one of the classes, cat, dog",

@@ -1,5 +1,6 @@
 """Classification with an auxiliary autoencoder: its losses are those of both tasks; commands see a classifier."""
 
+import dataclasses
 import io
 import signal
 from pathlib import Path
@@ -52,6 +53,11 @@ def test_the_loss_is_that_of_both_tasks_on_the_same_images(params):
     assert float(found) == pytest.approx(0.3 * float(told) + 0.7 * float(painted), rel=1e-5)
     assert float(aux.metrics["classification_loss"]) == pytest.approx(float(told), rel=1e-5)
     assert float(aux.metrics["painting_loss"]) == pytest.approx(float(painted), rel=1e-5)
+
+
+def test_views_are_averaged_as_in_any_classification():
+    seen = type(TASK)(TASK.settings, dataclasses.replace(TASK.parts, tta="flip"))
+    assert seen.parts.tta == "flip"
 
 
 def test_the_defaults_are_the_authors():

@@ -77,10 +77,14 @@ def test_positions_of_another_grid_are_interpolated_and_of_the_same_untouched():
         AddPositions("learned", (5, 1)).apply({"params": {"pos_embedding": table}}, jnp.zeros((1, 6, 5)))
 
 
+SQUARE = "data.name=synthetic/7x7x3/3/200"
+
+
 @pytest.mark.parametrize(
     ("arg", "flags", "message"),
     [
-        ("cnn", ["train.image_sizes=(5,)"], "of the model depends on the size of its images; leave the sizes out"),
+        ("cnn", ["train.image_sizes=(5,)"], r"are sides of squares, and data.image_size is \(5, 7\); make it one"),
+        ("cnn", [SQUARE, "train.image_sizes=(5,)"], "of the model depends on the size of its images; leave the sizes"),
         ("cnn", ["train.image_sizes=(0,)"], r"train.image_sizes=\(0,\) must be positive"),
         ("cnn", ["train.steps=0", "train.seconds=5", "train.image_sizes=(5,)"], "need a run whose steps are known"),
         ("vit", ["train.image_sizes=(6,)"], "patch_size=4 does not divide the image height 6"),

@@ -35,9 +35,10 @@ class BalancedOrder:
 @lru_cache(maxsize=2)
 def _order(order: BalancedOrder, seed: int, epoch: int) -> Int[np.ndarray, " size"]:
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    by_class = np.argsort(order.labels, kind="stable")
+    ends = np.cumsum(np.unique(order.labels, return_counts=True)[1])[:-1]
     chosen = []
-    for label, count in zip(np.unique(order.labels), order.counts(), strict=True):
-        of_class = np.flatnonzero(order.labels == label)
+    for of_class, count in zip(np.split(by_class, ends), order.counts(), strict=True):
         rounds = [rng.permutation(of_class) for _ in range(-(-count // len(of_class)))]
         chosen.append(np.concatenate([*rounds, of_class[:0]])[:count])
     return rng.permutation(np.concatenate(chosen))

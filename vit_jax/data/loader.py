@@ -95,6 +95,7 @@ class Loader:
     def train(self, seed: int, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
         """The batches of the steps start .. stop - 1."""
         self.load()
+        self.order  # noqa: B018 - read once, before several threads ask for it
         rows = sharding.local_rows(self.mesh, batch_size)
 
         def load(step: int) -> Arrays:

@@ -67,7 +67,7 @@ class Settings:
     cooldown: float = setting(0.2, active_if=_if_read("cooldown", "schedule"))
     weight_decay: float = 0.0  # 0: off
     # Where weight decay ends, from weight_decay at the start, as half a cosine (DINO); 0: it stays.
-    final_weight_decay: float = setting(0.0, active_if="optim.weight_decay")
+    final_weight_decay: float = 0.0
     # Regular expression of the parameters that decay, and that lamb's trust ratio scales; ".*": all, "(?!)": none.
     decay: str = setting(r"kernel$", active_if=_if_read("decay", other="optim.weight_decay"))
     b1: float = setting(0.9, active_if=_if_read("b1"))

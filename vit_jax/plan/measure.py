@@ -53,6 +53,7 @@ def _random(experiment: Experiment) -> tuple[Any, Any]:
         "image": 256,
         "mirrored": 2,
         "label": len(experiment.data.class_names),
+        "mask": len(experiment.data.class_names),
         "index": images,
         "total_steps": 1000,
     }

@@ -52,6 +52,11 @@ def prepare(given: Config, *, images: int = 0, classes: int = 0) -> Planned:
     """The configuration with its data set's sizes; `images` to train with and `classes` replace what would be found."""
     data, assumed = _open(given, images, classes)
     stand_in = bool(assumed)
+    if given.train.image_sizes:
+        raise UserError(
+            "a plan is of images of one size, and train.image_sizes has several; leave them out, and plan each size as "
+            "data.image_size"
+        )
     config = dataclasses.replace(given, data=data.settings)
     check_data(config, data)
     config = with_short_warmup(config, data, Console(quiet=True))

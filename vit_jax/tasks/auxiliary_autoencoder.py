@@ -4,7 +4,7 @@ Das et al. 2024, Limited Data, Unlimited Potential: A Study on ViTs Augmented by
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -67,7 +67,7 @@ class AuxiliaryAutoencoder(Classification):
 
     def __init__(self, settings: "AuxiliaryAutoencoder.Settings", parts: Parts) -> None:
         super().__init__(settings, parts)
-        self.painting = MaskedAutoencoder(settings, parts)
+        self.painting = MaskedAutoencoder(settings, replace(parts, tta="none"))
         assert isinstance(self.painting.module, Autoencoder)
         self.module = Both(self.painting.module)
 

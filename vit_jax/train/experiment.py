@@ -256,7 +256,7 @@ def _train_step(
         total_steps=total,
         trainable=partial(optim.trainable, config.optim),
         accumulate=config.train.accumulate,
-        independent=config.data.repeats == 1,
+        independent=config.data.repeats == 1 and not config.data.balance,
         sam_rho=config.optim.sam_rho,
         ema_decay=config.optim.ema_decay,
         ema_warmup=config.optim.ema_warmup,

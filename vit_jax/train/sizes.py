@@ -62,12 +62,15 @@ def check(sizes: tuple[int, ...], task: Task, *, cropped: bool) -> None:
     """
     if not sizes:
         return
-    if cropped or "label" not in task.targets:
-        raise UserError(
-            f"train.image_sizes={sizes} are for classifications whose images the device crops; leave them out, or "
-            "set data.crop_on=device"
-        )
+    if "label" not in task.targets:
+        raise UserError(f"train.image_sizes={sizes} are for classifications; leave them out")
+    if cropped:
+        raise UserError(f"train.image_sizes={sizes} need images that the device crops; set data.crop_on=device")
     model, shape = task.parts.model, task.parts.image_shape
+    if shape[0] != shape[1]:
+        raise UserError(
+            f"train.image_sizes={sizes} are sides of squares, and data.image_size is {shape[:2]}; make it one"
+        )
 
     def shapes(shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
         params = jax.eval_shape(lambda: step.init_variables(model, 0, shape))["params"]

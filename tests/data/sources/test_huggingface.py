@@ -85,6 +85,10 @@ def test_a_test_split_whose_labels_are_kept_is_passed_over(tmp_path, caplog):
 BAD = {
     "no train": (lambda: hf.DatasetDict(test=table(range(2))), "has the splits test, none of them train"),
     "no image": (lambda: hf.Dataset.from_dict({"label": [0, 1]}), "no column of images, only label"),
+    "paths": (
+        lambda: hf.Dataset.from_dict({"image": ["a.jpg"], "label": [0]}),
+        "no column of images, only image, label",
+    ),
     "no label": (lambda: three(train=[0, None, 1, 0, 1]), "train row 1 has no label"),
     "a fraction": (lambda: three(hf.Value("float32")), "label=0.0; expected a whole number"),
     "negative": (lambda: three(hf.Value("int64"), train=[0, 1, -1, 0, 1]), "train row 2 has label=-1, outside 0..1"),

@@ -90,6 +90,8 @@ def test_a_description_names_shards_and_classes(tmp_path):
 def test_a_pattern_is_a_data_set_of_one_split(root):
     dataset = opened(f"{root}/train-{{000..002}}.tar")
     assert dataset.splits == {"train": 16} and len(dataset.source("train[:50%]")) == 8
+    beside = open_dataset("webdataset/train-{000..002}.tar", root)  # in `data_dir`
+    assert beside.splits == {"train": 16}
     assert webdataset._expanded("a{1..2}-{08..10}.tar")[-2:] == ["a2-09.tar", "a2-10.tar"]
 
 

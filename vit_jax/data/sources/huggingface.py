@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vit_jax.command import UserError
+from vit_jax.data.decoding import BrokenImage
 from vit_jax.data.sources.dataset import Dataset, Example, MissingDataset
 from vit_jax.data.sources.layouts import split_of
 from vit_jax.data.sources.sampled import sampled_shape
@@ -45,7 +46,7 @@ class Table:
 def _content(found: Mapping[str, Any] | None) -> bytes:
     """The bytes of a row's image, in the table or in a file that it names."""
     if not found or not (found.get("bytes") or found.get("path")):
-        raise UserError("the row has no image")
+        raise BrokenImage("the row has no image")
     return found.get("bytes") or Path(found["path"]).read_bytes()
 
 
@@ -113,7 +114,8 @@ def _image_column(name: str, datasets: Any, features: Mapping[str, Any]) -> str:
     """The column of images: declared as such, or of structures with `bytes`, or called image."""
     declared = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     stored = [column for column, kind in features.items() if isinstance(kind, dict) and "bytes" in kind]
-    called = [column for column in ("image", "img", "jpg", "png") if column in features]
+    named = [column for column in ("image", "img", "jpg", "png") if column in features]
+    called = [column for column in named if "binary" in str(getattr(features[column], "dtype", ""))]
     if not (found := [*declared, *stored, *called]):
         raise UserError(f"{name} has no column of images, only {listed(features)}; expected an Image called image")
     return found[0]

@@ -151,5 +151,17 @@ def _add(example: _Example, ending: str, member: tarfile.TarInfo, archive: tarfi
         file = archive.extractfile(member)
         assert file is not None
         text = file.read().decode()
-        found = json.loads(text).get("label", "") if ending == "json" else text
+        found = _label_of(member.name, text) if ending == "json" else text
         example.label = str(found).strip() or example.label
+
+
+def _label_of(name: str, text: str) -> str | int:
+    """What a JSON object says of the class; "" for nothing, or null."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{name!r} is no JSON ({error}); mend it") from error
+    if not isinstance(found, dict):
+        raise UserError(f'{name!r} is no JSON object; expected an entry "label" in one')
+    label = found.get("label")
+    return "" if label is None else label

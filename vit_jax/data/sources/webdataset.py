@@ -90,8 +90,9 @@ def _find(place: str, data_dir: Path) -> tuple[dict[str, list[str]], tuple[str, 
     """The addresses of each split's shards, and the classes' names where the data set says them."""
     root = place if "://" in place else str(next((p for p in (data_dir / place, Path(place)) if p.exists()), place))
     if place.endswith(".tar"):
-        parent = "" if "://" in place or Path(place).parent.is_dir() else f"{data_dir}/"
-        return {"train": _expanded(f"{parent}{place}")}, ()
+        shards = _expanded(place)
+        there = "://" not in place and (data_dir / shards[0]).exists()
+        return {"train": [str(data_dir / shard) if there else shard for shard in shards]}, ()
     system, path = file_system(root)
     described = f"{root.rstrip('/')}/{DESCRIPTION}"
     try:
