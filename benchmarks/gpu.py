@@ -29,7 +29,6 @@ STEPS = (  # the most minutes, then variables of the environment, and the words 
     "1.0 trace --models cifar10:vit",
     f"1.5 throughput --models vit/B16 --batch-sizes 128 --config.model.attention=plain {QUICK}",
     f"2.5 throughput --models vit/B16,vit/L16 --modes inference {QUICK}",
-    "2.5 startup --models cifar10:vit,vit/B16 --rounds 1",
     "1.5 input --data synthetic/160x160x3/10/10000 --peer torch --turn 3 --rounds 3",
     f"5.0 throughput --models resnet/50,cifar10:cnn,vit/Ti16 {BOTH} {QUICK}",
     f"2.5 throughput --models vit/B16 --batch-sizes 256,512 {QUICK}",

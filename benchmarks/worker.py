@@ -52,15 +52,12 @@ def main(argv: Sequence[str]) -> int:
     if job["keep_freed"]:
         memory.keep_freed()
     kind = create(job["contender"])
-    at = {"imported": time.time()}
     ready = kind(Case(**job["case"]), job["overrides"])
-    at["compiled"] = time.time()
     ready.run(1)
-    at["stepped"] = time.time()
     ready.run(1)
     known = ("parameters", "compile_seconds", "flops_per_image", "attention", "attention_seconds")
     facts = {name: value for name in known if (value := getattr(ready, name, None))}
-    facts |= {"peak_bytes": ready.peak_bytes(), "at": at, "step_seconds": timed(ready, 1)["seconds"]}
+    facts |= {"peak_bytes": ready.peak_bytes(), "step_seconds": timed(ready, 1)["seconds"]}
     answer(facts)
     for line in sys.stdin:
         answer(timed(ready, int(line)))

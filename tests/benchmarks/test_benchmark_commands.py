@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, input, machine, startup, throughput, tpu_plan, trace
+from benchmarks import gpu, input, machine, throughput, tpu_plan, trace
 from benchmarks.throughput import Failed, Worker, add_efficiency, in_turns
 from benchmarks.workloads import Case, list_of
 from vit_jax import command
@@ -33,9 +33,6 @@ from vit_jax.command import UserError
         (input, "--workers -1", "--workers -1 is negative"),
         (input, "--peer tf", "choose from 'torch'"),
         (input, "--config.seed=1", "takes no overrides"),
-        (startup, "--models nothing", "'nothing' is unknown"),
-        (startup, "--rounds 0", "--rounds 0"),
-        (startup, "--config.seed=1", "takes no overrides"),
         (trace, "--steps 0", "--steps 0 is not positive"),
         (trace, "--models vit/B17", "'vit/B17' is unknown"),
         (gpu, "--minutes 0", "--minutes 0.0 is not positive"),
@@ -177,7 +174,7 @@ def test_a_step_of_the_list_ends_with_its_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", gpu.STEPS)
 def test_a_step_of_the_list_is_one_that_its_command_takes(step: str) -> None:
     minutes, *words = [word for word in step.split() if not word.startswith("XLA_FLAGS=--")]
-    module = {"throughput": throughput, "trace": trace, "startup": startup, "input": input}[words[0]]
+    module = {"throughput": throughput, "trace": trace, "input": input}[words[0]]
     assert float(minutes) > 0
     with pytest.raises(UserError, match="unrecognized arguments: --end"):  # all the others were understood
         module.main([*words[1:], "--end"])

@@ -120,7 +120,6 @@ def test_our_steps_train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     model = {**TINY.config(SMALL).model, "num_classes": 1000}
     assert (facts["parameters"], facts["flops_per_image"]) == ours(model, 32)
     assert facts["compile_seconds"] > 0 and facts["peak_bytes"] > 4 * facts["parameters"]
-    assert facts["at"]["imported"] < facts["at"]["compiled"] < facts["at"]["stepped"]
     assert len(times) == 2 and all(found["seconds"] > 0 and found["cpu_seconds"] > 0 for found in times)
 
 
