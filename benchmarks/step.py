@@ -19,7 +19,7 @@ from vit_jax.plan.subject import Subject
 from vit_jax.plan.topology import Machine
 from vit_jax.step import evaluation_variables
 from vit_jax.train import set_up
-from vit_jax.train.experiment import use_every_core
+from vit_jax.train.devices import use_every_core
 from vit_jax.train.loop import STEPS_IN_FLIGHT
 from vit_jax.workdir import Workdir
 

@@ -9,6 +9,7 @@ import pytest
 from vit_jax import config, memory, platforms
 from vit_jax.data import open_data
 from vit_jax.train import experiment
+from vit_jax.train.devices import use_every_core
 
 PROGRAM = """
 import sys
@@ -110,13 +111,13 @@ def test_a_core_has_a_part_of_each_batch(monkeypatch):
     monkeypatch.setattr(platforms, "device_per_core", lambda multiples: asked.append(list(multiples)))
     digits = config.load("configs/digits.py", ["train.batch_size=64"])
     halves = config.load("configs/digits.py", ["train.batch_size=64", "train.accumulate=4"])
-    experiment.use_every_core([digits, halves])
+    use_every_core([digits, halves])
     assert asked == [[64, 16]]
-    experiment.use_every_core([digits, config.load("configs/digits.py", ["mesh.fsdp=2"])])
+    use_every_core([digits, config.load("configs/digits.py", ["mesh.fsdp=2"])])
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    experiment.use_every_core([digits])
+    use_every_core([digits])
     assert asked == [[64, 16]]
 
 

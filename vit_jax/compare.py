@@ -35,7 +35,7 @@ from vit_jax.data import Data, Settings, open_data
 from vit_jax.metrics import METRICS
 from vit_jax.report import page
 from vit_jax.train import check_images, check_workdir, open_inputs, set_up, train
-from vit_jax.train.experiment import prefer_determinism, use_every_core
+from vit_jax.train.devices import prefer_determinism, use_every_core
 from vit_jax.train.teacher import open_teacher
 from vit_jax.workdir import COMPARISON as NAME
 from vit_jax.workdir import Workdir, default_workdir

@@ -25,8 +25,9 @@ from vit_jax.data import open_data
 from vit_jax.inference.opening import load_variables
 from vit_jax.metrics import METRICS, PROBES
 from vit_jax.text import listed
+from vit_jax.train.devices import prefer_determinism
 from vit_jax.train.evaluation import evaluate_split, evaluation_batch_size
-from vit_jax.train.experiment import compile_eval_step, make_task, prefer_determinism
+from vit_jax.train.experiment import compile_eval_step, make_task
 from vit_jax.train.probing import FIELDS, Prober
 from vit_jax.workdir import PROBED, UNTRAINED, Workdir
 

@@ -16,7 +16,7 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.report import page as report
 from vit_jax.train import Result, train
-from vit_jax.train.experiment import prefer_determinism, use_every_core
+from vit_jax.train.devices import prefer_determinism, use_every_core
 from vit_jax.workdir import default_workdir
 
 # `configs/x.py:arg`, a `config.json`, or what a config file returns.

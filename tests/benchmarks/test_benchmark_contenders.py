@@ -17,7 +17,7 @@ from benchmarks.workloads import Case
 from vit_jax import flops, models, trees
 from vit_jax.command import UserError
 from vit_jax.step import init_variables
-from vit_jax.train.experiment import flops_per_image
+from vit_jax.train.flops import flops_per_image
 
 TINY = Case("vit/mu16", "train", "float32", batch_size=4, image_size=32)
 SMALL = ["model.depth=1", "model.width=16"]

@@ -10,7 +10,7 @@ from tests.models import golden
 from vit_jax import models
 from vit_jax.command import UserError
 from vit_jax.models.small_vit import ShiftedPatchEmbedding
-from vit_jax.train.experiment import flops_per_image
+from vit_jax.train.flops import flops_per_image
 
 TINY = {"patch_size": (4,), "width": 8, "depth": 2, "mlp_dim": 11, "num_heads": 2, "num_classes": 5}
 SHAPE = (12, 8, 3)

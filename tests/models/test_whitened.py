@@ -12,7 +12,7 @@ from tests.models import golden
 from vit_jax import models
 from vit_jax.command import UserError
 from vit_jax.models.whitened import dirac, map_size, whiten
-from vit_jax.train.experiment import flops_per_image
+from vit_jax.train.flops import flops_per_image
 
 PARAMETERS = {  # for 10 classes and images of 32 pixels
     "whitened_cnn/airbench94": 1_971_640,  # 1.97 M (github.com/KellerJordan/cifar10-airbench)

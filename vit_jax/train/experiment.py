@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 from rich.console import Console
 
-from vit_jax import distributed, flops, memory, models, optim, platforms, sharding, step, tasks
+from vit_jax import distributed, memory, models, optim, sharding, step, tasks
 from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
@@ -25,6 +23,7 @@ from vit_jax.data.batching import steps_per_epoch
 from vit_jax.ops import fused_attention
 from vit_jax.train import remat, sizes
 from vit_jax.train.attention import fastest_attention
+from vit_jax.train.flops import flops_per_image, flops_per_step
 from vit_jax.train.inputs import Inputs, num_steps, open_inputs
 from vit_jax.train.precision import with_dtype
 from vit_jax.train.teacher import open_teacher
@@ -77,7 +76,7 @@ class Experiment:
     @cached_property
     def flops_per_step(self) -> int:
         """Of a training step; the mean where images have several sizes."""
-        return sizes.mean_flops(partial(flops_per_step, self.config), self.task, self.tasks_by_size)
+        return sizes.mean_flops(self.config, self.task, self.tasks_by_size)
 
     def training_flops(self, steps: int) -> int:
         """Of the first so many steps."""
@@ -144,7 +143,7 @@ class Materials:
         per_epoch = steps_per_epoch(config.train.batch_size, len(self.loader.split))
         by_size = {size: self.task(sizes.at_size(config, size)) for size in config.train.image_sizes}
         sizes.check(config.train.image_sizes, task, cropped=self.loader.crop is not None)
-        total = num_steps(config, per_epoch, partial(sizes.mean_flops, partial(flops_per_step, config), task, by_size))
+        total = num_steps(config, per_epoch, partial(sizes.mean_flops, config, task, by_size))
         if config.train.flops:
             _check_warmup(config, total, per_epoch)
         return Experiment(
@@ -339,47 +338,6 @@ def host_crop(config: Config, data: Data, *, certain: bool = False) -> RandomCro
     if certain:
         return RandomCrop((size[0], size[1]), channels, (1.0, 1.0), (1.0, 1.0))
     return data.random_crop(size=(size[0], size[1]), area=config.augment.crop_area, aspect=config.augment.crop_aspect)
-
-
-def flops_per_image(module: nn.Module, shape: tuple[int, int, int], *, train: bool = False) -> int:
-    """Floating-point operations of a forward pass for one image: 2 per multiply-add, attention included.
-
-    Of the plain kernel: a fused one's padding is not the model's work.
-    """
-    module = step.with_field(module, "attention", "plain")
-    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    variables = jax.eval_shape(lambda: step.init_variables(module, 0, shape))
-    if not train:
-        return flops.count(lambda v, x: module.apply(v, x, train=False), variables, images)
-    rngs, mutable = {"dropout": jax.random.key(0)}, ["batch_stats", "distillation"]
-    return flops.count(lambda v, x: module.apply(v, x, train=True, rngs=rngs, mutable=mutable), variables, images)
-
-
-def flops_per_step(config: Config, task: tasks.Task) -> int:
-    """Of a training step, as papers count: three forward passes for an image, or each of its crops, six with SAM.
-
-    The forward pass is that of evaluation, but with patches left out where training leaves them out. Recomputation, a
-    teacher, augmentation and the optimizer do not count.
-    """
-    drops = getattr(task.module, "patch_dropout", 0) > 0
-    forward = sum(n * flops_per_image(task.module, shape, train=drops) for shape, n in Counter(task.seen).items())
-    return (6 if config.optim.sam_rho else 3) * forward * config.train.batch_size
-
-
-def prefer_determinism(config: Config) -> None:
-    """Asks XLA for bit-reproducible GPU kernels, if the configuration does; call it before a device is touched."""
-    flag = "--xla_gpu_deterministic_ops=true"
-    if config.train.deterministic and flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-
-
-def use_every_core(runs: Sequence[Config]) -> None:
-    """Makes a device of each of a CPU's cores, if the batches of all runs can be divided; call it as the above.
-
-    Not where a configuration says what its mesh is, nor in one of several processes. See `platforms.device_per_core`.
-    """
-    if distributed.find(os.environ) is None and all(config.mesh == sharding.Settings() for config in runs):
-        platforms.device_per_core(config.train.batch_size // config.train.accumulate for config in runs)
 
 
 def make_mesh(config: Config, data: Data) -> Mesh:

@@ -5,7 +5,7 @@ change from batch to batch make a model see objects at many scales (Mehta & Rast
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from vit_jax import step, trees
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.tasks import Task
+from vit_jax.train.flops import flops_per_step
 
 POSITIONS = ("pos_embedding", "x_embedding", "y_embedding")  # tables that `models.positions` brings to another grid
 OF_SIZES = 2**62  # of the numbers drawn from the seed, the first for the sizes; above 2**63 a list would become floats
@@ -49,9 +50,9 @@ def flops_of_steps(config: Config, steps: int, total: int, per_step: Mapping[int
     return whole + sum(per_step[size_at(config, at, total)] for at in range(steps - rest, steps))
 
 
-def mean_flops(per_step: Callable[[Task], int], task: Task, by_size: Mapping[int, Task]) -> int:
+def mean_flops(config: Config, task: Task, by_size: Mapping[int, Task]) -> int:
     """Of a training step of a task; the mean over its sizes where there are several."""
-    of_each = [per_step(one) for one in by_size.values() or (task,)]
+    of_each = [flops_per_step(config, one) for one in by_size.values() or (task,)]
     return round(sum(of_each) / len(of_each))
 
 
