@@ -19,6 +19,8 @@ endif
 run: .venv/installed
 	$(BIN)/python -m vit_jax.main --config configs/digits.py
 
+# The tests start many processes. Each would compile the libraries that it imports where bytecode is not kept.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations=10
 
