@@ -17,7 +17,9 @@ SHORT = ("train.steps=8", "evaluate.every_steps=4", "checkpoint.every_steps=4", 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return [tiny.finished(tmp_path_factory, "cnn", *SHORT, f"optim.lr={lr}") for lr in (0.01, 0.03)]
+    """Trained with other settings: of the optimizer, of what only training reads, and of the host."""
+    changes = ("optim.lr=0.01",), ("optim.lr=0.03", "model.dropout=0.1", "data.threads=2")
+    return [tiny.finished(tmp_path_factory, "cnn", *SHORT, *words) for words in changes]
 
 
 def ingredient(name: str, value: float) -> soup.Ingredient:

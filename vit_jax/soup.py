@@ -36,6 +36,8 @@ from vit_jax.workdir import DESCRIPTION, Workdir
 
 Scalars = dict[str, float]
 CLASSIFIERS = (tasks.Classification, tasks.Distillation)
+TRAINING_ALONE = ("dropout", "stochastic_depth", "stochastic_depth_schedule", "remat")  # fields that end so
+IMAGES = ("name", "data_dir", "train", "validation", "test", "classes")  # fields of `data` that choose images
 
 
 @dataclass
@@ -96,18 +98,21 @@ def _check_alike(path: Path, one: inference.Predictor, other_path: Path, other: 
     """Raises `UserError` where the mean of two runs' parameters, or their validation, would mean nothing."""
     if not other.class_names or tasks.chosen(other.config.task, other.config.distill) not in CLASSIFIERS:
         raise UserError(f"{other_path} is no plain classification: soups are made of classifiers")
-    for what, of_one, of_other in (
-        ("models", one.config.model, other.config.model),
-        ("classes", one.class_names, other.class_names),
-        (
-            "preprocessing",
-            (one.preprocessing, one.config.augment.mean),
-            (other.preprocessing, other.config.augment.mean),
-        ),
-        ("data (config group data)", one.config.data, other.config.data),
-    ):
+    alike = {what: (of_one, _compared(other)[what]) for what, of_one in _compared(one).items()}
+    for what, (of_one, of_other) in alike.items():
         if of_one != of_other:
             raise UserError(f"{path} and {other_path} differ in their {what}; give runs of one model and one data set")
+
+
+def _compared(predictor: inference.Predictor) -> dict[str, Any]:
+    """What models of one soup share: all but what they were trained with."""
+    given = predictor.config
+    return {
+        "models": {name: value for name, value in given.model.items() if not name.endswith(TRAINING_ALONE)},
+        "classes": predictor.class_names,
+        "preprocessing": (predictor.preprocessing, given.augment.mean),
+        "data (config group data)": [getattr(given.data, name) for name in IMAGES],
+    }
 
 
 def open_images(predictor: inference.Predictor) -> Data:

@@ -20,6 +20,7 @@ from vit_jax.augment import input_shape
 from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Preprocessing as HostPreprocessing
+from vit_jax.inference.precision import with_dtype
 from vit_jax.inference.predictor import Predictor, whole_preprocessing
 from vit_jax.pretrained import Weights
 from vit_jax.trees import PyTree
@@ -64,7 +65,7 @@ def load(
 
 
 def _load_run(workdir: Workdir, use: str, overrides: list[str], mesh: Mesh | None) -> Predictor:
-    given = workdir.config(overrides)
+    given = with_dtype(workdir.config(overrides), jax.devices()[0])
     if not any(override.startswith("model.") for override in overrides):  # a changed model is not what was timed
         given = workdir.with_kernel(given)
     prepared, view, class_names = _prepared(workdir, given)
@@ -142,7 +143,7 @@ def _evaluated_part(prepared: Config) -> str:
 
 
 def _load_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Predictor:
-    prepared = _configuration_of(weights, overrides)
+    prepared = with_dtype(_configuration_of(weights, overrides), jax.devices()[0])
     settings, size = prepared.data, prepared.data.image_size
     view = HostPreprocessing(
         size=(size[0], size[-1]),

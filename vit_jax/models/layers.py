@@ -20,7 +20,7 @@ from vit_jax.ops.gelu import gelu
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "gelu_tanh": nn.gelu, "swiglu": nn.swish}
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: see `train.precision`; of a model alone, float32
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]  # auto: see `inference.precision`; of a model alone, float32
 
 
 def square(size: tuple[int, ...]) -> tuple[int, int]:

@@ -15,13 +15,13 @@ from vit_jax.checkpoint import Checkpoints, Damaged
 from vit_jax.command import Interruption, UserError
 from vit_jax.config import Config
 from vit_jax.data import Data
+from vit_jax.inference.precision import choose_dtype
 from vit_jax.lock import Lock, held
 from vit_jax.step import evaluation_variables
 from vit_jax.train.experiment import Experiment, set_up
 from vit_jax.train.initial import arrays_of_images
 from vit_jax.train.inputs import Inputs, check_images, open_inputs
 from vit_jax.train.loop import Trainer
-from vit_jax.train.precision import choose_dtype
 from vit_jax.train.saving import SAVED_AS, TrainerState
 from vit_jax.train.start import Arrays, start_from
 from vit_jax.trees import PyTree

@@ -20,12 +20,12 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.data import Data, Loader, RandomCrop, Split
 from vit_jax.data.batching import steps_per_epoch
+from vit_jax.inference.precision import with_dtype
 from vit_jax.ops import fused_attention
 from vit_jax.train import remat, sizes
 from vit_jax.train.attention import fastest_attention
 from vit_jax.train.flops import flops_per_image, flops_per_step
 from vit_jax.train.inputs import Inputs, num_steps, open_inputs
-from vit_jax.train.precision import with_dtype
 from vit_jax.train.teacher import open_teacher
 from vit_jax.trees import PyTree
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from vit_jax import log, sharding
+from vit_jax.inference.precision import fast_dtype
 from vit_jax.train.experiment import Experiment
-from vit_jax.train.precision import fast_dtype
 
 
 def describe(experiment: Experiment) -> dict[str, str]:

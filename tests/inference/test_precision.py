@@ -12,8 +12,8 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from tests.tiny import spec, start
-from vit_jax import config, models, platforms
-from vit_jax.train import precision
+from vit_jax import config, inference, models, platforms
+from vit_jax.inference import precision
 from vit_jax.workdir import Workdir
 
 
@@ -43,6 +43,8 @@ def test_a_run_keeps_what_it_began_with(tmp_path, monkeypatch):
     given, output = config.load(spec("cnn"), few), io.StringIO()
     assert precision.choose_dtype(given, Workdir(tmp_path), Console(file=output)) == kept
     assert "as the run began" in output.getvalue()
+    dtypes = [inference.load(tmp_path, overrides=words).config.model["dtype"] for words in ([], ["model.dtype=auto"])]
+    assert dtypes == ["bfloat16", "float32"]
     assert not config.differences(kept, given)
     other = config.load(spec("cnn"), ("model.dtype=float32", *few[1:]))
     assert config.differences(kept, other) == {"model.dtype": ("bfloat16", "float32")}

@@ -1,4 +1,4 @@
-"""The number format of a run's products, where `model.dtype` leaves it to the machine."""
+"""The number format of a model's products, where `model.dtype` leaves it to the machine."""
 
 import jax
 from rich.console import Console
@@ -31,7 +31,7 @@ def is_open(given: Config) -> bool:
 
 
 def with_dtype(given: Config, device: jax.Device) -> Config:
-    """The same for a run that begins on such a device."""
+    """The same for a run that begins, or a model that is opened, on such a device."""
     return given.with_model(dtype=fast_dtype(device.platform)) if is_open(given) else given
 
 
