@@ -1,11 +1,13 @@
 """Config files that are wrong: whatever they do, one line tells where."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from vit_jax import config
 from vit_jax.command import UserError
+from vit_jax.config import recipe
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,14 @@ def test_a_schedule_of_stochastic_depth_needs_some():
         config.check_effect([changed], [flag])
     both = [flag, "model.stochastic_depth=0.1"]
     config.check_effect([config.from_dict(config.to_dict(given), both)], both)
+
+
+def test_a_file_that_does_not_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It loops until somebody has told."""
+    told = tmp_path / "told"
+    monkeypatch.setattr(recipe, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(logging.getLogger(recipe.__name__), "warning", lambda *words: told.write_text(words[0]))
+    loop = f"import os\nwhile not os.path.exists({str(told)!r}): pass\n"
+    (tmp_path / "x.py").write_text(f"{loop}from vit_jax import config\ndef get_config(arg): return config.default()\n")
+    config.load(str(tmp_path / "x.py"))
+    assert "end it with Ctrl-C" in told.read_text()

@@ -1,11 +1,14 @@
 """Config files: what they start from and change, how they run, and where in them a mistake is."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from vit_jax.config.older import rename
 from vit_jax.config.parse import Tree, from_dict, load_plugins, name_of, require_known, to_dict
 from vit_jax.config.schema import NAMED, Config, Schema, schema, schema_of
 from vit_jax.manifest import Manifest
+
+PATIENCE_SECONDS = 5.0  # a config file sets fields, and computes nothing
 
 
 class FieldError(UserError):
@@ -156,10 +161,11 @@ def run_file(path: Path, arg: str) -> Tree:
         raise UserError(f"config file {str(path)!r} ends in neither .py nor .json; give a config file")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"{path} has no function get_config(arg); see configs/digits.py")
-        tree = module.get_config(arg)
+        with _told_of_loops(path):
+            spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise UserError(f"{path} has no function get_config(arg); see configs/digits.py")
+            tree = module.get_config(arg)
     except FieldError as mistake:
         raise UserError(f"{plugins.place(mistake, path)}: {mistake}") from mistake
     except UserError:  # of the argument
@@ -170,6 +176,19 @@ def run_file(path: Path, arg: str) -> Tree:
     if not isinstance(tree, Mapping | ConfigDict):
         raise UserError(f"get_config returned {type(tree).__name__}, not a ConfigDict; start from config.default()")
     return tree
+
+
+@contextlib.contextmanager
+def _told_of_loops(path: Path) -> Iterator[None]:
+    """Warns where a config file runs longer than it can need; Python cannot end it."""
+    warning = "%s has been running for %g seconds; if it loops, end it with Ctrl-C and mend it"
+    timer = threading.Timer(PATIENCE_SECONDS, logging.getLogger(__name__).warning, (warning, path, PATIENCE_SECONDS))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _read_json(path: Path, arg: str) -> Mapping[str, Any]:
