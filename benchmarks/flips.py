@@ -42,6 +42,7 @@ NOW = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 TIMED = {"seconds", "images_per_second", "energy_kwh", "workdir", "config"}
 CONFIG = tiny.spec("cnn")
 OPTIONS = {"num_cpu_devices": 1, "disable_most_optimizations": True, "persistent_cache_min_compile_time_secs": 0}
+LOG = ("--config.log.report=false", "--config.log.tensorboard=true")
 COLUMNS = ("damages", "said", "harmless", "silent", "traceback")
 
 
@@ -53,7 +54,7 @@ class Flips:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(self.photo)
         run, out = str(self.workdir), str(self.out / "x")
         self.commands: dict[str, Callable[[], int]] = {
-            "resume": lambda: training.main(["--config", CONFIG, "--workdir", run, "--config.log.report=false"]),
+            "resume": lambda: training.main(["--config", CONFIG, "--workdir", run, *LOG]),
             "evaluate": lambda: evaluate.main(["--workdir", run]),
             "predict": lambda: predict.main(["--workdir", run, str(self.photo), "--out", f"{out}.jsonl"]),
             "export": lambda: export.main(["--workdir", run, "--format", "safetensors", "--out", f"{out}.safetensors"]),
@@ -70,6 +71,9 @@ class Flips:
         with pytest.MonkeyPatch.context() as patch:
             tiny.interrupt_at(stopped_at, signal.SIGTERM, patch)
             assert self.commands["resume"]() == (128 + signal.SIGTERM if stopped_at else 0)
+        if not stopped_at:  # the files that later commands leave in the folder
+            assert self.commands["evaluate"]() == evaluate.main(["--workdir", str(self.workdir), "--probe", "knn"]) == 0
+        page.write([self.workdir], self.workdir / "report.html", album=None)
         return self.workdir.rename(target)
 
     def ask(self, name: str, run: Path, damage: Callable[[], object] = lambda: None) -> tuple[int, str, str]:

@@ -93,7 +93,19 @@ def test_an_evaluation_has_a_file_for_each_way_to_evaluate(tmp_path):
     workdir = Workdir(tmp_path)
     assert workdir.evaluation_file("train[:90%]") == tmp_path / "evaluation-train__90__.json"
     paths = {workdir.write_evaluation({"x": 1}, "test", changes) for changes in ([], ["seed=1"], ["seed=1", "a.b=2"])}
-    assert len(paths) == 3 and all(json.loads(path.read_text()) == {"x": 1} for path in paths)
+    assert len(paths) == 3 and all(json.loads(path.read_text()).items() >= {"x": 1}.items() for path in paths)
+
+
+def test_what_probes_found_proves_itself(tmp_path):
+    workdir = Workdir(tmp_path)
+    found = {"step": 3, "with": ["seed=1"], "test/knn_accuracy": 0.625, "nothing": float("inf")}
+    path = workdir.write_evaluation(found, "test", kind="probes")
+    assert workdir.probes() == [found]
+    path.write_text(path.read_text().replace("0.625", "0.725"))
+    with pytest.raises(UserError, match="probes-test.json cannot be read .its checksum differs.; delete it"):
+        workdir.probes()
+    path.write_text(json.dumps(found))  # as earlier versions did
+    assert workdir.probes() == [found]
 
 
 AUTO = config.from_dict({"model": models.settings("vit/mu16", attention="auto")})

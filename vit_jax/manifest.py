@@ -125,6 +125,20 @@ def read_json(path: Path, kind: type[T], remedy: str, keys: Sequence[str] = ()) 
     return content
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file with its own checksum: of a file that others than the training process write."""
+    return {**content, "sha256": _sha256(_canonical(json.loads(json.dumps(content))))}
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """What `sealed` was given; the file of an earlier version, which has no checksum, is read as it is."""
+    content = read_json(path, dict, remedy)
+    seal = content.pop("sha256", None)
+    if seal is not None and seal != _sha256(_canonical(content)):
+        raise damaged(path, "its checksum differs", remedy)
+    return content
+
+
 def parse_json(path: Path, text: str, kind: type[T], remedy: str, keys: Sequence[str] = ()) -> T:
     """As `read_json`, of the text that a file holds."""
     try:
@@ -157,8 +171,8 @@ def _fits(path: Path, proof: Proof) -> bool:
     return not left and checksum.hexdigest() == proof["sha256"]
 
 
-def _canonical(files: Mapping[str, list[Proof]]) -> bytes:
-    return json.dumps(files, sort_keys=True).encode()
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
 
 
 def _sha256(content: bytes) -> str:

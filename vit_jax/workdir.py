@@ -23,7 +23,7 @@ from vit_jax.config.sweep import file_name
 from vit_jax.data import Data, Preprocessing
 from vit_jax.files import write_atomically
 from vit_jax.log import read_metrics
-from vit_jax.manifest import Manifest, damaged, parse_json, proof_of, read_json
+from vit_jax.manifest import Manifest, damaged, parse_json, proof_of, read_json, read_sealed, sealed
 from vit_jax.tasks import classification
 
 COMPARISON = "comparison"  # the tables of a folder that `compare` made: .md, .csv, .json
@@ -194,7 +194,7 @@ class Workdir:
 
     def probes(self) -> list[dict[str, Any]]:
         """What `evaluate --probe` found, by the names of its files."""
-        return [read_json(path, dict, "delete it") for path in sorted(self.path.glob(f"{PROBED}-*.json"))]
+        return [read_sealed(path, "delete it") for path in sorted(self.path.glob(f"{PROBED}-*.json"))]
 
     def metrics(self) -> list[dict[str, int | float]]:
         """The logged scalars, in the order of the steps."""
@@ -317,7 +317,7 @@ class Workdir:
     ) -> Path:
         """Keeps the report of an evaluation, each in a file of its own, which is returned."""
         path = self.evaluation_file(split, changes, kind)
-        write_atomically(path, json.dumps(report, indent=1) + "\n")
+        write_atomically(path, json.dumps(sealed(report), indent=1) + "\n")
         return path
 
 
