@@ -70,7 +70,7 @@ class Training:
         else:
             own |= {"CHAOS_NAN": str(NAN_STEP)} if kind == "nan" else {}
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["benchmarks.disturbed"])
+            context.set_forkserver_preload(["benchmarks.disturbed", "sklearn.datasets"])
             self.forked = context.Process(target=_run, args=(flags, str(self.said), own))
             self.forked.start()
             assert self.forked.pid

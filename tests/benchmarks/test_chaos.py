@@ -1,14 +1,11 @@
 """The chaos tool: what it does to files, how it judges, and that disturbed trainings end with the same bits."""
 
 import random
-from pathlib import Path
 
 import pytest
 
 from benchmarks import chaos
-from benchmarks.chaos import Chaos, Outcome, cut, flip
-
-MEASURED = ("kill", "sidefile", "enospc", "nan", "twice")
+from benchmarks.chaos import FAULTS, Chaos, Outcome, cut, flip
 
 
 def test_a_flip_changes_one_bit_and_a_cut_shortens(tmp_path):
@@ -42,10 +39,10 @@ def test_the_table_adds_up():
     assert rows == ["| kill | 2 | 2 | 1 | 9 | 3.0 |", "| stop | 1 | 1 | 1 | 0 | - |", "| all | 3 | 3 | 2 | 9 | 3.0 |"]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("faults", [("kill", "sidefile", "twice"), pytest.param(2 * FAULTS, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800)
-def test_disturbed_trainings_end_with_the_same_bits(tmp_path, monkeypatch):
+def test_disturbed_trainings_end_with_the_same_bits(faults, tmp_path, monkeypatch):
     for name in ("XLA_FLAGS", *chaos.environment(tmp_path)):
         monkeypatch.setenv(name, "")  # what `prepare` sets is undone
-    outcomes = chaos.disturb("configs/digits.py", MEASURED, len(MEASURED), 7, Path(tmp_path))
+    outcomes = chaos.disturb("configs/digits.py", faults, len(faults), 7, tmp_path)
     assert all(each.equal for each in outcomes), chaos.table(outcomes)
