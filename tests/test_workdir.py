@@ -17,6 +17,7 @@ from vit_jax import workdir as workdir_module
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing, open_data
 from vit_jax.files import write_atomically
+from vit_jax.log import read_metrics
 from vit_jax.workdir import Workdir, default_workdir
 
 CLASSES = ["Kätzchen", "犬", "bird"]
@@ -202,12 +203,26 @@ def test_a_digit_that_changed_is_told_wherever_it_is(copied):
         flip(copied.path / name)
         with pytest.raises(UserError, match=rf"{name} cannot be read \(it is not what was written"):
             read()
-    flip(copied.metrics_file)
-    with pytest.raises(UserError, match="metrics.jsonl cannot be read"):
-        copied.metrics()
     with pytest.raises(UserError, match="predictions.npz cannot be read"):
         flip(copied.predictions_file)
         copied.check(copied.predictions_file)
+
+
+def test_a_damaged_or_missing_log_is_that_of_the_newest_checkpoint(copied, caplog):
+    lines = copied.metrics()
+    for damage in (flip, Path.unlink):
+        caplog.clear()
+        damage(copied.metrics_file)
+        assert copied.metrics() == lines
+        assert "metrics.jsonl cannot be read" in caplog.text and "copy in a checkpoint" in caplog.text
+    copied.cut_metrics()
+    assert "its lines are now those of a checkpoint" in caplog.text and read_metrics(copied.metrics_file) == lines
+
+
+def test_a_log_that_is_too_large_is_not_copied(copied, monkeypatch):
+    assert "metrics.jsonl" in copied.copies()
+    monkeypatch.setattr(workdir_module, "COPIED_LOG_BYTES", 10)
+    assert "metrics.jsonl" not in copied.copies()
 
 
 def test_the_next_start_says_that_the_notes_of_the_former_ones_are_damaged(copied, caplog):

@@ -67,13 +67,15 @@ class Manifest:
         self._update({path.name: [] for path in paths})
 
     def fault(self, path: Path) -> str:
-        """What is wrong with a file that is there; "" of one that is as it was written, or not listed."""
+        """What is wrong with a file; "" of one that is as it was written, or not listed."""
         for attempt in range(RETRIES):
             if attempt:
                 time.sleep(RETRY_SECONDS * attempt)
             listed = self.proofs().get(path.name)
             if not listed or any(_fits(path, proof) for proof in listed):
                 return ""
+        if not path.exists():
+            return "it is missing"
         return f"it is not what was written; where you changed it yourself, delete {FILE} beside it"
 
     def check(self, path: Path, remedy: str) -> None:

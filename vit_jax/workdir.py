@@ -22,7 +22,7 @@ from vit_jax.config import Config
 from vit_jax.config.sweep import file_name
 from vit_jax.data import Data, Preprocessing
 from vit_jax.files import write_atomically
-from vit_jax.log import read_metrics
+from vit_jax.log import parse_metrics, read_metrics
 from vit_jax.manifest import Manifest, damaged, parse_json, proof_of, read_json, read_sealed, sealed
 from vit_jax.tasks import classification
 
@@ -32,7 +32,8 @@ UNTRAINED = "untrained"  # of a split's metrics: those of the model with random 
 PURPOSES = ("train", "validation", "test")
 DESCRIPTION = "description"  # what checkpoints call the copies of the description's files
 T = TypeVar("T")
-_told: set[Path] = set()  # damaged files that a warning has named
+COPIED_LOG_BYTES = 2**23  # a larger log is not copied into each checkpoint
+_told: set[str] = set()  # warnings about damaged files that were given
 
 
 class Workdir:
@@ -106,13 +107,17 @@ class Workdir:
             copy = self._copy(path)
             if copy is None or (listed and proof_of(copy.encode()) not in listed):
                 raise
-            if path not in _told:
-                _told.add(path)
-                logging.getLogger(__name__).warning("%s: it is read from the copy in a checkpoint", fault)
+            self._tell(fault)
             return parse_json(path, copy, kind, remedy, keys)
 
+    def _tell(self, fault: UserError) -> None:
+        """Warns, once, that a file is damaged and its copy is read."""
+        if str(fault) not in _told:
+            _told.add(str(fault))
+            logging.getLogger(__name__).warning("%s: it is read from the copy in a checkpoint", fault)
+
     def _copy(self, path: Path) -> str | None:
-        """What the newest checkpoint knows of a file that describes the run."""
+        """What the newest checkpoint knows of a file that describes the run, or of the log."""
         return checkpoint.read_about(self.checkpoints).get(DESCRIPTION, {}).get(path.name)
 
     def foreign_files(self) -> list[str]:
@@ -197,16 +202,33 @@ class Workdir:
         return [read_sealed(path, "delete it") for path in sorted(self.path.glob(f"{PROBED}-*.json"))]
 
     def metrics(self) -> list[dict[str, int | float]]:
-        """The logged scalars, in the order of the steps."""
-        if self.metrics_file.is_file():
-            self.manifest.check(self.metrics_file, "put a copy back")
+        """The logged scalars, in the order of the steps; of a damaged log those that the newest checkpoint knows."""
+        if self._is_there(self.metrics_file) and (fault := self.manifest.fault(self.metrics_file)):
+            copy = self._copy(self.metrics_file)
+            if copy is None:
+                raise damaged(self.metrics_file, fault, "put a copy back")
+            self._tell(damaged(self.metrics_file, fault, "put a copy back"))
+            return parse_metrics(copy.encode(), self.metrics_file)
         return read_metrics(self.metrics_file)
 
     def cut_metrics(self) -> None:
-        """Call it before lines of the log are dropped: until the next note of progress they are unproven."""
-        if self.metrics_file.is_file() and (fault := self.manifest.fault(self.metrics_file)):
-            logging.getLogger(__name__).warning("%s is damaged (%s): curves may be wrong", self.metrics_file, fault)
+        """Call it before lines of the log are dropped: until the next note of progress they are unproven.
+
+        A damaged log is put right from the newest checkpoint.
+        """
+        if self._is_there(self.metrics_file) and (fault := self.manifest.fault(self.metrics_file)):
+            copy = self._copy(self.metrics_file)
+            kept = "curves may be wrong" if copy is None else "its lines are now those of a checkpoint"
+            logging.getLogger(__name__).warning("%s is damaged (%s): %s", self.metrics_file, fault, kept)
+            if copy is not None:
+                write_atomically(self.metrics_file, copy)
         self.manifest.forget([self.metrics_file])
+
+    def copies(self) -> dict[str, str]:
+        """What checkpoints keep of the folder's files, by name: those that describe the run, and the log."""
+        log = self.metrics_file
+        small = log.is_file() and log.stat().st_size <= COPIED_LOG_BYTES
+        return {**self.description, **({log.name: log.read_text(encoding="utf-8", errors="replace")} if small else {})}
 
     def check(self, path: Path) -> None:
         """Raises `UserError` for a file of the run that is not as it was written."""

@@ -13,4 +13,4 @@ from vit_jax.log.tables import class_table, metric_text, metric_value, overview,
 from vit_jax.log.trackers import TRACKERS
 from vit_jax.log.trackers import check as check_trackers
 from vit_jax.log.trackers import chosen as chosen_trackers
-from vit_jax.log.writers import MetricsWriter, read_metrics, write_pictures
+from vit_jax.log.writers import MetricsWriter, parse_metrics, read_metrics, write_pictures

@@ -113,15 +113,19 @@ def _open(
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
-    """The lines of a `metrics.jsonl` as dicts, non-finite values as floats; an unfinished last line is left out.
-
-    Raises UserError where another line is damaged.
-    """
+    """The lines of a `metrics.jsonl`, as `parse_metrics`."""
     try:
-        lines = path.read_bytes().splitlines()
+        return parse_metrics(path.read_bytes(), path)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give the folder of a run that has logged a step") from error
-    records = [_decode(line) for line in lines]
+
+
+def parse_metrics(content: bytes, path: Path) -> list[dict[str, int | float]]:
+    """The lines as dicts, non-finite values as floats; an unfinished last line is left out.
+
+    Raises UserError where another line is damaged, with the path of the file.
+    """
+    records = [_decode(line) for line in content.splitlines()]
     if records and records[-1] is None:
         records.pop()
     for number, record in enumerate(records, start=1):

@@ -46,7 +46,7 @@ class Saver:
     def save(self, at: int, state: PyTree, score: float | None = None) -> None:
         """Starts a checkpoint; that one failed is a warning, once: the next save is another attempt."""
         self.last_score = score
-        about = {SAVED_AS: vars(self.so_far), DESCRIPTION: self.workdir.description}
+        about = {SAVED_AS: vars(self.so_far), DESCRIPTION: self.workdir.copies()}
         self.checkpoints.save(state, at, about, score)
         if self.checkpoints.fault and not self.failed:
             self.failed = True
