@@ -19,7 +19,7 @@ from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.launch.test_local import ARGUMENTS, wait_for_step
 from vit_jax import distributed, sharding
-from vit_jax.command import UserError
+from vit_jax.command import Failure, UserError
 from vit_jax.distributed import Launch
 
 # As Slurm 22.05 sets them in a step of `srun`, here the third of four tasks on two machines.
@@ -60,6 +60,21 @@ SAID = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "3", "JAX_P
 )
 def test_one_process_waits_for_nobody(environment):
     assert distributed.find(environment, on_tpu=False) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "message"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection reset by peer\nmore", Failure, "was lost .*by peer.; start all"),
+        ("RESOURCE_EXHAUSTED: out of memory", jax.errors.JaxRuntimeError, "out of memory"),
+    ],
+)
+def test_an_error_of_a_lost_process_is_one_line(said, expected, message, monkeypatch):
+    monkeypatch.setattr(distributed, "find", lambda environment: Launch())
+    monkeypatch.setattr(distributed, "_join", lambda launch: None)
+    with pytest.raises(expected, match=message) as caught, distributed.joined():
+        raise jax.errors.JaxRuntimeError(said)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_launchers_say():

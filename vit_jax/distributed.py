@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.command import UserError
+from vit_jax.command import Failure, UserError
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # A lost process ends the others after HEARTBEAT, one that failed and waits for them to leave with it after SHUTDOWN;
@@ -34,6 +34,8 @@ HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 10, 20
 PATIENCE_SECONDS, MEETING_SECONDS = 30, 300
 # Other machines may see a new file that late: NFS keeps what it knows of a folder for at most 60 seconds.
 FOLDER_SECONDS = 60
+# What JAX says in the middle of a sum over processes, of which one is gone: on CPUs, on GPUs, by its coordinator.
+LOST_PROCESS = ("Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "coordination service")
 LONGEST = 2000  # bytes of what a process tells the others
 
 
@@ -52,15 +54,23 @@ class Launch:
 def joined() -> Iterator[None]:
     """Joins the other processes of this launch, if there are any, until all are done.
 
-    Enter it once, before a device is touched. Where a process is lost, the others end within seconds: exit code 134,
-    with JAX's message that another task died.
+    Enter it once, before a device is touched. Where a process is lost, the others end within seconds: with a `Failure`
+    where they were about to add up with it, else with exit code 134 and JAX's message that another task died.
     """
     launch = find(os.environ)
     if launch is None:
         yield
         return
     _join(launch)
-    yield  # after an error nobody waits here: JAX's exit handler does, for SHUTDOWN_SECONDS
+    try:
+        yield  # after an error nobody waits here: JAX's exit handler does, for SHUTDOWN_SECONDS
+    except jax.errors.JaxRuntimeError as error:
+        if not any(sign in str(error) for sign in LOST_PROCESS):
+            raise
+        said = str(error).splitlines()[0]
+        raise Failure(
+            f"another process of this launch was lost ({said}); start all again: they go on from the last checkpoint"
+        ) from error
     multihost_utils.sync_global_devices("done")  # the first one may take long to write the results
 
 

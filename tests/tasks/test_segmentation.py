@@ -60,9 +60,46 @@ def after(state):
     return stepped(state=state, ema_decay=0.9)
 
 
-def test_views_that_only_a_classification_averages_are_refused():
-    with pytest.raises(UserError, match="evaluate.tta=flip: only a classification is evaluated so; set it to none"):
-        tasks.create(tasks.settings("segmentation"), dataclasses.replace(TASK.parts, tta="flip"))
+@pytest.mark.parametrize(
+    ("tta", "said"),
+    [
+        ("flip_shift", "evaluate.tta=flip_shift is of another task; choose from none, flip, flip_scales"),
+        ("flip_scales", "evaluate.tta=flip_scales needs images that are not resized: set task.evaluation=whole"),
+    ],
+)
+def test_views_that_are_not_averaged_are_refused(tta, said):
+    with pytest.raises(UserError, match=said):
+        tasks.create(tasks.settings("segmentation"), dataclasses.replace(TASK.parts, tta=tta))
+
+
+@pytest.mark.parametrize(("tta", "scales"), [("flip", (1.0,)), ("flip_scales", (0.75, 1.0, 1.25))])
+def test_views_are_averaged_as_numpy_averages_them(tta, scales):
+    """A linear head on pixels stands for the network, so that each view is easily computed by itself."""
+    plain = task_of(evaluation="windows", boundary=0.1)
+    seen = task.Segmentation(plain.settings, dataclasses.replace(plain.parts, tta=tta))
+    head = np.random.default_rng(1).normal(size=(3, K)).astype(np.float32)
+    seen._logits = lambda variables, images: (
+        jnp.sin(7 * images + jnp.arange(images.shape[2])[None, None, :, None]) @ head
+    )
+    found = seen.predict_views({}, BATCH["image"])
+    total = np.zeros((N, *SHAPE[:2], K))
+    images = np.asarray(augment.eval_view(VIEW, BATCH["image"]))
+    for scale in scales:
+        size = (N, round(8 * scale), round(12 * scale), 3)
+        scaled = np.asarray(jax.image.resize(images, size, "linear"))
+        for turned in (False, True):
+            view = scaled[:, :, ::-1] if turned else scaled
+            logits = np.asarray(task.upsampled(seen._logits({}, view), SHAPE[:2]))
+            of_view = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+            total += of_view[:, :, ::-1] if turned else of_view
+    np.testing.assert_allclose(found, total / (2 * len(scales)), atol=1e-5)
+    rows = seen.outputs({}, BATCH, {})
+    kept = evaluation.MaskEvaluator(("a", "b", "c"))
+    kept.add({name: np.asarray(value) for name, value in {**BATCH, **rows}.items()})
+    known = np.asarray(BATCH["mask"]) != VOID
+    right = (np.asarray(found).argmax(-1) == np.asarray(BATCH["mask"])) & known
+    assert np.trace(kept.confusion_tta) == right.sum() and kept.confusion_tta.sum() == known.sum()
+    assert kept.scalars().keys() >= {"mean_iou", "mean_iou_tta"}
 
 
 def test_a_step_moves_the_decoder_and_its_averages(state, after):

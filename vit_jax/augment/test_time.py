@@ -1,11 +1,14 @@
-"""What an evaluation sees of an image beside the image itself: test-time augmentation."""
+"""What an evaluation sees of an image beside the image itself: test-time augmentation.
+
+`flip_scales` is that of segmentations, see `tasks.segmentation`.
+"""
 
 from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-TestTime = Literal["none", "flip", "flip_shift"]
+TestTime = Literal["none", "flip", "flip_shift", "flip_scales"]
 
 
 def other_views(kind: TestTime, images: Float[Array, "n h w c"]) -> list[tuple[float, Float[Array, "n h w c"]]]:

@@ -70,8 +70,9 @@ class Evaluate:
     before: bool = False  # the untrained model meets the test split too: what its weights bring along
     # The checkpoint that meets the test split: last, or best in validation.
     use: Literal["last", "best"] = setting("last", read_by="evaluate texture predict")
-    # Test-time augmentation, for a second accuracy (`accuracy_tta`): the mean of the logits over the image and its
-    # mirror image; with flip_shift over both shifted by one pixel to two sides, too.
+    # Test-time augmentation, for a second accuracy (`accuracy_tta`, `mean_iou_tta`): the mean over the image and its
+    # mirror image; with flip_shift (classes) over both shifted by one pixel to two sides, too; with flip_scales (masks)
+    # over both at 0.75 and 1.25 of their size, too.
     tta: augment.TestTime = setting("none", read_by="evaluate")
     # What "best" means, by its name in `metrics.METRICS`; auto: as the task has it, of classification accuracy.
     metric: str = setting("auto", active_if=VALIDATED, choices=lambda: ("auto", *METRICS))

@@ -14,6 +14,7 @@ from vit_jax.augment import VOID
 from vit_jax.metrics.registry import Metric, register
 
 register("mean_iou", Metric("mean IoU", "mIoU", brief=True))
+register("mean_iou_tta", Metric("mean IoU, test-time augmentation", "mIoU TTA"))
 register("iou", Metric("IoU", "IoU"))  # of one class
 register("pixel_accuracy", Metric("pixel accuracy", "pixels", brief=True))
 register("boundary_f1", Metric("boundary F1", "BF"))

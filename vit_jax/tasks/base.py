@@ -138,7 +138,7 @@ class Task:
     Settings: ClassVar[type[TaskSettings]] = TaskSettings  # the fields of the config group `task`
     targets: ClassVar[tuple[str, ...]] = ()  # what it learns from beside the image: "label", "mask"
     needs_head: ClassVar[bool] = False  # whether it uses the model's own head, of one output for each class
-    evaluates_views: ClassVar[bool] = False  # whether `outputs` heeds `evaluate.tta`
+    views: ClassVar[tuple[TestTime, ...]] = ("none",)  # which values of `evaluate.tta` `outputs` heeds
     monitor: ClassVar[str] = "loss"  # the metric that ranks checkpoints, where the configuration says "auto"
     shown: ClassVar[Mapping[str, int]] = {}  # outputs that the evaluator gets of about so many first examples alone
     # Of the task's own state the entry whose variables evaluation and later commands read, e.g. "teacher"; "": those
@@ -147,8 +147,8 @@ class Task:
     train_metrics: ClassVar[tuple[str, ...]] = ("loss",)  # of `Aux.metrics`, those that progress shows
 
     def __init__(self, settings: Any, parts: Parts) -> None:
-        if parts.tta != "none" and not self.evaluates_views:
-            raise UserError(f"evaluate.tta={parts.tta}: only a classification is evaluated so; set it to none")
+        if parts.tta not in self.views:
+            raise UserError(f"evaluate.tta={parts.tta} is of another task; choose from {', '.join(self.views)}")
         self.settings, self.parts = settings, parts
         self.module: nn.Module = parts.model  # all that has gradients: the backbone and what stands on it
         self.constants: Mapping[str, PyTree] = {}  # arrays that the loss reads and no step changes

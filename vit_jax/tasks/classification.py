@@ -62,7 +62,7 @@ class Classification(Task):
 
     targets = ("label",)
     needs_head = True
-    evaluates_views = True
+    views = ("none", "flip", "flip_shift")
     monitor = "accuracy"
     train_metrics = ("loss", "accuracy")
     mutable: ClassVar[tuple[str, ...]] = ("batch_stats", "distillation")

@@ -28,6 +28,7 @@ class MaskEvaluator:
         k = len(class_names)
         self.class_names, self.size = tuple(class_names), 0
         self.confusion = np.zeros((k, k), np.int64)
+        self.confusion_tta = np.zeros((k, k), np.int64)  # with test-time augmentation; all 0 without
         self._surprise: list[float] = []  # of each image, times its known pixels
         self._f1, self._with_edges = np.zeros(k), np.zeros(k, np.int64)
         self._shown: dict[str, list[np.ndarray]] = {"image": [], "mask": [], "predicted": []}
@@ -42,6 +43,7 @@ class MaskEvaluator:
                 found += list(rows[name][:room].copy())  # a view would keep the whole batch
         self.size += len(masks)
         self.confusion += rows["confusion"].sum(axis=0, dtype=np.int64)
+        self.confusion_tta += rows.get("confusion_tta", np.zeros((1, k, k), np.int64)).sum(axis=0, dtype=np.int64)
         self._surprise += (rows["loss"].astype(np.float64) * rows["confusion"].sum(axis=(1, 2))).tolist()
         f1 = boundary_f1_of(rows["boundary"])
         self._f1 += np.nansum(f1, axis=0)
@@ -52,7 +54,11 @@ class MaskEvaluator:
         if not pixels:
             raise UserError("the split has no pixel of a known class, so it has no metrics; choose another split")
         edged = self._with_edges > 0
+        views = (
+            {"mean_iou_tta": float(np.nanmean(iou_per_class(self.confusion_tta)))} if self.confusion_tta.any() else {}
+        )
         return {
+            **views,
             "mean_iou": float(np.nanmean(iou_per_class(self.confusion))),
             "pixel_accuracy": float(np.trace(self.confusion) / pixels),
             "boundary_f1": float(np.mean(self._f1[edged] / self._with_edges[edged])) if edged.any() else 0.0,

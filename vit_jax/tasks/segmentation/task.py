@@ -27,6 +27,7 @@ from vit_jax.tasks.segmentation import losses
 from vit_jax.tasks.segmentation.evaluation import DETAILS, PICTURE, SHOWN, MaskEvaluator
 from vit_jax.trees import PyTree
 
+SCALES = (0.75, 1.0, 1.25)  # of an image, with evaluate.tta=flip_scales
 OF_STAGES = ("fpn", "vt_fpn")  # decoders that read the maps of a CNN's stages
 _PYRAMID = "task.decoder=fpn or task.decoder=vt_fpn or task.decoder=simple_pyramid or task.decoder=mask_transformer"
 _MASK_TRANSFORMER, _VT_FPN = "task.decoder=mask_transformer", "task.decoder=vt_fpn"
@@ -36,6 +37,7 @@ class Segmentation(Task):
     """A class for each pixel. The mean over images of cross-entropy and Dice; void pixels count nowhere."""
 
     targets = ("mask",)
+    views = ("none", "flip", "flip_scales")
     monitor = "mean_iou"
     train_metrics = ("loss", "pixel_accuracy")
     shown = dict.fromkeys(("image", "predicted"), SHOWN)
@@ -95,6 +97,8 @@ class Segmentation(Task):
                 "task.evaluation='whole': the model's positions fit one size of image only; choose 'resized' or "
                 "'windows'"
             )
+        if settings.evaluation == "resized" and parts.tta == "flip_scales":
+            raise UserError("evaluate.tta=flip_scales needs images that are not resized: set task.evaluation=whole")
         self.module = decoders.Segmenter(parts.model, make_decoder(settings, k, parts.model))
 
     @classmethod
@@ -160,13 +164,28 @@ class Segmentation(Task):
 
     def predict(self, variables: PyTree, images: UInt8[Array, "n H W c"]) -> Float[Array, "n H W k"]:
         """Logits for each pixel of images at their stored size."""
-        settings, size = self.parts.augment, images.shape[1:3]
-        if self.settings.evaluation == "resized":
-            return upsampled(self._apply(variables, augment.eval_view(settings, images)), size)
-        seen = augment.eval_view(dataclasses.replace(settings, resize=()), images)
-        if self.settings.evaluation == "whole":
-            return upsampled(self._apply(variables, seen), size)
-        return self._in_windows(variables, seen)
+        return upsampled(self._logits(variables, self._view(images)), images.shape[1:3])
+
+    def predict_views(self, variables: PyTree, images: UInt8[Array, "n H W c"]) -> Float[Array, "n H W k"]:
+        """The mean of the probabilities over an image and its mirror image, and over `SCALES` with flip_scales."""
+        seen, (n, *size, c) = self._view(images), images.shape
+        scales = SCALES if self.parts.tta == "flip_scales" else (1.0,)
+        found = []
+        for scale in scales:
+            scaled = (n, *(round(scale * length) for length in size), c)
+            view = jax.image.resize(seen, scaled, "linear") if scale != 1 else seen
+            for step in (1, -1):  # through the columns
+                logits = upsampled(self._logits(variables, view[:, :, ::step]), images.shape[1:3])
+                found.append(jax.nn.softmax(logits)[:, :, ::step])
+        return sum(found[1:], found[0]) / len(found)
+
+    def _view(self, images: UInt8[Array, "n H W c"]) -> Float[Array, "n h w c"]:
+        settings = self.parts.augment
+        resize = settings.resize if self.settings.evaluation == "resized" else ()
+        return augment.eval_view(dataclasses.replace(settings, resize=resize), images)
+
+    def _logits(self, variables: PyTree, seen: Float[Array, "n H W c"]) -> Float[Array, "n h w k"]:
+        return (self._in_windows if self.settings.evaluation == "windows" else self._apply)(variables, seen)
 
     def _apply(self, variables: PyTree, images: Float[Array, "n H W c"]) -> Float[Array, "n h w k"]:
         found = self.module.apply(variables, images, train=False)
@@ -197,7 +216,12 @@ class Segmentation(Task):
         logits, mask, k = self.predict(variables, batch["image"]), batch["mask"], len(self.parts.class_names)
         predicted = logits.argmax(axis=-1).astype(jnp.uint8)
         radius = max(1, round(self.settings.boundary * math.hypot(*mask.shape[1:])))
+        views = {}
+        if self.parts.tta != "none":
+            likeliest = self.predict_views(variables, batch["image"]).argmax(axis=-1).astype(jnp.uint8)
+            views["confusion_tta"] = confusion(likeliest, mask, k)
         return {
+            **views,
             "confusion": confusion(predicted, mask, k),
             "boundary": boundary_hits(predicted, mask, k, radius),
             "loss": losses.cross_entropy(logits, mask),
