@@ -137,7 +137,8 @@ class Chaos:
         while process.poll() is None:
             at = newest_line(self.folder / "long") * 20 // steps * steps // 20
             with contextlib.suppress(OSError, IndexError):
-                found[at] = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+                pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+                found |= {at: pages * resource.getpagesize()} if pages else {}  # a process that has ended has none
             time.sleep(0.2)
         code, said = process.end()
         assert code == 0, said
