@@ -7,6 +7,7 @@ import fnmatch
 import importlib
 import json
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +40,11 @@ MISTAKEN: tuple[tuple[bytes, str], ...] = (
     (b"\x93NUMPY", "is a single array (.npy); save all arrays by name with numpy.savez"),
 )
 # What zipfile, zlib and numpy raise for a damaged file. RuntimeError: encrypted; NotImplementedError: compression.
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError, OSError)
+# What archives, and headers of arrays in them that are no Python literal, are refused with.
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError, OSError),
+    *(tokenize.TokenError, SyntaxError),
+)
 
 
 class Arrays(Mapping[str, np.ndarray]):
