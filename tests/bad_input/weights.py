@@ -137,17 +137,9 @@ CASES = [
     Case(".npz", "no array in it", "is a zip archive without arrays", file("x.npz", npz(**{"a.txt": b"x"}))),
     Case(".npz", "pickled objects", "holds pickled Python objects", file("x.npz", object_npz)),
     Case(".npz", "a header that is Python code", "is truncated or damaged", file("x.npz", npz(**{"a.npy": npy(CODE)}))),
-    Case(
-        ".npz",
-        "a header that does not end",
-        "is truncated or damaged",
-        file("x.npz", npz(**{"a.npy": npy("{'descr'")})),
-    ),
-    Case(
-        ".npz",
-        "an indented header",
-        "is truncated or damaged",
-        file("x.npz", npz(**{"a.npy": npy("  {\n {}\n}\n  x")})),
+    *(
+        Case(".npz", f"a header that {what}", "is truncated or damaged", file("x.npz", npz(**{"a.npy": npy(text)})))
+        for what, text in (("does not end", "{'descr'"), ("is badly indented", "  {\n {}\n}\n  x"))
     ),
     Case(".npz", "4 TB by its header", "is truncated or damaged", file("x.npz", npz(**{"a.npy": npy(HUGE, bytes(8))}))),
     Case(".npz", "a member ../../x.npy", READ, file("x.npz", npz(**{"../../x.npy": npy(FLOATS, bytes(8))}))),
