@@ -10,6 +10,7 @@ import pytest
 
 from tests import quick
 from tests.step.small import (
+    ADAMW,
     CALM,
     IMAGES,
     INDICES,
@@ -18,7 +19,6 @@ from tests.step.small import (
     SEED,
     SGD,
     SHAPE,
-    TX,
     VIEW,
     K,
     N,
@@ -79,7 +79,7 @@ def test_a_scanned_model_starts_as_its_looped_twin(state):
 def test_the_first_state_counts_from_0_and_averages_from_the_parameters(state):
     assert (state.step, state.guard["skipped"], state.guard["in_a_row"]) == (0, 0, 0)
     assert_same_bits(state.ema, {"params": state.params, "batch_stats": {}})
-    without = jax.eval_shape(lambda: step.init_state(task_of(create(NOISY)), TX, SEED, ema=False))
+    without = jax.eval_shape(lambda: step.init_state(task_of(create(NOISY)), ADAMW, SEED, ema=False))
     assert without.ema == {}
     assert step.evaluation_variables(without) == {"params": without.params, "batch_stats": {}}
     assert step.evaluation_variables(state) is state.ema

@@ -117,8 +117,8 @@ def test_the_encoder_keeps_its_names_and_its_work_is_counted():
     more = set(trees.names(both)) - set(trees.names(encoder))
     assert set(trees.names(encoder)) <= set(trees.names(both))
     assert {name.split("/")[0] for name in more} == {"decoder", "decoder_embedding", "decoder_pixels", "mask_token"}
-    scanned = step.init_variables(TASK.module.clone(encoder=TASK.parts.model.clone(scan=True)), 0, SHAPE)
-    looped = step.init_variables(TASK.module, 0, SHAPE)
+    modules = TASK.module.clone(encoder=TASK.parts.model.clone(scan=True)), TASK.module
+    scanned, looped = quick.jit(lambda: [step.init_variables(module, 0, SHAPE) for module in modules])()
     assert jax.tree.all(jax.tree.map(np.array_equal, trees.unstack_layers(scanned)["params"], looped["params"]))
 
 
@@ -151,9 +151,11 @@ def test_values_out_of_range(fields, expected):
 
 def get_config(arg: str = "") -> ConfigDict:
     c = tiny.get_config("vit")
-    c.model = models.settings("vit", **ENCODER | {"patch_size": (2,), "class_token": False, "pooling": "gap"})
+    fields = {"patch_size": (2,), "depth": 1, "class_token": False, "pooling": "gap"}
+    c.model = models.settings("vit", **ENCODER | fields)
     c.task = tasks.settings("masked_autoencoder", **SETTINGS)
     c.augment.flip = 0.5
+    c.train.accumulate = 1
     c.train.steps = 20
     return c
 
