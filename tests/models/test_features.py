@@ -118,8 +118,13 @@ def test_the_head_reads_them():
         model = small(family, **({"dense_widths": ()} if family == "cnn" else {}))
         variables = jax.tree.map(jnp.asarray, random_variables(model, IMAGES))
         head = variables["params"]["head"]
-        logits = quick.jit(partial(model.apply, train=False))(variables, IMAGES)
-        expected = pooled(features(model, variables)) @ head["kernel"] + head["bias"][None]
+
+        def logits_and_features(variables, model=model):
+            apply = partial(model.apply, variables, IMAGES, train=False)
+            return apply(), apply(method="features")
+
+        logits, found = quick.jit(logits_and_features)(variables)
+        expected = pooled(found) @ head["kernel"] + head["bias"][None]
         np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -148,7 +153,8 @@ def test_a_parent_that_shares_the_scope_reads_them():
 def test_training_draws_dropout_and_keeps_statistics():
     model = small("vit", dropout=0.5)
     variables = variables_of(model)
-    first, second = (features(model, variables, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
+    apply = quick.jit(lambda key: features(model, variables, train=True, rngs={"dropout": key}))
+    first, second = (apply(jax.random.key(i)) for i in (0, 1))
     assert np.abs(first.patches - second.patches).max() > 0.01
     model = small("resnet")
     whole = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)

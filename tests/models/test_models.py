@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tests.models.small import SMALL, small
 from vit_jax import config, models, trees
 from vit_jax.command import UserError
 from vit_jax.models import registry
@@ -173,10 +174,16 @@ def test_a_bfloat16_model_keeps_parameters_and_logits_in_float32(pos_embed):
     assert sown["intermediates"]["Transformer"]["encoderblock_0"]["tokens"][0].dtype == jnp.bfloat16
 
 
-def test_a_bfloat16_cnn_keeps_parameters_statistics_and_logits_in_float32():
-    model = models.create(models.settings("cnn/conv6", num_classes=7, dtype="bfloat16"))
-    variables = shapes(model, 16, 24, 3)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    apply = partial(model.apply, train=False)
-    logits = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((2, 16, 24, 3), jnp.float32))
-    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+@pytest.mark.parametrize(
+    ("family", "fields"), [*((name, {}) for name in SMALL), ("compact", {"pos_embed": "sincos1d"})]
+)
+def test_each_bfloat16_family_keeps_parameters_statistics_and_logits_in_float32(family, fields):
+    model = small(family, dtype="bfloat16", **fields)
+    variables = shapes(model, 32, 48, 3)
+    kept = [variables["params"], variables.get("batch_stats", {})]
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    images = jax.ShapeDtypeStruct((2, 32, 48, 3), jnp.float32)
+    logits = jax.eval_shape(partial(model.apply, train=False), variables, images)
+    assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
+    seen = jax.eval_shape(partial(model.apply, train=False, method="features"), variables, images)
+    assert seen.patches.dtype == jnp.bfloat16

@@ -117,8 +117,8 @@ DROPS = {
     ],
 )
 def test_the_last_block_computes_only_the_tokens_that_the_head_reads_and_changes_nothing(fields, read):
-    model = tiny(depth=2, num_classes=3, **fields)
-    params = random_params(model, IMAGES, train=False)
+    model, images = tiny(depth=2, num_classes=3, **fields), IMAGES[:2]
+    params = random_params(model, images, train=False)
     seen = []  # tokens that the last block's MLP gave
 
     def note(call, args, kwargs, context):
@@ -131,7 +131,7 @@ def test_the_last_block_computes_only_the_tokens_that_the_head_reads_and_changes
     def loss(params, mutable):
         def mean(params):
             forward = partial(model.apply, train=True, rngs={"dropout": KEY}, mutable=mutable)
-            output, changed = forward({"params": params}, IMAGES)
+            output, changed = forward({"params": params}, images)
             return (output**2).mean() + sum((x**2).mean() for x in jax.tree.leaves(changed.get("distillation", {})))
 
         return jax.value_and_grad(mean)(params)

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
 from vit_jax import models
 from vit_jax.command import UserError
 from vit_jax.pretrained import Weights, fit, open_weights, parameter_shapes, position_grid
 from vit_jax.pretrained.layout import Entry, Layout, Preprocessing, complete, identity
-from vit_jax.pretrained.write import save_huggingface
 
 MODEL = models.settings("vit", patch_size=(2,), width=6, depth=1, mlp_dim=11, num_heads=3, num_classes=5)
 VIEW = Preprocessing((10, 10), "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -85,29 +83,6 @@ def test_a_grid_with_a_stem_below_it():
     )
     shapes = {name.replace("/", "."): shape for name, shape in parameter_shapes(model, (24, 40, 3)).items()}
     assert len(completed(shapes, Layout("Test", model, (3, 5), VIEW)).entries) == len(shapes)
-
-
-def test_an_unknown_layout(tmp_path):
-    np.savez(tmp_path / "weights.npz", foo=np.zeros(2), bar=np.zeros(3))
-    with pytest.raises(
-        UserError, match=r"weights.npz holds 2 arrays of no layout that is known \(foo, bar ...\); known: "
-    ):
-        open_weights(str(tmp_path / "weights.npz"))
-
-
-def test_a_folder_as_transformers_has_it(tmp_path):
-    rng, names = np.random.default_rng(0), tuple("abcde")
-    model = {**MODEL, "norm_epsilon": 1e-12}
-    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
-    view = Preprocessing((6, 10), "stretch", 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
-    save_huggingface(tmp_path, model, unflatten_dict(arrays, sep="/"), names, view, (6, 10))
-    weights = open_weights(str(tmp_path))
-    assert (weights.layout_name, weights.model, weights.grid) == ("Hugging Face", model, (3, 5))
-    assert (weights.preprocessing, weights.class_names) == (view, names)
-    read = weights.read()
-    assert read.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(read[name], array)
 
 
 def test_the_grid_of_a_models_positions():
