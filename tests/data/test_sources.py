@@ -105,12 +105,6 @@ def test_bad_specs_name_the_splits_and_their_sizes(spec):
         numbers(train=11, test=1300).size(spec)
 
 
-@pytest.mark.parametrize("spec", ["train[:0]", "train[:1%]", "train[-1%:]", "train+train[3:3]"])
-def test_slices_without_an_image_are_refused(spec):
-    with pytest.raises(UserError, match="selects no image"):
-        numbers(train=40).source(spec)
-
-
 def test_digits_are_scikit_learns_in_a_stratified_split():
     from sklearn.datasets import load_digits
 

@@ -155,30 +155,6 @@ def test_as_many_as_allowed_are_skipped_and_counted_and_warned_of_once(look, cap
         look(make(broken=[4, 13], max_bad_fraction=1.9 / 23))
 
 
-@pytest.mark.parametrize("loaded", [False, True])
-def test_training_reads_the_next_good_image_instead_of_a_broken_one(loaded):
-    split = make(broken=[13, 14, 22], max_bad_fraction=0.5)
-    split = split.load() if loaded else split
-    found = split.read(np.array([22, 5, 13, 14]))
-    np.testing.assert_array_equal(found["image"], split.source.pixels[[0, 5, 15, 15]])
-    assert list(found["label"]) == [0, 5, 4, 4]
-
-
-def test_usable_images_of_a_loaded_split():
-    split = make(broken=[13, 14, 22], max_bad_fraction=0.5).load()
-    assert list(split.usable(np.array([22, 5, 13, 14, 21]))) == [0, 5, 15, 15, 21]
-    assert list(make().load().usable(np.array([22, 0]))) == [22, 0]
-
-
-@pytest.mark.parametrize("loaded", [False, True])
-def test_evaluation_marks_a_broken_image_and_keeps_its_place(loaded):
-    split = make(broken=[13], max_bad_fraction=0.5)
-    found = everything(split.load() if loaded else split)
-    assert len(split) == 23
-    assert list(np.flatnonzero(~found["good"])) == [13] and not found["image"][13].any()
-    assert list(np.delete(found["label"], 13)) == [i % 11 for i in range(23) if i != 13]
-
-
 def test_many_threads_count_each_broken_image_once():
     broken = range(0, 1009, 2)
     split = make(1009, broken, max_bad_fraction=0.6, threads=8).load()

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from tests import quick
 from tests.models.golden import count
-from tests.models.random_params import random_params
+from tests.models.random_params import output_and_tokens, parameter_shapes, random_params, silence
 from vit_jax import trees
 from vit_jax.models import attention, layers, vit
 from vit_jax.models.attention import MultiHeadDotProductAttention
@@ -31,11 +31,6 @@ def tiny(**fields) -> Compact:
     return Compact(**{**TINY, **fields})
 
 
-def shapes(model: Compact, images: jax.Array = IMAGES) -> dict[str, tuple[int, ...]]:
-    params = jax.eval_shape(partial(model.init, train=False), KEY, images)["params"]
-    return {name: leaf.shape for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)}
-
-
 def test_the_imagenet_models_count():
     fields = {"num_classes": 1000, "scan": True}
     assert count("compact/CCT-14/7x2", 224, **fields) == 22_292_009 + 14 * 14 * 384
@@ -43,7 +38,7 @@ def test_the_imagenet_models_count():
 
 
 def test_a_convolutional_models_parameters():
-    found = shapes(tiny(depth=1, convolutions=2, channels=5, num_classes=13))
+    found = parameter_shapes(tiny(depth=1, convolutions=2, channels=5, num_classes=13), IMAGES)
     assert not {"cls", "embedding/kernel"} & found.keys()
     assert {name: shape for name, shape in found.items() if "encoderblock" not in name} == {
         "Transformer/encoder_norm/bias": (8,),
@@ -60,7 +55,7 @@ def test_a_convolutional_models_parameters():
 
 
 def test_patches_and_a_class_token_replace_convolutions_and_pooling():
-    found = shapes(tiny(depth=1, convolutions=0, patch_size=(7, 11), pooling="token"))
+    found = parameter_shapes(tiny(depth=1, convolutions=0, patch_size=(7, 11), pooling="token"), IMAGES)
     rest = {name: shape for name, shape in found.items() if not name.startswith("Transformer/encoder")}
     assert rest == {
         "Transformer/posembed_input/pos_embedding": (1, 2, 8),
@@ -114,8 +109,7 @@ def test_fixed_positions_are_added_to_all_tokens_and_a_block_that_adds_nothing_n
     params = random_params(model, IMAGES, train=False)
     assert "posembed_input" not in params["Transformer"]
     block = params["Transformer"]["encoderblock_0"]
-    for silent in (block["MultiHeadDotProductAttention_1"]["out"], block["MlpBlock_3"]["Dense_1"]):
-        silent.update(jax.tree.map(np.zeros_like, silent))  # leaves the block its residual connections
+    silence(block)
     _, sown = quick.jit(partial(model.apply, train=False, mutable="intermediates"))({"params": params}, IMAGES)
 
     tokens = ConvTokenizer(8, 1, 3, 1, 64, "float32").apply({"params": params["tokenizer"]}, IMAGES).reshape(5, 24, 8)
@@ -150,20 +144,10 @@ def test_the_mlps_residual_connection_carries_the_normalised_tokens():
 def test_logits_are_a_linear_layer_of_the_pooled_tokens(pooling):
     model = tiny(pooling=pooling, num_classes=13)
     params = random_params(model, IMAGES, train=False)
-
-    @quick.jit
-    def run(params):
-        def is_norm(module, _):
-            return module.name == "encoder_norm"
-
-        apply = partial(model.apply, train=False, capture_intermediates=is_norm, mutable="intermediates")
-        logits, sown = apply({"params": params}, IMAGES)
-        return logits, sown["intermediates"]["Transformer"]["encoder_norm"]["__call__"][0]
-
-    logits, tokens = run(params)
+    logits, tokens = output_and_tokens(model, params, IMAGES)
     pooled = tokens[:, 0]
     if pooling == "sequence":
-        pooled = SequencePooling("float32").apply({"params": params["pool"]}, tokens)
+        pooled = SequencePooling("float32").apply({"params": params["pool"]}, jnp.asarray(tokens))
     expected = np.asarray(pooled) @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 

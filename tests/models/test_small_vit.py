@@ -16,13 +16,7 @@ from vit_jax.train.experiment import flops_per_image
 TINY = {"patch_size": (4,), "width": 8, "depth": 2, "mlp_dim": 11, "num_heads": 2, "num_classes": 5}
 SHAPE = (12, 8, 3)
 IMAGES = jnp.asarray(np.random.default_rng(3).normal(size=(2, *SHAPE)), jnp.float32)
-OPTIONS = {
-    "shifted_patches": True,
-    "learned_temperature": True,
-    "mask_self": True,
-    "mlp_conv": 3,
-    "logit_scale": 0.5,
-}
+OPTIONS = {"shifted_patches": True, "learned_temperature": True, "mask_self": True, "mlp_conv": 3, "logit_scale": 0.5}
 
 
 def tiny(name="small_vit", **fields):
