@@ -30,7 +30,9 @@ def attend(kernel: str, tokens, **options):
         output = module.apply({"params": params}, tokens, tokens, KEY, train=True)
         return output.sum(), output
 
-    gradient, output = quick.jit(jax.grad(total_and_output, has_aux=True))(params)
+    both = jax.grad(total_and_output, has_aux=True)
+    both = both if kernel == "cudnn" else quick.jit(both)  # whose products of float16 no program of a CPU has
+    gradient, output = both(params)
     return np.asarray(output), gradient
 
 
