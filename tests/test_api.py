@@ -1,11 +1,10 @@
 """`import vit_jax`: instant, complete, and helpful about what is not there."""
 
 import io
+import shutil
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from rich.console import Console
 
 import vit_jax
 from tests import tiny
-from vit_jax import config, inference, trees
+from vit_jax import config, inference
 from vit_jax.command import UserError
 
 IMPORTS = """
@@ -40,31 +39,9 @@ def test_importing_imports_no_jax_and_train_and_evaluate_are_modules_and_functio
     assert found.splitlines() == [light, "True", *["imported"] * 3]
 
 
-@pytest.mark.parametrize("size", [16, 48])
-def test_a_model_fits_any_image_size(size):
-    model = vit_jax.create("vit/mu16", num_classes=7)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((2, size, size, 3)), train=False))
-    assert variables["params"]["head"]["kernel"].shape == (32, 7)
-    assert variables["params"]["Transformer"]["posembed_input"]["pos_embedding"].shape == (1, (size // 16) ** 2 + 1, 32)
-
-
-def test_a_published_model_has_its_published_size():
-    model = vit_jax.create("vit/B16", num_classes=10)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
-    assert trees.count(variables["params"]) == 86_567_656 - 990 * 769  # timm's vit_base_patch16_224 with 10 classes
-
-
-def test_fields_change_the_model_and_no_class_means_no_head():
-    model = vit_jax.create("vit", patch_size=(5,), width=14, depth=3, mlp_dim=11, num_heads=7, pooling="gap")
-    features, _ = jax.eval_shape(
-        lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 10, 15, 3)), train=False)
-    )
-    assert features.shape == (2, 14) and model.pooling == "gap"
-
-
 def test_models_are_listed():
     assert "vit/B16" in vit_jax.list_models() and "resnet/50" in vit_jax.list_models()
-    assert vit_jax.list_models("deit/*") and all(name.startswith("deit/") for name in vit_jax.list_models("deit/*"))
+    assert vit_jax.list_models("vit/B*") == ["vit/B8", "vit/B14", "vit/B16", "vit/B32"]
 
 
 def test_weights_are_listed():
@@ -103,10 +80,12 @@ def test_a_run_is_trained_and_evaluated_from_python(tmp_path):
     assert validation["images"] == 20 and validation["validation/loss"] > 0
 
 
-def test_the_default_folder_is_that_of_the_command(tmp_path, monkeypatch):
+def test_the_default_folder_is_that_of_the_command(tmp_path, tmp_path_factory, monkeypatch):
+    """There it finds a run that is finished."""
     monkeypatch.chdir(tmp_path)
-    vit_jax.train(tiny.spec("cnn"), overrides=["train.steps=2"])
-    assert tiny.result(tmp_path / "runs" / "tiny-cnn")["steps"] == 2
+    shutil.copytree(tiny.finished(tmp_path_factory, "cnn"), tmp_path / "runs" / "tiny-cnn")
+    run = vit_jax.train(tiny.spec("cnn"))
+    assert run.metrics == tiny.result(tmp_path / "runs" / "tiny-cnn") and len(list((tmp_path / "runs").iterdir())) == 1
     with pytest.raises(UserError, match="a configuration that is no file does not name its folder; give workdir"):
         vit_jax.train(config.load(tiny.spec("cnn")))
     with pytest.raises(UserError, match="optim.lr changes nothing in the evaluation of a finished run"):
@@ -124,7 +103,5 @@ def test_a_run_is_loaded(tmp_path_factory):
 def test_what_is_not_there_is_told():
     with pytest.raises(AttributeError, match=r"no attribute 'crate'; it has create, evaluate, .*, train, and modules"):
         vit_jax.crate  # noqa: B018 - the access is what is tested
-    with pytest.raises(UserError, match=r"model 'vit/B15' is unknown; did you mean vit/B1"):
-        vit_jax.create("vit/B15")
     with pytest.raises(UserError, match=r"no field 'widht'; did you mean 'width'"):
         vit_jax.create("vit/B16", widht=3)

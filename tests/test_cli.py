@@ -1,5 +1,6 @@
 """The console script: its sub-commands, and the lists of recipes and of published weights."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +37,10 @@ def test_each_command_has_its_module(name, capsys):
     assert end.value.code == 0 and "usage: " in capsys.readouterr().out
 
 
-def test_a_run_from_training_to_prediction(tmp_path, capfd):
-    workdir = str(tmp_path / "run")
-    assert cli.dispatch(["train", "--config", tiny.spec("cnn"), "--workdir", workdir, "--config.train.steps=3"]) == 0
-    assert tiny.result(Path(workdir))["steps"] == 3
+def test_a_finished_run_goes_through_its_commands(tmp_path, tmp_path_factory, capfd):
+    workdir = str(shutil.copytree(tiny.finished(tmp_path_factory, "cnn"), tmp_path / "run"))
+    assert cli.dispatch(["train", "--config", tiny.spec("cnn"), "--workdir", workdir]) == 0
+    assert "This run is finished" in capfd.readouterr().out
     assert cli.dispatch(["evaluate", "--workdir", workdir]) == 0
     assert (tmp_path / "run" / "evaluation-test.json").exists()
     assert "all of it, with the confusion matrix, in " in capfd.readouterr().out

@@ -52,7 +52,6 @@ def test_a_mistaken_flag_is_the_users_error(parser, argv, message):
             1,
             "error: x.json cannot be written: No space left on device; make room, and give the same command again\n",
         ),
-        (UserError("patch_size=7"), 2, "error: patch_size=7\n"),
     ],
 )
 def test_exit_codes(monkeypatch, capsys, outcome, code, printed):

@@ -5,14 +5,14 @@ import multiprocessing
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import serving
 from vit_jax import download
 from vit_jax.command import UserError
 
@@ -69,16 +69,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(server.body[start:stop])
 
 
-@contextmanager
-def running(**settings: object) -> Iterator[Server]:
-    with Server(**settings) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def running(**settings: object) -> AbstractContextManager[Server]:
+    return serving.running(Server(**settings))
 
 
 @pytest.fixture(autouse=True)

@@ -42,24 +42,17 @@ def test_the_model_before_training_is_that_of_the_weights(source, tmp_path):
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-def test_the_normalisation_is_that_of_the_weights(source, tmp_path):
-    finetune(source, tmp_path, *NO_TRAINING, "data.name=synthetic/5x7x3/3/300")
+def test_images_are_brought_to_the_size_and_normalisation_of_the_weights_and_other_classes_get_a_new_head_of_zeros(
+    source, tmp_path
+):
+    code, text = finetune(source, tmp_path, *NO_TRAINING, "data.name=synthetic/11x13x3/4/200", "evaluate.before=true")
+    assert code == 0 and "new" in text
     stored, learned = (json.loads(Workdir(path).preprocessing_file.read_text()) for path in (tmp_path, source))
     assert stored["mean"] == learned["mean"] and stored["std"] == learned["std"]
-
-
-def test_images_are_brought_to_the_size_of_the_weights(source, tmp_path):
-    finetune(source, tmp_path, *NO_TRAINING, "data.name=synthetic/11x13x3/3/200")
-    stored = json.loads(Workdir(tmp_path).preprocessing_file.read_text())
     assert stored["size"] == [11, 13] and stored["input"] == [5, 7]
     trained = inference.load(tmp_path)
     assert trained.config.augment.resize == (5, 7)
-    assert trained.logits(np.zeros((2, 11, 13, 3), np.uint8)).shape == (2, 3)
-
-
-def test_other_classes_get_a_new_head_of_zeros(source, tmp_path):
-    code, text = finetune(source, tmp_path, *NO_TRAINING, "data.name=synthetic/5x7x3/4/200", "evaluate.before=true")
-    assert code == 0 and "new" in text
+    assert trained.logits(np.zeros((2, 11, 13, 3), np.uint8)).shape == (2, 4)
     assert tiny.result(tmp_path)["before/loss"] == pytest.approx(np.log(4))
     head = [value for name, value in tiny.arrays(tmp_path).items() if name.startswith("['params']['head']")]
     assert len(head) == 2 and all(np.abs(value).max() < 1e-20 for value in head)

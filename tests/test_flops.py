@@ -73,11 +73,6 @@ def test_grouped_convolution_costs_one_group_per_output_channel():
     assert counted == 2 * (2 * 7 * 3 * 15) * (1 * 3 * 3)
 
 
-def test_depthwise_convolution():
-    counted = flops.count(convolution(feature_group_count=11), shape(1, 7, 7, 11), shape(3, 3, 1, 11))
-    assert counted == 2 * (5 * 5 * 11) * 9
-
-
 def test_batch_grouped_convolution_equals_one_convolution_per_group():
     # 6 images in 3 groups: 2 images with 5 of the 15 features each, 3 times
     grouped = flops.count(convolution(batch_group_count=3), shape(6, 7, 5, 2), shape(3, 3, 2, 15))

@@ -34,7 +34,3 @@ def test_human_seconds(seconds, text):
 )
 def test_human_bytes(n, text):
     assert log.human_bytes(n) == text
-
-
-def test_human_count():
-    assert log.human_count(45_923_300) == "45.92 M"

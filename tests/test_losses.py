@@ -146,18 +146,3 @@ def test_guessing_costs_the_least_of_equal_logits(name):
 def test_only_multi_hot_refuses_smoothed_targets():
     assert [name for name, loss in losses.LOSSES.items() if not loss.label_smoothing] == ["multi_hot"]
     assert [name for name, loss in losses.LOSSES.items() if loss.independent] == ["sigmoid", "multi_hot"]
-
-
-def test_a_loss_can_be_added(monkeypatch):
-    monkeypatch.setattr(losses, "LOSSES", dict(losses.LOSSES))
-
-    def focal(logits, targets):
-        p = jax.nn.softmax(logits)
-        return -(targets * (1 - p) ** 2 * jnp.log(p)).sum(axis=-1)
-
-    losses.register("focal", losses.Loss(focal))
-    found = losses.LOSSES["focal"]
-    assert (found.independent, found.label_smoothing, found.guess(7)[1]) == (False, True, "ln(7)")
-    np.testing.assert_allclose(
-        found.per_example(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]])), math.log(2) / 4, rtol=1e-6
-    )

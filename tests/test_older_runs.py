@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 import vit_jax
+from tests import tiny
 
 FIXTURES = Path(__file__).parent / "fixtures" / "older_runs"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
 FINISHED, STOPPED = list(EXPECTED["finished"]), list(EXPECTED["resumed"])
-TIMES = {"train/images_per_second", "train/input_wait_fraction"}
 TOLERANCES = {"train/gradient_noise_scale": 1e-2}  # a ratio of differences
 ONE_PROCESS = """
 import json, runpy, sys
@@ -61,11 +61,6 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-def metric_lines(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-
 def assert_close(found: dict[str, float], expected: dict[str, float]) -> None:
     """Every expected number, within the rounding of another CPU; new ones may have joined them."""
     assert found.keys() >= expected.keys()
@@ -84,7 +79,7 @@ def assert_same_parameters(run: Path, expected: dict[str, float]) -> None:
 def test_a_stopped_run_goes_on_to_the_same_end(runs, run):
     expected, result = EXPECTED["resumed"][run], json.loads((runs / run / "result.json").read_text())
     assert_close(result, expected["result"])
-    for found, line in zip(metric_lines(runs / run), expected["metrics"], strict=True):
+    for found, line in zip(tiny.metric_lines(runs / run), expected["metrics"], strict=True):
         assert_close(found, line)
     assert_same_parameters(runs / run, expected["parameters"])
 

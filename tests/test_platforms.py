@@ -90,7 +90,7 @@ def test_a_device_for_each_core():
     ("words", "environment"),
     [
         ((4, "soon", 8, 6), {}),  # one of the batches cannot be divided
-        ((2, "soon", 2), {"JAX_NUM_CPU_DEVICES": "1"}),
+        pytest.param((2, "soon", 2), {"JAX_NUM_CPU_DEVICES": "1"}, marks=pytest.mark.slow),
         *(
             pytest.param(words, {}, marks=pytest.mark.slow)
             for words in ((1, "soon", 6), (12, "soon", 12), (2, "late", 2))

@@ -15,7 +15,7 @@ from PIL import Image
 from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.pretrained import google_files
-from vit_jax import command, inference, predict
+from vit_jax import inference, predict
 from vit_jax.command import UserError
 
 RNG = np.random.default_rng(0)
@@ -202,11 +202,3 @@ def test_the_process(workdir, broken, tmp_path):
     done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True)
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and len(lines) == 3 and b"\xff.png" in lines[0] and b"Traceback" not in done.stderr
-
-
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "argv", ["predict", "--workdir", str(tmp_path), "photos"])
-    with pytest.raises(SystemExit) as left:
-        command.run(predict.main)
-    mistake = capfd.readouterr().err
-    assert left.value.code == 2 and mistake.startswith("error: ") and len(mistake.splitlines()) == 1

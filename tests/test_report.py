@@ -132,7 +132,7 @@ def test_a_crop_on_the_host_looks_other_than_the_whole_image_and_than_a_crop_on_
 
 
 def test_an_image_that_repeats_comes_so_often_each_time_augmented_anew(rows):
-    given = config.load(tiny.spec("cnn"), ["data.repeats=3", "augment.crop_area=(0.3,0.6)"])
+    given = config.load(tiny.spec("cnn"), ["data.repeats=3", "augment.crop_padding=2", "augment.flip=0.5"])
     augmentations.sheet(given, images=7, rows=1, height=1)
     unchanged, seen = rows.values()
     first = open_data(given.data).split("train").read(train_indices(given.seed, 0, 40, 180)[:3])["image"]
@@ -153,7 +153,7 @@ def test_a_caption_tells_the_shares_of_mixed_images():
 @pytest.mark.parametrize(("flags", "expected"), [(["--rows", "0"], "must be positive"), ([], "cannot write")])
 def test_mistakes(tmp_path, flags, expected):
     with pytest.raises(UserError, match=expected):
-        augmentations.main(["--config", CONFIG, "--out", str(tmp_path / "nowhere" / "sheet.png"), *flags])
+        augmentations.main(["--config", tiny.spec("cnn"), "--out", str(tmp_path / "nowhere" / "sheet.png"), *flags])
 
 
 def test_pairs_in_conflict_are_of_two_classes():

@@ -1,16 +1,12 @@
-"""What short runs on small images want, together in one run: it resumes bit for bit, and one device gives the same."""
-
-import io
-import signal
+"""What short runs on small images want, together in two runs: they resume bit for bit, one device gives the same."""
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from tests import tiny
-from vit_jax import augment, config, models, train
+from vit_jax import augment, config, models
 from vit_jax.command import UserError
 from vit_jax.data import batching
 from vit_jax.models.whitened import whiten
@@ -20,7 +16,7 @@ IMAGES = np.random.default_rng(5).integers(0, 256, (3, 5, 7, 2), np.uint8)
 PLAIN = augment.Settings(mean=(0.5,), std=(0.5,))
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def whitened() -> ConfigDict:
     c = config.default()
     c.model = models.settings("conv_stem/4-128", widths=(6,), width=8, depth=1, mlp_dim=12, num_heads=2)
     c.model.update(patch_dropout=0.3, pooling="sequence")
@@ -36,32 +32,43 @@ def get_config(arg: str = "") -> ConfigDict:
     return c
 
 
-def start(workdir, *overrides) -> int:
-    console = Console(file=io.StringIO(), width=200)
-    return train.train(config.load(__file__, overrides), workdir, console).exit_code
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("small") / "run"
-    assert start(workdir) == 0
-    return workdir
-
-
-@pytest.mark.slow
-def test_it_resumes_bit_for_bit(tmp_path, finished):
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.interrupt_at(5, signal.SIGTERM, patch)
-        assert start(tmp_path / "run") == 143
-    assert start(tmp_path / "run") == 0
-    tiny.assert_same_run(tmp_path / "run", finished)
+def local() -> ConfigDict:
+    """Locality, late cutout, balance and sizes."""
+    c = config.default()
+    c.model = models.settings("small_vit", patch_size=(2,), width=16, depth=1, mlp_dim=12, num_heads=2)
+    c.model.update(shifted_patches=True, learned_temperature=True, mask_self=True, mlp_conv=3, logit_scale=0.5)
+    c.model.update(class_token=False, pooling="gap")
+    c.init.impulse = True
+    c.data.name, c.data.balance = "digits", 1.0
+    c.augment.cutout, c.augment.cutout_from = 4, 0.6
+    c.optim.lr, c.optim.epsilon, c.optim.ema_decay, c.optim.ema_warmup = 1e-2, 1e-3, 0.9, True
+    c.train.batch_size, c.train.steps, c.train.image_sizes = 360, 9, (6, 8)
+    c.evaluate.every_steps, c.log.every_steps = 4, 3
+    c.log.tensorboard = c.log.report = False
+    return c
 
 
 @pytest.mark.slow
-def test_one_device_gives_what_four_give():
+@pytest.mark.parametrize("configured", [whitened, local])
+def test_it_resumes_bit_for_bit(tmp_path, configured):
+    def start(workdir):
+        return tiny.train_quietly(configured(), workdir)
+
+    assert start(tmp_path / "whole").exit_code == 0
+    tiny.assert_resumes(start, tmp_path / "run", tmp_path / "whole", at=5)
+    if configured is local:
+        small, large = set_up(config.from_dict(local()), described=True).flops_by_size.values()
+        assert tiny.result(tmp_path / "run")["training_flops"] == 5 * small + 4 * large  # the last half of 9 steps
+    else:
+        check_accuracies_and_whitening(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("configured", "overrides"), [(whitened, ["optim.cautious=False"]), (local, [])])
+def test_one_device_gives_what_four_give(configured, overrides):
     found = {}
     for devices in (1, 4):
-        made = set_up(config.load(__file__, ["optim.cautious=False"]), devices=jax.devices()[:devices])
+        made = set_up(config.from_dict(configured(), overrides), devices=jax.devices()[:devices])
         state = made.init_state()
         for batch in made.loader.train(0, 360, 0, 2):
             state, _ = made.train_step(state, batch, made.constants)
@@ -69,14 +76,14 @@ def test_one_device_gives_what_four_give():
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-4), found[1], found[4])
 
 
-@pytest.mark.slow
-def test_it_reports_both_accuracies_and_keeps_the_whitening(finished):
+def check_accuracies_and_whitening(finished):
+    """It reports both accuracies and keeps the whitening."""
     result = tiny.result(finished)
     assert 0 < result["test/accuracy_tta"] <= 1 and result["test/accuracy_tta"] != result["test/accuracy"]
     (kernel,) = (
         x for name, x in tiny.arrays(finished).items() if "params" in name and "whitening" in name and x.ndim > 1
     )
-    experiment = set_up(config.load(__file__, ()), devices=jax.devices()[:1])
+    experiment = set_up(config.from_dict(whitened()), devices=jax.devices()[:1])
     images = experiment.loader.split.arrays["image"]
     seen = augment.eval_view(experiment.task.parts.augment, jax.numpy.asarray(images))
     np.testing.assert_allclose(np.abs(kernel), np.abs(whiten(np.asarray(seen), 2)), rtol=1e-3, atol=1e-3)

@@ -119,18 +119,6 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path, 
     tiny.assert_same_run(tmp_path / "killed", tiny.finished(tmp_path_factory, "vit", override))
 
 
-def test_a_run_that_died_before_its_result_only_evaluates(tmp_path, cnn, monkeypatch):
-    def die(self, *_):
-        raise RuntimeError("out of paper")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of paper"):
-        patch.setattr(train.Trainer, "finish", die)
-        tiny.start(tmp_path, "cnn")
-    monkeypatch.setattr(train.Trainer, "compile", die)
-    assert tiny.start(tmp_path, "cnn")[0] == 0
-    tiny.assert_same_run(tmp_path, cnn)
-
-
 def test_a_finished_run_says_so_and_trains_nothing_wherever_it_is_started_again(finished, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     monkeypatch.setattr(train, "open_inputs", None)

@@ -184,9 +184,10 @@ def test_what_describes_a_run_is_read_from_a_checkpoint_where_it_is_damaged(copi
 
 def test_a_start_puts_the_copy_in_the_place_of_what_is_damaged(copied, finished):
     flip(copied.labels_file)
-    damaged = copied.labels_file.read_bytes()
+    damaged, before = copied.labels_file.read_bytes(), copied.result()
     copied.result_file.unlink()
-    assert tiny.start(copied.path, "cnn")[0] == 0
+    assert tiny.start(copied.path, "cnn")[0] == 0  # evaluates again
+    assert copied.result()["test/loss"] == before["test/loss"] and copied.result()["steps"] == before["steps"]
     assert copied.labels_file.read_bytes() == (finished / "labels.json").read_bytes()
     assert (copied.path / "labels.json.damaged").read_bytes() == damaged
 
@@ -279,14 +280,6 @@ def test_a_log_that_was_removed_and_has_grown_longer_is_proven_as_it_is(tmp_path
     workdir.metrics_file.write_text('{"step": 2, "x": 3}\n{"step": 3, "x": 4}\n')
     workdir.write_progress(3, {})
     assert [line["step"] for line in workdir.metrics()] == [2, 3]
-
-
-def test_a_run_whose_result_is_lost_only_evaluates_again(copied):
-    before = copied.result()
-    copied.result_file.unlink()
-    assert tiny.start(copied.path, "cnn")[0] == 0
-    found = copied.result()
-    assert found["test/loss"] == before["test/loss"] and found["steps"] == before["steps"]
 
 
 def test_runs_of_earlier_versions_are_read(older):

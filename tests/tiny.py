@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def start(workdir: Path, arg: str, *overrides: str) -> tuple[int, str]:
     return train.train(config.load(spec(arg), overrides), workdir, console).exit_code, output.getvalue()
 
 
+def train_quietly(given: ConfigDict, workdir: Path, *overrides: str) -> train.Result:
+    """Trains what a function configures; shows nothing."""
+    return train.train(config.from_dict(given, overrides), workdir, Console(file=io.StringIO()))
+
+
 _finished: dict[tuple[str, ...], Path] = {}
 
 
@@ -77,6 +83,15 @@ def interrupt_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -
             signal.raise_signal(number)
 
     patch.setattr(log.Progress, "advance", interrupted)
+
+
+def assert_resumes(start: Callable[[Path], train.Result], workdir: Path, whole: Path, at: int = 11) -> None:
+    """A run that is stopped at a step, and started again, ends as `whole`, which nothing interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(at, signal.SIGTERM, patch)
+        assert start(workdir).exit_code == 143
+    assert start(workdir).exit_code == 0
+    assert_same_run(workdir, whole)
 
 
 def damage(workdir: Path, step: int) -> None:

@@ -85,20 +85,6 @@ def test_affine_matrix_composes_shear_rotation_zoom_and_translation():
     np.testing.assert_allclose(matrix(20, 10, (0.8, 1.3), (3, -5)), expected, rtol=1e-5)
 
 
-def test_a_zoom_factor_is_the_visible_part_of_the_image():
-    ramp = jnp.broadcast_to(jnp.arange(9.0)[:, None, None], (9, 9, 1))
-    half = warp(ramp, matrix(zoom=(0.5, 1.0)), "constant")
-    np.testing.assert_allclose(half[:, 4, 0], np.linspace(2, 6, 9))
-
-
-def test_shear_slides_the_rows_against_each_other():
-    image = picture(3, 5, 1)
-    sheared = warp(image, matrix(shear=45), "constant")[:, :, 0]
-    expected = np.zeros((3, 5))
-    expected[0, 1:], expected[1], expected[2, :4] = image[0, :4, 0], image[1, :, 0], image[2, 1:, 0]
-    np.testing.assert_allclose(sheared, expected, atol=1e-6)
-
-
 def draws(**fields) -> np.ndarray:
     """1000 random matrices for images of 20 x 30 pixels."""
     return np.asarray(

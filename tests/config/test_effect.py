@@ -33,6 +33,7 @@ def check(flags: list[str], **groups: dict[str, Any]) -> None:
         ("optim.factor=0.5", "optim.schedule=step or optim.schedule=exponential"),
         ("distill.kind=soft", "distill.teacher;"),
         ("optim.decay=.*", "optim.weight_decay or optim.name=lamb;"),
+        ("model.stochastic_depth_schedule=uniform", "model.stochastic_depth; set that too"),
     ],
 )
 def test_a_flag_that_changes_nothing_is_refused(flag, without):
@@ -92,6 +93,7 @@ def test_the_texture_report_reads_the_images_and_the_model():
         ["augment.fill=reflect", "augment.shear=5"],
         ["optim.final_lr=1e-5", "optim.schedule=linear"],
         ["optim.b1=0.8"],
+        ["model.stochastic_depth_schedule=uniform", "model.stochastic_depth=0.1"],
         ["augment.interpolation=bicubic", "init.weights=runs/x"],
         ["distill.temperature=2", "distill.kind=soft", "distill.teacher=runs/x"],
     ],

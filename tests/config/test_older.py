@@ -18,36 +18,17 @@ SAVED = {  # by version 16d3a41, before there were tasks
     "imagenet21k_b16.json": "configs/imagenet21k.py:b16",
     "deit3_s16.json": "configs/deit.py:deit3_s16",
 }
-NEW = [
-    "plugins",
-    "augment.extra",
-    "augment.alternate_flip",
-    "augment.jitter_probability",
-    "augment.solarize",
-    "log.wandb",
-    "log.mlflow",
-    "log.report",
-    "train.spike_sigmas",
-    "train.flops",
-    "evaluate.probe",
-    "evaluate.probe_every",
-    "evaluate.tta",
-    "evaluate.knn_temperature",
-    "evaluate.knn_neighbours",
-    "init.mimetic",
-    "init.whitening",
-    "optim.cooldown",
-    "optim.final_weight_decay",
-    "optim.muon",
-    "optim.muon_per_head",
-    "optim.cautious",
-    "optim.lr_factors",
-    "init.impulse",
-    "augment.cutout_from",
-    "data.balance",
-    "train.image_sizes",
-    "train.size_order",
-]  # fields that came later
+LATER = {  # fields by their group
+    "": ("plugins",),
+    "augment": ("extra", "alternate_flip", "jitter_probability", "solarize", "cutout_from"),
+    "data": ("balance",),
+    "evaluate": ("probe", "probe_every", "tta", "knn_temperature", "knn_neighbours"),
+    "init": ("mimetic", "whitening", "impulse"),
+    "log": ("wandb", "mlflow", "report"),
+    "optim": ("cooldown", "final_weight_decay", "muon", "muon_per_head", "cautious", "lr_factors"),
+    "train": ("spike_sigmas", "flops", "image_sizes", "size_order"),
+}
+NEW = [f"{group}.{name}".lstrip(".") for group, names in LATER.items() for name in names]
 FORMER = [spec for spec in SPECS if "budget.py" not in spec]  # the others have what no old form has
 
 

@@ -62,7 +62,6 @@ def test_nothing_given_is_the_default():
         ("model.name=vit/S16", "choose the model by the config's argument"),
         ("task.name=masked", "choose the task by the config's argument"),
         ("evaluate.metric=best", "evaluate.metric='best' is unknown; choose from auto, accuracy, "),
-        ("train.epochs=many", r"train\.epochs='many' is a str, expected a float"),
         ("train.batch_size", r"train\.batch_size='' is a str, expected an int"),
         ("model.patch_size=(4, 4.5)", r"model\.patch_size=4\.5 is a float, expected an int"),
         ("model.pooling=mean", "choose from token, gap, token_gap, map, flatten, none"),
@@ -91,33 +90,23 @@ def test_an_override_that_is_wrong(override, expected):
         ("c.data = 5", r"given\.py:6: config\.data is a group; set its fields: data\.name, "),
         ("c.data = {'nmae': 'digits'}", r"given\.py:6: .*no field 'data\.nmae'; did you mean data\.name"),
         ("c.data = {'image_size': (5, '7')}", r"given\.py:6: .*data\.image_size='7' is a str, expected an int"),
-        ("c.data = {'threads': 2.5}", r"given\.py:6: .*data\.threads=2\.5 is a float, expected an int"),
-        ("c.data.image_size = (5, 7.5)", r"given\.py:6: .*data\.image_size=7\.5 is a float, expected an int"),
-        ("c.optim.lr = None", r"given\.py:6: .*optim\.lr=None is a NoneType, expected a float"),
-        ("c.optim.lr = float('nan')", r"given\.py:6: .*optim\.lr=nan is not a finite number"),
         (
             "c.model = {'name': 'vit/S16', 'widht': 5}",
             r"given\.py:6: .*no field 'model\.widht'; did you mean model\.width",
         ),
-        ("c.model = {'name': 'vit/S16', 'width': '5'}", r"given\.py:6: .*model\.width='5' is a str, expected an int"),
         ("c.model = {'name': 'vit/S16', 'patch_size': 4}", r"given\.py:6: .*write patch_size=\(4,\)"),
         (
             "c.model = {'name': 'vit', 'width': 5}",
             r"given\.py:6: .*model 'vit' needs patch_size, depth, mlp_dim, num_heads",
         ),
         ("c.model = {'width': 5}", r"given\.py:6: .*config.model has no name; start from models.settings"),
-        ("c.model = 5", r"given\.py:6: config.model has no name"),
-        ("c.model = models.settings('vit/Z16')", "model 'vit/Z16' is unknown; did you mean vit/"),
         ("c.model = models.settings('vti/S16')", "model 'vti/S16' is unknown; did you mean .*vit/S16"),
-        ("c.model = models.settings('vit/S16', widht=5)", "has no field 'widht'; did you mean 'width'"),
         ("c.optim.name = 'adam'", r"given\.py:6: .*optim.name='adam' is unknown; choose from adamw, sgd,"),
         ("c.data.name = 7", r"given\.py:6: data\.name=7 is an int, expected a str$"),
         ("c.train.update(epoch=3)", r"given\.py:6: config has no field 'train\.epoch'; did you mean train\.epochs"),
         ("c['optim']['lr'] = 'high'", r"given\.py:6: optim\.lr='high' is a str, expected a float$"),
-        ("c.seed = 1.5", r"given\.py:6: seed=1\.5 is a float, expected an int$"),
         ("c.task = {'name': 'clasification'}", r"given\.py:6: task 'clasification' is unknown; did you mean 'clas"),
         ("c.task = {'loss': 'softmax'}", r"given\.py:6: config\.task has no name; start from tasks\.settings\(NAME\)"),
-        ("return None", "get_config returned NoneType, not a ConfigDict; start from config.default"),
         ("raise IndexError('no such\\n row')", r"given\.py:6: IndexError: no such row$"),
         ("undefined", r"given\.py:6: NameError: .*undefined"),
         ("1 +", r"given\.py:6: SyntaxError: invalid syntax"),
@@ -151,12 +140,6 @@ def test_no_such_file(write, tmp_path):
         config.load(str(tmp_path / "unlike anything.py"))
     with pytest.raises(UserError, match="does not exist"):
         config.load(str(tmp_path))
-
-
-def test_a_file_without_get_config(tmp_path):
-    (tmp_path / "empty.py").write_text("x = 1\n")
-    with pytest.raises(UserError, match=r"empty\.py has no function get_config"):
-        config.load(str(tmp_path / "empty.py"))
 
 
 def test_choose():
@@ -203,11 +186,8 @@ def test_json_file(tmp_path):
     ("text", "expected"),
     [
         ('{"seed": 3', r"broken\.json is not JSON: .* line 1 column 11"),
-        ("", r"broken\.json is not JSON"),
-        ("\x00", r"broken\.json is not JSON"),
-        ("[1]", r"broken\.json holds a JSON list, expected an object"),
         ('{"modle": {}}', r"no field 'modle'"),
-        ('{"model": {"name": 5}}', "config.model has no name"),
+        ('{"model": {"name": ["a"]}}', "config.model has no name"),
         ('{"model": 5}', "config.model has no name"),
         ('{"model": "vit/S16"}', r"config\.model is a group"),
         ('{"seed": {}}', "seed={} is a dict, expected an int"),
@@ -221,10 +201,18 @@ def test_json_file_that_is_wrong(tmp_path, text, expected):
         config.load(str(tmp_path / "broken.json"))
 
 
-def test_json_file_in_another_encoding(tmp_path):
-    (tmp_path / "broken.json").write_bytes('{"data": {"name": "Übung"}}'.encode("latin1"))
-    with pytest.raises(UserError, match=r"broken\.json is not JSON"):
-        config.load(str(tmp_path / "broken.json"))
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("x.json", '{"café": 1}'.encode("latin-1"), "is not JSON"),
+        ("x.py", "x = 'café'".encode("latin-1"), "SyntaxError"),
+        ("x.py", b"\0", "x.py.*: (SyntaxError|ValueError): source code"),
+    ],
+)
+def test_a_file_that_is_no_text(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        config.load(str(tmp_path / name))
 
 
 FAMILIES = ("vit/Ti16", "cnn/conv3")

@@ -122,16 +122,6 @@ def test_a_photo_is_decoded_at_a_reduced_size(monkeypatch):
     assert [pixels.shape[:2] for pixels in found] == [halves[i] for i in (0, 0, 0, 1, 1, 2, 3)]
 
 
-def test_a_broken_file_says_why():
-    for content, why in (
-        (as_jpeg(photo(32, 32))[:300], "Truncated"),
-        (b"hello", "not an image"),
-        (b"", "file is empty"),
-    ):
-        with pytest.raises(decoding.BrokenImage, match=why):
-            USUAL(content)
-
-
 @pytest.mark.parametrize("row", range(5))
 def test_a_mask_is_cropped_as_its_image_is(row):
     """An image and a mask whose pixels hold their row, or their column."""

@@ -24,11 +24,6 @@ def test_stretch_is_pillows_antialiased_filter(pixels, size, interpolation):
     np.testing.assert_array_equal(found.squeeze(), np.asarray(expected))
 
 
-def test_downscaling_averages_what_it_covers():
-    stripes = np.tile(np.array([0, 200], np.uint8)[:, None], (32, 1, 1)).reshape(64, 1, 1).repeat(64, 1)
-    np.testing.assert_allclose(resizing.resize(stripes, (8, 8), "stretch"), 100, atol=4)  # sampled alone: 0 or 200
-
-
 @pytest.mark.parametrize("given", [(37, 53), (53, 37), (41, 41), (11, 97)])
 @pytest.mark.parametrize("size", [(19, 19), (23, 17), (61, 67)])
 def test_crop_is_scaling_the_whole_image_and_then_cutting_the_centre(given, size):

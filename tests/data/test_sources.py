@@ -105,12 +105,6 @@ def test_bad_specs_name_the_splits_and_their_sizes(spec):
         numbers(train=11, test=1300).size(spec)
 
 
-@pytest.mark.parametrize("spec", ["train[:0]", "train[:1%]", "train[-1%:]", "train+train[3:3]"])
-def test_slices_without_an_image_are_refused(spec):
-    with pytest.raises(UserError, match="selects no image"):
-        numbers(train=40).source(spec)
-
-
 def test_digits_are_scikit_learns_in_a_stratified_split():
     from sklearn.datasets import load_digits
 
@@ -250,13 +244,8 @@ def test_headers_are_read_of_evenly_spaced_files_only(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "paths, said",
     [
-        ([], "holds no class folder and 0 images beside it"),
         (["1.png", "2.png"], "holds no class folder and 2 images beside it"),
-        (["caf\u00e9/1.png", "cafe\u0301/1.png", "b/1.png"], "two folders named 'caf\u00e9', in two Unicode spellings"),
-        (["a/1.png"], "one class folder only, a/"),
-        (["a/1.png", "b/"], "class folders without an image: b/"),
         (["train/a/1.png", "train/b/1.png"], "holds train/ but neither test/ nor val/; add one, or give .*/train, "),
-        (["test/a/1.png", "test/b/1.png"], "holds test/ but no train/"),
         (
             ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"],
             r"only in test: \['c'\], only in train: \['b'\]",
@@ -266,33 +255,15 @@ def test_headers_are_read_of_evenly_spaced_files_only(tmp_path, monkeypatch):
     ],
 )
 def test_other_layouts_are_refused_with_what_was_found(tmp_path, paths, said):
-    images(tmp_path, *(path for path in paths if not path.endswith("/")))
-    for path in paths:
-        if path.endswith("/"):
-            (tmp_path / path).mkdir()
+    images(tmp_path, *paths)
     with pytest.raises(UserError, match=said):
         open_dataset(str(tmp_path), NOWHERE)
 
 
-def test_a_class_s_name_is_text(tmp_path):
-    images(tmp_path, "a/1.png", "b/2.png")
-    (tmp_path / "b").rename(tmp_path / os.fsdecode(b"caf\xe9"))
-    with pytest.raises(UserError, match=r"holds a class folder whose name is not UTF-8, 'caf.*'; rename it"):
-        open_dataset(str(tmp_path), NOWHERE)
-
-
-def test_missing_folders_files_and_folders_of_broken_images_are_refused(tmp_path):
+def test_missing_folders_are_refused(tmp_path):
     for name in ("./no/such", "../no-such", "~/no/such", str(tmp_path / "gone")):
         with pytest.raises(UserError, match="is not there; expected a folder of images"):
             open_dataset(name, NOWHERE)
-    (tmp_path / "data.zip").write_bytes(b"")
-    with pytest.raises(UserError, match="is not a folder"):
-        open_dataset(str(tmp_path / "data.zip"), NOWHERE)
-    for path in ("x/a/1.jpg", "x/b/2.jpg"):
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text("text")
-    with pytest.raises(UserError, match="none of 2 files opened"):
-        open_dataset(str(tmp_path / "x"), NOWHERE)
 
 
 def test_a_plain_name_is_a_folder_where_nothing_of_that_name_is_prepared(tmp_path, monkeypatch):

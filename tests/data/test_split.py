@@ -11,7 +11,6 @@ from tests.data.images import SHAPE, Images, encoded, photo
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing, decoding
 from vit_jax.data import split as split_module
-from vit_jax.data.sources.folder import open_folder
 from vit_jax.data.split import Split
 
 WHOLE = Preprocessing(SHAPE[:2], "crop", 3)
@@ -154,48 +153,6 @@ def test_as_many_as_allowed_are_skipped_and_counted_and_warned_of_once(look, cap
     assert sorted(record.getMessage() for record in caplog.records) == told
     with pytest.raises(UserError, match=r"\(2 of 23"):
         look(make(broken=[4, 13], max_bad_fraction=1.9 / 23))
-
-
-@pytest.mark.parametrize("loaded", [False, True])
-def test_training_reads_the_next_good_image_instead_of_a_broken_one(loaded):
-    split = make(broken=[13, 14, 22], max_bad_fraction=0.5)
-    split = split.load() if loaded else split
-    found = split.read(np.array([22, 5, 13, 14]))
-    np.testing.assert_array_equal(found["image"], split.source.pixels[[0, 5, 15, 15]])
-    assert list(found["label"]) == [0, 5, 4, 4]
-
-
-def test_usable_images_of_a_loaded_split():
-    split = make(broken=[13, 14, 22], max_bad_fraction=0.5).load()
-    assert list(split.usable(np.array([22, 5, 13, 14, 21]))) == [0, 5, 15, 15, 21]
-    assert list(make().load().usable(np.array([22, 0]))) == [22, 0]
-
-
-@pytest.mark.parametrize("loaded", [False, True])
-def test_evaluation_marks_a_broken_image_and_keeps_its_place(loaded):
-    split = make(broken=[13], max_bad_fraction=0.5)
-    found = everything(split.load() if loaded else split)
-    assert len(split) == 23
-    assert list(np.flatnonzero(~found["good"])) == [13] and not found["image"][13].any()
-    assert list(np.delete(found["label"], 13)) == [i % 11 for i in range(23) if i != 13]
-
-
-@pytest.mark.parametrize("damage", ["cut off", "empty", "no image"])
-def test_a_broken_file_in_a_folder_is_named(tmp_path, damage):
-    rng = np.random.default_rng(0)
-    for label in "ab":
-        (tmp_path / label).mkdir()
-        for i in range(5):
-            Image.fromarray(rng.integers(0, 256, SHAPE, np.uint8)).save(tmp_path / label / f"{i}.png")
-    dataset = open_folder(str(tmp_path))
-    source = dataset.source("train")
-    path = tmp_path / source.describe(2)
-    whole = path.read_bytes()
-    path.write_bytes({"cut off": whole[: len(whole) // 2], "empty": b"", "no image": b"hello" * 9}[damage])
-    with pytest.raises(UserError, match=f"broken image {path}: "):
-        Split("train", source, WHOLE).load()
-    allowed = Split("train", source, WHOLE, max_bad_fraction=0.2).load()
-    assert list(allowed.bad) == [2] and allowed.good is not None and list(np.flatnonzero(~allowed.good)) == [2]
 
 
 def test_many_threads_count_each_broken_image_once():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests import quick
 from vit_jax import config, models, step
 from vit_jax.data import Preprocessing
 from vit_jax.inference import Predictor
@@ -41,7 +42,7 @@ def trained(kind: str, steps: int = 120) -> Predictor:
     fields = models.settings(**{**MODELS[kind], "num_classes": 4})
     prepared = config.from_dict({"model": fields, "augment": {"mean": (0.5,) * 3, "std": (0.25,) * 3}})
     model = models.create(fields)
-    variables = step.init_variables(model, 0, (SIDE, SIDE, 3))
+    variables = quick.jit(lambda: step.init_variables(model, 0, (SIDE, SIDE, 3)))()
     if kind != "cnn":  # grey patches are not zero: a layer norm would blow up their noise, or see the class token alone
         rng, params = np.random.default_rng(0), variables["params"]
         params["embedding"]["bias"] = jnp.float32(rng.normal(size=24))
@@ -62,7 +63,7 @@ def trained(kind: str, steps: int = 120) -> Predictor:
         return (optax.apply_updates(params, updates), opt_state), value
 
     start = variables["params"], tx.init(variables["params"])
-    (params, _), _ = jax.jit(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(0), steps)))(start)
+    (params, _), _ = quick.jit(lambda s: jax.lax.scan(update, s, jax.random.split(jax.random.key(0), steps)))(start)
     return Predictor(
         prepared, model, {**variables, "params": params}, tuple("rgb-"), Preprocessing((SIDE, SIDE), "crop", 3), 0
     )

@@ -1,6 +1,7 @@
 """Every method on every kind of model: what applies gives arrays of the right shape, by tracing alone."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,7 @@ PLACES = {
 }
 
 
+@functools.cache
 def untrained(kind: str) -> Predictor:
     """A model whose variables are shapes alone."""
     name, fields = KINDS[kind]
@@ -172,7 +174,6 @@ def test_a_method_that_does_not_apply_names_those_that_do(kind, method, said):
 
 
 def test_without_a_head_there_is_no_class():
-
     headless = dataclasses.replace(untrained("gap"), class_names=())
     with pytest.raises(UserError, match="has no head, thus no class; choose from attention, rollout, distance"):
         explain(headless, np.zeros((1, *SIZE, 3), np.uint8), "grad_cam")
@@ -182,6 +183,5 @@ def test_without_a_head_there_is_no_class():
 def test_network_of_a_predictor_knows_what_its_loss_means():
     predictor = untrained("cnn")
     assert not network_of(predictor).sigmoid
-
     independent = dataclasses.replace(predictor.config, task={**predictor.config.task, "loss": "sigmoid"})
     assert network_of(dataclasses.replace(predictor, config=independent)).sigmoid

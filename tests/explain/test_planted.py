@@ -169,19 +169,8 @@ def test_the_command_draws_every_method(method, photos, tmp_path, as_weights, ca
 
 def test_the_command_writes_arrays(photos, tmp_path, as_weights):
     out = tmp_path / "x.npy"
-    flags = [
-        "--weights",
-        "here",
-        str(photos / "0.png"),
-        "--method",
-        "attention",
-        "--query",
-        "1",
-        "3",
-        "--out",
-        str(out),
-    ]
-    assert main(flags) == DONE
+    method = ["--method", "attention", "--query", "1", "3"]
+    assert main(["--weights", "here", str(photos / "0.png"), *method, "--out", str(out)]) == DONE
     found = np.load(out)
     assert found.shape == (1, 1, 2, 4, 4) and found.dtype == np.float32
 

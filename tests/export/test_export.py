@@ -12,7 +12,7 @@ from tests.export.trained import NAMES, images, trained
 from vit_jax import command
 from vit_jax.command import UserError
 from vit_jax.data import Preprocessing
-from vit_jax.export import About, Differs, compare, export, find_trained, formats, open_exported
+from vit_jax.export import About, Differs, compare, export, formats, open_exported
 from vit_jax.export import command as exporting
 from vit_jax.export.about import from_json, side_file
 from vit_jax.export.graph import make_graph
@@ -174,16 +174,8 @@ def test_int8_that_changes_classes_is_not_kept(tmp_path, monkeypatch, capsys):
 
 
 def test_files_that_are_no_exports(tmp_path):
-    (tmp_path / "x.onnx").write_bytes(b"nothing")
-    (tmp_path / "x.stablehlo").write_bytes(b"nothing")
-    for name, message in {
-        "x.onnx": "onnxruntime cannot read",
-        "x.stablehlo": "is no program of jax.export",
-        "x.txt": "is no exported model",
-        "": "is no exported model",
-    }.items():
-        with pytest.raises(UserError, match=message):
-            open_exported(tmp_path / name)
+    with pytest.raises(UserError, match="is no exported model"):
+        open_exported(tmp_path)
     with pytest.raises(UserError, match="does not describe an exported model"):
         from_json('{"view": {}}', "x.json")
 
@@ -208,7 +200,3 @@ def test_flags_that_do_not_fit(tmp_path):
         exporting.main([*out, "--format", "stablehlo", "--quantize", "int8"])
     with pytest.raises(UserError, match="--workdir"):
         exporting.main(["--format", "onnx", "--out", "x"])
-
-
-def test_published_weights_are_exported_as_they_are(vit):
-    assert find_trained(vit.predictor).class_names == NAMES

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
+from tests import quick, tiny
 from tests.data.images import photo
 from vit_jax import config, models, sharding, step
 from vit_jax.augment import input_shape
@@ -55,7 +55,7 @@ def predictor(request, photos) -> Predictor:
     used = dataclasses.replace(given.augment, mean=(0.4,) * 3, std=(0.3,) * 3)
     prepared = dataclasses.replace(given.with_model(num_classes=2), augment=used)
     model, shape = models.create(prepared.model), input_shape(used, data.preprocessing.shape)
-    variables = step.init_variables(model, 0, shape)
+    variables = quick.jit(lambda: step.init_variables(model, 0, shape))()
     head = {"kernel": np.float32([[0.5, -0.4]]).repeat(17, axis=0), "bias": np.zeros(2, np.float32)}
     variables = {**variables, "params": {**variables["params"], "head": head}}
     return Predictor(prepared, model, variables, data.class_names, data.preprocessing, 0)

@@ -357,19 +357,3 @@ def test_which_checkpoint(tmp_path_factory, published):
         inference.load(workdir, use="bets")
     with pytest.raises(UserError, match=r"use='best' chooses a checkpoint of a run; .* holds published weights"):
         inference.load(published(), use="best")
-
-
-@pytest.mark.slow
-def test_a_run_written_for_transformers_gives_the_same_logits(tmp_path_factory, tmp_path):
-    overrides = ("model.class_token=true", "model.pooling=token", "data.channels=3", "model.norm_epsilon=1e-6")
-    trained = inference.load(tiny.finished(tmp_path_factory, "vit", *overrides))
-    trained.save_huggingface(tmp_path / "hf")
-    again = inference.load(tmp_path / "hf")
-    images = np.random.default_rng(0).integers(0, 256, (3, *trained.preprocessing.shape), np.uint8)
-    np.testing.assert_allclose(again.logits(images), trained.logits(images), rtol=1e-4, atol=1e-5)
-    assert again.class_names == trained.class_names
-
-
-def test_a_cnn_is_not_written_for_transformers(tmp_path_factory, tmp_path):
-    with pytest.raises(UserError):
-        inference.load(tiny.finished(tmp_path_factory, "cnn")).save_huggingface(tmp_path / "hf")

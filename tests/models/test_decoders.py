@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import quick
+from tests.models.random_params import random_params
 from vit_jax import flops, models, step, trees
 from vit_jax.models import decoders
 from vit_jax.models.features import Features
@@ -150,9 +151,7 @@ def test_vt_fpn_against_numpy():
     maps = [RNG.normal(size=(2, 4, 6, 3)), RNG.normal(size=(2, 2, 3, 7))]
     given = features_of([jnp.asarray(x, jnp.float32) for x in maps])
     decoder, rng = decoders.TokenPyramid(K, WIDTH, 3, 8, 4), jax.random.key(1)
-    variables = quick.jit(lambda given: decoder.init(rng, given, rng, train=False))(given)
-    noise = iter(jax.random.split(rng, 100))
-    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), variables["params"])
+    params = random_params(decoder, given, rng, train=False)
     found = quick.jit(lambda p, given: decoder.apply({"params": p}, given, rng, train=False))(params, given)
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     for i in range(2):

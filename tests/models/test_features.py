@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from tests import quick
 from tests.models.maps import random_variables
-from tests.models.random_params import random_params
+from tests.models.random_params import random_params, silence
 from tests.models.small import SMALL, small
 from vit_jax.command import UserError
 from vit_jax.models.features import Features
@@ -87,9 +86,7 @@ def test_the_patches_kept_are_all_that_is_computed_and_have_their_positions(pos_
 
     encoder = variables["params"]["Transformer"]
     for i in range(2):
-        block = encoder[f"encoderblock_{i}"]
-        for silent in (("MultiHeadDotProductAttention_1", "out"), ("MlpBlock_3", "Dense_1")):
-            block[silent[0]][silent[1]] = jax.tree.map(jnp.zeros_like, block[silent[0]][silent[1]])
+        silence(encoder[f"encoderblock_{i}"])
     silent = features(model, variables)
     expected = jnp.take_along_axis(silent.patches, keep[..., None], axis=1)
     np.testing.assert_allclose(kept(variables, IMAGES, keep=keep).patches, expected, rtol=1e-4, atol=1e-5)
@@ -118,37 +115,22 @@ def test_the_head_reads_them():
         model = small(family, **({"dense_widths": ()} if family == "cnn" else {}))
         variables = jax.tree.map(jnp.asarray, random_variables(model, IMAGES))
         head = variables["params"]["head"]
-        logits = quick.jit(partial(model.apply, train=False))(variables, IMAGES)
-        expected = pooled(features(model, variables)) @ head["kernel"] + head["bias"][None]
+
+        def logits_and_features(variables, model=model):
+            apply = partial(model.apply, variables, IMAGES, train=False)
+            return apply(), apply(method="features")
+
+        logits, found = quick.jit(logits_and_features)(variables)
+        expected = pooled(found) @ head["kernel"] + head["bias"][None]
         np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
-
-
-class Parent(nn.Module):
-    """A head of its own on another module's features, under that module's parameter names."""
-
-    backbone: nn.Module
-
-    def setup(self):
-        nn.share_scope(self, self.backbone)
-        self.decoder = nn.Dense(2)
-
-    def __call__(self, images, *, train):
-        return self.decoder(self.backbone.features(images, train=train).patches)
-
-
-def test_a_parent_that_shares_the_scope_reads_them():
-    backbone = small("vit")
-    parent = Parent(backbone)
-    variables = jax.eval_shape(partial(parent.init, train=False), KEY, IMAGES)
-    alone = jax.eval_shape(partial(backbone.init, train=False), KEY, IMAGES)
-    assert variables["params"].keys() == alone["params"].keys() - {"head"} | {"decoder"}
-    assert jax.eval_shape(partial(parent.apply, train=False), variables, IMAGES).shape == (3, 24, 2)
 
 
 def test_training_draws_dropout_and_keeps_statistics():
     model = small("vit", dropout=0.5)
     variables = variables_of(model)
-    first, second = (features(model, variables, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
+    apply = partial(model.apply, variables, IMAGES, train=True, method="features")
+    drawn = quick.jit(lambda key: apply(rngs={"dropout": key}))
+    first, second = (drawn(jax.random.key(i)) for i in (0, 1))
     assert np.abs(first.patches - second.patches).max() > 0.01
     model = small("resnet")
     whole = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)

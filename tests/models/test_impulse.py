@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import quick
-from vit_jax import config, models
+from vit_jax import config, models, trees
 from vit_jax.command import UserError
 from vit_jax.models.attention_init import POSITIONS, impulse
 
@@ -30,14 +30,10 @@ def test_each_head_looks_at_one_neighbour():
             y, x = divmod(at, GRID[1])
             looks = np.clip(y + down, 0, GRID[0] - 1) * GRID[1] + np.clip(x + right, 0, GRID[1] - 1)
             assert seen[at].argmax() == looks and seen[at, looks] > 0.9
-    old, new = (dict(_named(tree)) for tree in (start, params))
+    old, new = (dict(zip(trees.names(tree), jax.tree.leaves(tree), strict=True)) for tree in (start, params))
     changed = {name for name in old if not np.array_equal(old[name], new[name])}
     assert all(name == POSITIONS or name.endswith(("query/kernel", "key/kernel")) for name in changed)
     assert len(changed) == 5
-
-
-def _named(tree):
-    return [("/".join(k.key for k in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def test_what_has_no_such_start_is_refused():

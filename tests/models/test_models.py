@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tests.models.small import SMALL, small
 from vit_jax import config, models, trees
 from vit_jax.command import UserError
 from vit_jax.models import registry
@@ -53,25 +54,12 @@ def test_the_configs_build_the_reports_models(spec, num_classes, image_shape, pa
     assert trees.count(shapes(model, *image_shape)["params"]) == parameters
 
 
-def test_names_match_a_shell_pattern():
-    assert models.names("vit/B*") == ["vit/B8", "vit/B14", "vit/B16", "vit/B32"]
-    assert models.names("*conv?") == ["cnn/conv3", "cnn/conv6"]
-    assert models.names("vit/X*") == []
-
-
 def test_settings_are_the_row_the_defaults_and_what_is_given():
     settings = models.settings("vit/S16", dropout=0.1, depth=3)
     assert list(settings)[0] == "name" and settings["name"] == "vit/S16"
     assert set(settings) == {"name", *models.fields("vit/S16")}
     assert (settings["patch_size"], settings["width"], settings["num_heads"]) == ((16,), 384, 6)
     assert (settings["depth"], settings["dropout"], settings["pooling"]) == (3, 0.1, "token")
-
-
-def test_no_field_is_none_a_function_or_linens():
-    for name in ("vit/S16", "cnn/conv6"):
-        fields = models.settings(name)
-        assert "parent" not in fields
-        assert all(isinstance(value, str | int | float | tuple) for value in fields.values())
 
 
 class Affine(nn.Module):
@@ -173,10 +161,15 @@ def test_a_bfloat16_model_keeps_parameters_and_logits_in_float32(pos_embed):
     assert sown["intermediates"]["Transformer"]["encoderblock_0"]["tokens"][0].dtype == jnp.bfloat16
 
 
-def test_a_bfloat16_cnn_keeps_parameters_statistics_and_logits_in_float32():
-    model = models.create(models.settings("cnn/conv6", num_classes=7, dtype="bfloat16"))
-    variables = shapes(model, 16, 24, 3)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    apply = partial(model.apply, train=False)
-    logits = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((2, 16, 24, 3), jnp.float32))
-    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+@pytest.mark.parametrize(
+    ("family", "fields"), [*((name, {}) for name in SMALL), ("compact", {"pos_embed": "sincos1d"})]
+)
+def test_each_bfloat16_family_keeps_parameters_statistics_and_logits_in_float32(family, fields):
+    model = small(family, dtype="bfloat16", **fields)
+    images = jax.ShapeDtypeStruct((2, 32, 48, 3), jnp.float32)
+    logits, variables = jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
+    kept = [variables["params"], variables.get("batch_stats", {})]
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
+    seen = jax.eval_shape(partial(model.apply, train=False, method="features"), variables, images)
+    assert seen.patches.dtype == jnp.bfloat16

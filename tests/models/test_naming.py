@@ -39,11 +39,7 @@ FORWARD = {  # model -> the layers in order: which parameters' paths begin so
         [("tokenizer/conv_0", "Transformer/posembed_input"), *ENCODER],
         ("Transformer/encoder_norm", "pool", "head"),
     ),
-    "mixer/S16": (
-        {"depth": 11},
-        ["stem", *(f"MixerBlock_{i}" for i in range(11))],
-        ("pre_head_layer_norm", "head"),
-    ),
+    "mixer/S16": ({"depth": 11}, ["stem", *(f"MixerBlock_{i}" for i in range(11))], ("pre_head_layer_norm", "head")),
     "resnet/18": (
         {"stage_sizes": (2, 1)},
         [("conv_root", "norm_root"), "stage1_block1", "stage1_block2", "stage2_block1"],
@@ -79,11 +75,7 @@ FORWARD = {  # model -> the layers in order: which parameters' paths begin so
         ["whitening", "stage0", "stage1", ("embedding", "Transformer/posembed_input"), *ENCODER],
         ("Transformer/encoder_norm", "head"),
     ),
-    "whitened_cnn/airbench94": (
-        {},
-        ["whitening", "stage0", "stage1", "stage2"],
-        ("head",),
-    ),
+    "whitened_cnn/airbench94": ({}, ["whitening", "stage0", "stage1", "stage2"], ("head",)),
     "cnn/conv6": (
         {},
         [("stage0_conv0", "stage0_conv1", "stage0_norm"), "stage1", "stage2"],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import quick
+from tests.conftest import rest_is_slow
 from tests.models import maps
 from tests.models.maps import convolve, random_variables, relu, shapes
 from tests.models.random_params import random_params
@@ -31,7 +32,7 @@ def test_every_size_has_a_golden_count():
     assert models.names("resnet/*") == list(PARAMETERS)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", rest_is_slow(PARAMETERS, 3))
 def test_golden_count(name):
     model = models.create(models.settings(name, num_classes=1000))
     model.check((224, 224, 3))

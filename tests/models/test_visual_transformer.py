@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from tests import quick
-from tests.models.maps import shapes
+from tests.conftest import rest_is_slow
+from tests.models.maps import random_variables, shapes
 from tests.models.random_params import random_params
 from vit_jax import flops, models, trees
 from vit_jax.models import visual_transformer as vt
@@ -21,10 +22,10 @@ RNG = np.random.default_rng(10)
 N, H, W, C, L, E = 2, 5, 7, 6, 3, 4
 MAP = RNG.normal(size=(N, H, W, C)).astype(np.float32)
 TOKENS = RNG.normal(size=(N, L, C)).astype(np.float32)
-# For 224-pixel images and 1000 classes: parameters and multiply-adds.
+# For 224-pixel images and 1000 classes: parameters and millions of multiply-adds.
 GOLDEN = {
-    "visual_transformer/R18": (11_893_800, 1_561),
-    "visual_transformer/R34": (21_804_328, 3_267),
+    "visual_transformer/R18": (11_893_800, 1_561),  # the paper prints 11.7 M and 1,579 M
+    "visual_transformer/R34": (21_804_328, 3_267),  # 21.8 M and 3,299 M
     "visual_transformer/R50": (21_395_496, 3_590),
     "visual_transformer/R101": (40_387_624, 7_303),
 }
@@ -57,16 +58,10 @@ def test_every_size_has_a_golden_count():
     assert models.names("visual_transformer/*") == list(GOLDEN)
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", rest_is_slow(GOLDEN))
 def test_golden_count(name):
     parameters, multiply_adds = size(name)
     assert (parameters, round(multiply_adds)) == GOLDEN[name]
-
-
-@pytest.mark.parametrize(("name", "parameters", "multiply_adds"), [("R18", 11.7e6, 1579), ("R34", 21.8e6, 3299)])
-def test_size_and_cost_are_the_papers_to_2_percent(name, parameters, multiply_adds):
-    ours = GOLDEN[f"visual_transformer/{name}"]
-    np.testing.assert_allclose(ours, (parameters, multiply_adds), rtol=0.02)
 
 
 def softmax(x: np.ndarray, axis) -> np.ndarray:
@@ -172,46 +167,30 @@ def test_a_projector_stands_between_modules_if_at_all():
 
 
 @pytest.mark.slow
-def test_it_trains_on_32_pixels_and_every_parameter_takes_part():
+def test_every_parameter_takes_part_in_training_on_32_pixels():
     model = tiny(num_classes=5, modules=2, dropout=0.1)
     model.check((32, 32, 3))
-    labels = jnp.arange(10) % 5
-    images = RNG.normal(size=(10, 32, 32, 3)) + RNG.normal(size=(5, 1, 1, 3))[labels] * 2
-    variables = quick.jit(partial(model.init, train=False))(KEY, images[:1].astype(np.float32))
-    tx = optax.adam(0.01)
+    images = jnp.asarray(RNG.normal(size=(10, 32, 32, 3)), jnp.float32)
+    variables = random_variables(model, images)
 
     @quick.jit
-    def step(params, batch_stats, opt_state, key):
-        def loss_fn(params):
-            variables = {"params": params, "batch_stats": batch_stats}
-            rngs = {"dropout": key}
-            x = jnp.asarray(images, jnp.float32)
-            logits, changed = model.apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats"])
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            return loss, changed["batch_stats"]
+    def gradient(params):
+        def loss(params):
+            apply = partial(model.apply, train=True, rngs={"dropout": KEY}, mutable=["batch_stats"])
+            logits, _ = apply(variables | {"params": params}, images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(10) % 5).mean()
 
-        (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), batch_stats, opt_state, loss, grads
+        return jax.grad(loss)(params)
 
-    params, batch_stats, losses = variables["params"], variables["batch_stats"], []
-    opt_state = tx.init(params)
-    for i in range(15):
-        params, batch_stats, opt_state, loss, grads = step(params, batch_stats, opt_state, jax.random.key(i))
-        losses.append(float(loss))
-    assert abs(losses[0] - np.log(5)) < 1.0 and losses[-1] < 0.5 * losses[0]
-    idle = [name for name, g in zip(trees.names(grads), jax.tree.leaves(grads), strict=True) if not np.any(g)]
-    assert idle == []
+    grads = gradient(variables["params"])
+    assert [name for name, g in zip(trees.names(grads), jax.tree.leaves(grads), strict=True) if not np.any(g)] == []
 
 
 def test_maps_can_be_looked_at_and_differentiated():
-    model = tiny(num_classes=7, dtype="bfloat16")
+    model = tiny(num_classes=7)
     images = jnp.zeros((2, 32, 48, 3))
     variables = shapes(model, images)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
-    apply = partial(model.apply, train=False, mutable="intermediates")
-    logits, seen = jax.eval_shape(apply, variables, images)
-    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    _, seen = jax.eval_shape(partial(model.apply, train=False, mutable="intermediates"), variables, images)
     seen = seen["intermediates"]
     for i in (1, 2, 3):
         assert seen[f"tokenizer{i}"]["tokenizer"][0].shape == (2, 8, 12, 5)

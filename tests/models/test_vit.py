@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from tests import quick
-from tests.models.random_params import random_params
+from tests.models.random_params import output_and_tokens, parameter_shapes, random_params, silence
 from vit_jax import trees
 from vit_jax.models import attention, head, layers, vit
 from vit_jax.models.attention import MultiHeadDotProductAttention
@@ -25,54 +25,6 @@ TINY = {"patch_size": (7, 5), "width": 8, "depth": 1, "mlp_dim": 11, "num_heads"
 
 def tiny(**fields) -> ViT:
     return ViT(**{**TINY, **fields})
-
-
-def shapes(model: ViT) -> dict[str, tuple[int, ...]]:
-    """The parameters' shapes by name."""
-    params = jax.eval_shape(partial(model.init, train=False), KEY, IMAGES)["params"]
-    return {name: leaf.shape for name, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True)}
-
-
-def run(model: ViT, params: dict):
-    """Output and tokens after the last layer norm."""
-
-    @quick.jit
-    def forward(params, images):
-        def is_norm(module, _):
-            return module.name == "encoder_norm"
-
-        apply = partial(model.apply, train=False, capture_intermediates=is_norm, mutable="intermediates")
-        return apply({"params": params}, images)
-
-    output, seen = forward(params, IMAGES)
-    return np.asarray(output), np.asarray(seen["intermediates"]["Transformer"]["encoder_norm"]["__call__"][0])
-
-
-def test_parameters_have_the_authors_names():
-    block = "Transformer/encoderblock_0"
-    attention_name = f"{block}/MultiHeadDotProductAttention_1"
-    expected = {
-        "Transformer/encoder_norm/bias": (8,),
-        "Transformer/encoder_norm/scale": (8,),
-        **{f"{block}/LayerNorm_{i}/{name}": (8,) for i in (0, 2) for name in ("bias", "scale")},
-        **{f"{attention_name}/{name}/kernel": (8, 2, 4) for name in ("query", "key", "value")},
-        **{f"{attention_name}/{name}/bias": (2, 4) for name in ("query", "key", "value")},
-        f"{attention_name}/out/kernel": (2, 4, 8),
-        f"{attention_name}/out/bias": (8,),
-        f"{block}/MlpBlock_3/Dense_0/kernel": (8, 11),
-        f"{block}/MlpBlock_3/Dense_0/bias": (11,),
-        f"{block}/MlpBlock_3/Dense_1/kernel": (11, 8),
-        f"{block}/MlpBlock_3/Dense_1/bias": (8,),
-        "Transformer/posembed_input/pos_embedding": (1, 7, 8),
-        "cls": (1, 1, 8),
-        "embedding/kernel": (7, 5, 3, 8),
-        "embedding/bias": (8,),
-        "pre_logits/kernel": (8, 5),
-        "pre_logits/bias": (5,),
-        "head/kernel": (5, 13),
-        "head/bias": (13,),
-    }
-    assert shapes(tiny(pre_logits=5, num_classes=13)) == expected
 
 
 def test_block_is_two_pre_norm_residual_branches():
@@ -109,16 +61,18 @@ DROPS = {
     ("fields", "read"),
     [
         pytest.param(
-            DROPS | {"pos_embed": "relative", "registers": 3, "layer_scale": 0.5, "norm_after_pooling": True},
+            DROPS
+            | {"pos_embed": "relative", "registers": 3, "layer_scale": 0.5, "norm_after_pooling": True}
+            | {"remat": "full"},
             1,
             marks=pytest.mark.slow,
         ),
-        (DROPS | {"pos_embed": "relative_bias", "distillation_token": True, "remat": "full"}, 2),
+        (DROPS | {"pos_embed": "relative_bias", "distillation_token": True}, 2),
     ],
 )
 def test_the_last_block_computes_only_the_tokens_that_the_head_reads_and_changes_nothing(fields, read):
-    model = tiny(depth=2, num_classes=3, **fields)
-    params = random_params(model, IMAGES, train=False)
+    model, images = tiny(depth=2, num_classes=3, **fields), IMAGES[:2]
+    params = random_params(model, images, train=False)
     seen = []  # tokens that the last block's MLP gave
 
     def note(call, args, kwargs, context):
@@ -131,7 +85,7 @@ def test_the_last_block_computes_only_the_tokens_that_the_head_reads_and_changes
     def loss(params, mutable):
         def mean(params):
             forward = partial(model.apply, train=True, rngs={"dropout": KEY}, mutable=mutable)
-            output, changed = forward({"params": params}, IMAGES)
+            output, changed = forward({"params": params}, images)
             return (output**2).mean() + sum((x**2).mean() for x in jax.tree.leaves(changed.get("distillation", {})))
 
         return jax.value_and_grad(mean)(params)
@@ -167,8 +121,7 @@ def test_tokens_are_class_token_registers_patches_and_only_patches_and_class_tok
     model = tiny(registers=2, pooling="none")
     params = random_params(model, IMAGES, train=False)
     block = params["Transformer"]["encoderblock_0"]
-    for silent in (block["MultiHeadDotProductAttention_1"]["out"], block["MlpBlock_3"]["Dense_1"]):
-        silent.update(jax.tree.map(np.zeros_like, silent))  # both residual branches add nothing
+    silence(block)
     patches = np.asarray(IMAGES).reshape(5, 2, 7, 3, 5, 3).transpose(0, 1, 3, 2, 4, 5).reshape(5, 6, 7 * 5 * 3)
     patches = patches @ params["embedding"]["kernel"].reshape(-1, 8) + params["embedding"]["bias"]
     table = params["Transformer"]["posembed_input"]["pos_embedding"]
@@ -190,7 +143,7 @@ def test_tokens_are_class_token_registers_patches_and_only_patches_and_class_tok
 def test_pooling_reads_its_tokens_only(pooling):
     model = tiny(registers=2, pooling=pooling)
     params = random_params(model, IMAGES, train=False)
-    features, tokens = run(model, params)
+    features, tokens = output_and_tokens(model, params, IMAGES)
     patches = tokens[:, 3:]  # after the class token and two registers
     assert tokens.shape == (5, 9, 8)
     expected = {"token": tokens[:, 0], "gap": patches.mean(1), "flatten": patches.reshape(5, 48), "none": patches}
@@ -204,7 +157,7 @@ def test_pooling_reads_its_tokens_only(pooling):
 def test_head_is_tanh_then_hidden_layers_then_logits():
     model = tiny(pre_logits=5, head_widths=(7, 3), num_classes=13)
     params = random_params(model, IMAGES, train=False)
-    logits, tokens = run(model, params)
+    logits, tokens = output_and_tokens(model, params, IMAGES)
     x = np.tanh(tokens[:, 0] @ params["pre_logits"]["kernel"] + params["pre_logits"]["bias"])
     for name in ("head_hidden_0", "head_hidden_1"):
         x = x @ params[name]["kernel"] + params[name]["bias"]
@@ -248,8 +201,8 @@ def test_a_new_models_parameters():
     ],
 )
 def test_each_kind_of_positions_has_its_tables_and_no_others(pos_embed, names):
-    bare = shapes(tiny(pos_embed="none"))
-    assert shapes(tiny(pos_embed=pos_embed)) == bare | names
+    bare = parameter_shapes(tiny(pos_embed="none"), IMAGES)
+    assert parameter_shapes(tiny(pos_embed=pos_embed), IMAGES) == bare | names
     assert not bare.keys() & names.keys()
 
 

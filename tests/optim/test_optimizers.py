@@ -5,12 +5,11 @@ from functools import partial
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from tests.optim.formulas import FORMULAS, nesterov
 from tests.optim.small import EVERY, FINE_TUNING, MODEL, SETTINGS, named, random_tree, train
-from vit_jax import checkpoint, optim, trees
+from vit_jax import checkpoint, trees
 from vit_jax.optim import Settings
 
 SHAPES = {"head": {"kernel": (131, 137), "bias": (5,)}, "stem": {"kernel": (3, 2, 7)}}
@@ -59,19 +58,6 @@ def test_an_optimizer_follows_its_formula(formula):
 
     expected = trees.map_with_name(by_hand, params, *gradients)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
-
-
-def test_an_optimizer_can_be_added(monkeypatch):
-    monkeypatch.setitem(optim.OPTIMIZERS, "sign", None)  # taken out again after the test
-
-    @optim.register("sign")
-    def sign(settings: Settings) -> list[optax.GradientTransformation]:
-        return [optax.scale_by_sign(), optim.weight_decay(settings)]
-
-    settings = dataclasses.replace(SETTINGS, name="sign", schedule="constant", weight_decay=0.5, decay=".*")
-    assert optim.check(settings) is None
-    params, _ = train(settings, {"a": np.float32([2, 4])}, [{"a": np.float32([-3, 0.1])}])
-    np.testing.assert_allclose(params["a"], [2 - 0.1 * (-1 + 1), 4 - 0.1 * (1 + 2)], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import json
 import re
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +13,7 @@ import fsspec
 import huggingface_hub
 import pytest
 
+from tests.serving import running
 from vit_jax.command import UserError
 from vit_jax.pretrained import address, augreg
 from vit_jax.pretrained.address import locate
@@ -95,15 +95,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A running Hub, and an empty cache."""
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with Hub() as server:
+    with running(Hub()) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+        yield server
 
 
 def _dead_end() -> str:

@@ -22,12 +22,7 @@ def test_the_same_model_gets_the_same_bits():
 def test_a_fitted_model_runs_and_free_fields_may_differ():
     model = vit(num_classes=5, dropout=0.1, stochastic_depth=0.2, remat="full", dtype="bfloat16", head_bias=-3.0)
     found, arrays, report = run(vit(), model, image_shape=(12, 20, 1))
-    assert actions(report) == {
-        "params/embedding/kernel": "adapted",
-        POSITIONS: "resized",
-        KERNEL: "new",
-        BIAS: "new",
-    }
+    assert actions(report) == {"params/embedding/kernel": "adapted", POSITIONS: "resized", KERNEL: "new", BIAS: "new"}
     assert (arrays[KERNEL] == 0).all() and (arrays[BIAS] == -3).all()
     assert {row.detail for row in report.rows if row.action == "new"} == {"3 -> 5 classes"}
     details = {row.name: row.detail for row in report.rows}

@@ -68,8 +68,7 @@ def test_vision_transformer(write, parts, token, pre_logits):
 
 
 @pytest.mark.parametrize(
-    ("pooling", "scanned", "prefix"),
-    [("map", True, "params/img/"), ("tok", False, "opt/target/"), ("gap", True, "")],
+    ("pooling", "scanned", "prefix"), [("map", True, "params/img/"), ("tok", False, "opt/target/"), ("gap", True, "")]
 )
 def test_big_vision(write, pooling, scanned, prefix):
     arrays = files.random_arrays(files.big_vision(pooling=pooling, scanned=scanned))

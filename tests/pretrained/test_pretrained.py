@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
 from vit_jax import models
 from vit_jax.command import UserError
-from vit_jax.pretrained import Weights, fit, open_weights, parameter_shapes, position_grid
+from vit_jax.pretrained import open_weights, parameter_shapes, position_grid
 from vit_jax.pretrained.layout import Entry, Layout, Preprocessing, complete, identity
-from vit_jax.pretrained.write import save_huggingface
 
 MODEL = models.settings("vit", patch_size=(2,), width=6, depth=1, mlp_dim=11, num_heads=3, num_classes=5)
 VIEW = Preprocessing((10, 10), "stretch", 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -38,10 +36,7 @@ def test_every_array_of_the_model_has_an_entry():
             dict.fromkeys(("xcounter7", "b", "c", "d", "counter7b"), (2,)),
             "Test: no model here has a place for b, c, counter7b and 2 more; it may be another variant, or damaged",
         ),
-        (
-            {"params.head.bias": (7,)},
-            "Test: params.head.bias has the shape (7,), but the other arrays imply (5,)",
-        ),
+        ({"params.head.bias": (7,)}, "Test: params.head.bias has the shape (7,), but the other arrays imply (5,)"),
     ],
 )
 def test_arrays_that_are_missing_left_over_or_of_another_shape(changes, message):
@@ -79,37 +74,6 @@ def test_arrays_come_by_our_names_and_one_that_several_share_is_read_once(tmp_pa
     assert reads.count(f"Transformer/encoderblock/{key}.npy") == 1
 
 
-def test_a_grid_with_a_stem_below_it():
-    model = models.settings(
-        "hybrid", patch_size=(1,), width=6, depth=1, mlp_dim=11, num_heads=3, stage_sizes=(1, 1), resnet_width=32
-    )
-    shapes = {name.replace("/", "."): shape for name, shape in parameter_shapes(model, (24, 40, 3)).items()}
-    assert len(completed(shapes, Layout("Test", model, (3, 5), VIEW)).entries) == len(shapes)
-
-
-def test_an_unknown_layout(tmp_path):
-    np.savez(tmp_path / "weights.npz", foo=np.zeros(2), bar=np.zeros(3))
-    with pytest.raises(
-        UserError, match=r"weights.npz holds 2 arrays of no layout that is known \(foo, bar ...\); known: "
-    ):
-        open_weights(str(tmp_path / "weights.npz"))
-
-
-def test_a_folder_as_transformers_has_it(tmp_path):
-    rng, names = np.random.default_rng(0), tuple("abcde")
-    model = {**MODEL, "norm_epsilon": 1e-12}
-    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
-    view = Preprocessing((6, 10), "stretch", 1.0, "bilinear", (0.5,) * 3, (0.25,) * 3)
-    save_huggingface(tmp_path, model, unflatten_dict(arrays, sep="/"), names, view, (6, 10))
-    weights = open_weights(str(tmp_path))
-    assert (weights.layout_name, weights.model, weights.grid) == ("Hugging Face", model, (3, 5))
-    assert (weights.preprocessing, weights.class_names) == (view, names)
-    read = weights.read()
-    assert read.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(read[name], array)
-
-
 def test_the_grid_of_a_models_positions():
     assert position_grid(MODEL, (6, 10, 3)) == (3, 5)
     assert position_grid({**MODEL, "pos_embed": "learned_2d"}, (6, 10, 3)) == (3, 5)
@@ -118,13 +82,3 @@ def test_the_grid_of_a_models_positions():
     assert position_grid(compact, (16, 24, 3)) == (8, 12)
     resnet = models.settings("resnet", stage_sizes=(1,), bottleneck=False, width=3)
     assert position_grid(resnet, (8, 8, 3)) == (0, 0)
-
-
-def test_weights_of_other_origin_are_read_by_their_reader():
-    arrays = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
-    weights = Weights("runs/x", "run", MODEL, (3, 5), VIEW, (), reader=lambda: arrays)
-    fitted, report = fit(
-        weights.read(), source=MODEL, grid=weights.grid, model=MODEL, image_shape=(6, 10, 3), shapes=SHAPES
-    )
-    assert fitted.keys() == SHAPES.keys()
-    assert report.parameters_loaded == sum(array.size for array in arrays.values())

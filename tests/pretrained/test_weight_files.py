@@ -2,7 +2,6 @@
 
 import json
 import sys
-import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -95,12 +94,6 @@ def test_shards_are_one_mapping(tmp_path):
         np.testing.assert_array_equal(arrays["c"], ARRAYS["half"].astype(np.float32))
 
 
-def test_a_whole_file_is_read_though_an_index_was_left_beside_it(tmp_path):
-    write_sharded(tmp_path)
-    save_file({"whole": np.float32([3])}, tmp_path / "model.safetensors")
-    assert list(open_arrays(tmp_path)) == ["whole"]
-
-
 def test_shards_that_do_not_fit_their_index(tmp_path):
     index = write_sharded(tmp_path)
     save_file({"d": ARRAYS["half"]}, tmp_path / "model-00002-of-00002.safetensors")
@@ -108,24 +101,12 @@ def test_shards_that_do_not_fit_their_index(tmp_path):
         UserError, match="model-00002-of-00002.safetensors lacks 'c', which model.safetensors.index.json"
     ):
         open_arrays(index)
-    (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(
-        UserError, match="model-00002-of-00002.safetensors is missing: model.safetensors.index.json nam"
-    ):
-        open_arrays(index)
-    index.write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
-    assert "expected one in its own folder" in refused(index)
-    for text in ('{"weight_map": 3}', "{}", '{"weight_map": {"a": 3}}'):
+    for text in ('{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
         index.write_text(text)
         assert "has no 'weight_map' from names to files" in refused(index)
-    index.write_text("[3]")
-    assert "holds no JSON object" in refused(index)
-    index.write_text('{"weight_map":')
-    assert "as JSON" in refused(index)
 
 
 def test_a_folder(tmp_path):
-    assert "holds no weights: expected a .safetensors or .npz" in refused(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
     assert "holds no .safetensors or .npz: pytorch_model.bin is a pickle" in refused(tmp_path)
     np.savez(tmp_path / "one.npz", a=np.zeros(2))
@@ -136,37 +117,6 @@ def test_a_folder(tmp_path):
     assert open_arrays(tmp_path).shapes == {"c": (5,)}
     save_file({"d": np.zeros(7)}, tmp_path / "model.safetensors")
     assert open_arrays(tmp_path).shapes == {"d": (7,)}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty; delete it"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 3\n", "git-LFS pointer.*git lfs pull"),
-        (b"\n <!DOCTYPE html><html>404</html>", "is a web page .*fetch it again"),
-        (b"Some text", "is neither .npz nor .safetensors"),
-        (b"\x80\x02}q\x00.", "is a pickle.*convert it to .safetensors"),
-        (b"\x89HDF\r\n\x1a\n", r"is HDF5 \(Keras\)"),
-        (b"\x93NUMPY\x01\x00", r"is a single array \(.npy\)"),
-        (b"PK\x03\x04" + bytes(30), "is truncated or damaged .*fetch it again"),
-        (b"\x40\x00\x00\x00\x00\x00\x00\x00{}", "is truncated or damaged .*fetch it again"),
-    ],
-)
-@pytest.mark.parametrize("name", ["weights.npz", "weights.safetensors"])
-def test_what_is_taken_for_weights_by_mistake(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        open_arrays(path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", ["npz", "safetensors"])
-@pytest.mark.parametrize("cut", [2, 100, -1])
-def test_the_beginning_of_a_file(tmp_path, kind, cut):
-    path = save(tmp_path, kind)
-    path.write_bytes(path.read_bytes()[:cut])
-    assert "damaged" in refused(path) or "only the beginning of one" in refused(path)
 
 
 def test_damage_in_an_array_is_noticed(tmp_path):
@@ -180,17 +130,6 @@ def test_damage_in_an_array_is_noticed(tmp_path):
     assert arrays["small"].shape == (3,)
     with pytest.raises(UserError, match="damaged at 'large' .*CRC"):
         arrays["large"]
-
-
-def test_pickles_are_never_read(tmp_path):
-    np.savez(tmp_path / "objects.npz", a=np.array([{}, []], dtype=object))
-    assert "'a.npy' holds pickled Python objects, which are not read" in refused(tmp_path / "objects.npz")
-    with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:  # as torch.save has them
-        archive.writestr("archive/data.pkl", b"\x80\x02")
-    assert "is a pickle (PyTorch's .bin, .pth)" in refused(tmp_path / "model.pth")
-    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
-        archive.writestr("README", "nothing")
-    assert "is a zip archive without arrays" in refused(tmp_path / "texts.zip")
 
 
 def test_missing_and_unreadable(tmp_path):
@@ -212,6 +151,3 @@ def test_what_lies_beside_the_weights(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 768}')
     (tmp_path / "other.json").write_text("{}")
     assert read_about(path) == read_about(tmp_path) == {"config.json": {"hidden_size": 768}}
-    (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot read .*preprocessor_config.json as JSON: .*remove it"):
-        read_about(path)

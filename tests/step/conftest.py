@@ -3,7 +3,7 @@
 import pytest
 
 from tests import quick
-from tests.step.small import CALM, NOISY, SEED, SGD, TX, compiled, create, start, task_of
+from tests.step.small import ADAMW, CALM, NOISY, SEED, SGD, compiled, create, start, task_of
 from vit_jax import step
 from vit_jax.step import TrainState
 
@@ -11,7 +11,7 @@ from vit_jax.step import TrainState
 @pytest.fixture(scope="module")
 def state() -> TrainState:
     """Before the first step. Dropout has no parameters: calm and noisy models share it."""
-    return quick.jit(lambda: step.init_state(task_of(create(NOISY)), TX, SEED, ema=True))()
+    return quick.jit(lambda: step.init_state(task_of(create(NOISY)), ADAMW, SEED, ema=True))()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tests import quick
 from vit_jax import augment, models, optim, step, tasks, trees
@@ -43,32 +42,7 @@ def rate(count: jax.Array, total_steps: int) -> jax.Array:
     return jnp.where(count == 3, jnp.inf, 0.01)
 
 
-EVERY = tuple(optim.OPTIMIZERS)
-
-
-def all_in_one() -> optax.GradientTransformation:
-    """All optimizers in one, chosen by the state's `which`: one compilation serves them all."""
-    every = [optim.create(optim.Settings(name=name, weight_decay=0.1)) for name in EVERY]
-
-    def init(params):
-        return {"which": jnp.int32(0), "states": [tx.init(params) for tx in every]}
-
-    def update(gradients, state, params):
-        def of(i):
-            def branch(states):
-                updates, new = every[i].update(gradients, states[i], params)
-                return updates, [*states[:i], new, *states[i + 1 :]]
-
-            return branch
-
-        updates, states = jax.lax.switch(state["which"], [of(i) for i in range(len(every))], state["states"])
-        return updates, {"which": state["which"], "states": states}
-
-    return optax.GradientTransformation(init, update)
-
-
-TX = all_in_one()  # AdamW unless a test says otherwise
-ADAMW = optim.create(optim.Settings(weight_decay=0.1))
+ADAMW = optim.create(optim.Settings(weight_decay=0.1))  # unless a test says otherwise
 SGD = optim.create(optim.Settings(name="sgd"))
 
 
@@ -80,12 +54,12 @@ def task_of(model, settings=SMOOTHED, view=VIEW, **parts) -> tasks.Task:
     return tasks.create(settings, tasks.Parts(model, SHAPE, names, augment=view, train_augment=view, **parts))
 
 
-def compiled(model, tx=TX, settings=SMOOTHED, view=VIEW, parts=None, **options):
+def compiled(model, tx=ADAMW, settings=SMOOTHED, view=VIEW, parts=None, **options):
     task = task_of(model, settings, view, **(parts or {}))
     return quick.jit(step.make_train_step(task, tx, rate, seed=SEED, total_steps=5, **options))
 
 
-def start(params, tx=TX, batch_stats=()) -> TrainState:
+def start(params, tx=ADAMW, batch_stats=()) -> TrainState:
     """The state before the first step, with these parameters."""
     zero, variables = jnp.int32(0), {"params": params, "batch_stats": dict(batch_stats)}
     guard = {"skipped": zero, "in_a_row": zero}

@@ -10,6 +10,7 @@ import pytest
 
 from tests import quick
 from tests.step.small import (
+    ADAMW,
     CALM,
     IMAGES,
     INDICES,
@@ -18,7 +19,6 @@ from tests.step.small import (
     SEED,
     SGD,
     SHAPE,
-    TX,
     VIEW,
     K,
     N,
@@ -79,7 +79,7 @@ def test_a_scanned_model_starts_as_its_looped_twin(state):
 def test_the_first_state_counts_from_0_and_averages_from_the_parameters(state):
     assert (state.step, state.guard["skipped"], state.guard["in_a_row"]) == (0, 0, 0)
     assert_same_bits(state.ema, {"params": state.params, "batch_stats": {}})
-    without = jax.eval_shape(lambda: step.init_state(task_of(create(NOISY)), TX, SEED, ema=False))
+    without = jax.eval_shape(lambda: step.init_state(task_of(create(NOISY)), ADAMW, SEED, ema=False))
     assert without.ema == {}
     assert step.evaluation_variables(without) == {"params": without.params, "batch_stats": {}}
     assert step.evaluation_variables(state) is state.ema
@@ -144,8 +144,9 @@ def test_each_part_of_a_batch_draws_for_itself(state, what):
     _, metrics = compiled(model, SGD, view=view, accumulate=2)(start(state.params, SGD), twice, {})
     noise = float(metrics["grad_variance"]) / float(metrics["grad_signal"])
     assert abs(noise) < 1e-4 if what == "nothing" else noise > 0.1
-    repeated = compiled(model, SGD, view=view, accumulate=2, independent=False)
-    assert "grad_signal" not in jax.eval_shape(repeated, start(state.params, SGD), twice, {})[1]
+    if what == "nothing":
+        repeated = compiled(model, SGD, view=view, accumulate=2, independent=False)
+        assert "grad_signal" not in jax.eval_shape(repeated, start(state.params, SGD), twice, {})[1]
 
 
 def assert_skipped(after: TrainState, before: TrainState, metrics: dict) -> None:
@@ -176,12 +177,11 @@ def test_parameters_that_would_not_be_finite_are_skipped(state, noisy_step):
     assert_skipped(after, before, metrics)
 
 
-def test_a_frozen_parameter_has_no_gradient_and_the_others_the_same(state):
-    model = create(CALM)
-    frozen = compiled(model, SGD, trainable=lambda params: trees.mask(params, "^head"))
+def test_a_frozen_parameter_has_no_gradient_and_the_others_the_same(state, calm_step):
+    frozen = compiled(create(CALM), SGD, trainable=lambda params: trees.mask(params, "^head"))
     params = jax.tree.map(jnp.copy, state.params)
     after, [metrics] = train(frozen, start(params, SGD), 1)
-    plain, _ = train(compiled(model, SGD), start(params, SGD), 1)
+    plain, _ = train(calm_step, start(params, SGD), 1)
     assert_close(after.params["head"], plain.params["head"])
     rest = [{k: v for k, v in tree.items() if k != "head"} for tree in (after.params, params)]
     assert_same_bits(*rest)

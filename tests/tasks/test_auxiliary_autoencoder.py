@@ -1,29 +1,22 @@
 """Classification with an auxiliary autoencoder: its losses are those of both tasks; commands see a classifier."""
 
 import dataclasses
-import io
-import signal
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from tests import quick, tiny
-from vit_jax import augment, config, evaluate, inference, models, step, tasks, train, trees
-from vit_jax.command import UserError
+from vit_jax import augment, evaluate, inference, models, step, tasks, train, trees
 
 SHAPE = (12, 8, 3)
 ENCODER = {"patch_size": (4, 2), "width": 8, "depth": 1, "mlp_dim": 12, "num_heads": 2, "pos_embed": "sincos2d"}
 DECODER = {"decoder_width": 12, "decoder_depth": 1, "decoder_heads": 3, "normalize_patches": True}
 RNG = np.random.default_rng(0)
 N = 8
-BATCH = {
-    "image": jnp.asarray(RNG.integers(0, 256, (N, *SHAPE), np.uint8)),
-    "label": jnp.asarray(RNG.integers(0, 3, N)),
-}
+BATCH = {"image": jnp.asarray(RNG.integers(0, 256, (N, *SHAPE), np.uint8)), "label": jnp.asarray(RNG.integers(0, 3, N))}
 VIEW = augment.Settings(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), flip=0.5)
 
 
@@ -72,31 +65,6 @@ def test_a_run_that_classifies_no_better_than_by_guessing_is_told():
     assert TASK.warnings({**scalars, "classification_loss": 0.5}) == []
 
 
-@pytest.mark.parametrize(
-    ("model", "fields", "expected"),
-    [
-        ("cnn/conv3", {}, "task 'auxiliary_autoencoder' hides patches of a plain ViT"),
-        ("vit/mu16", {"pooling": "none"}, "gives logits for each patch"),
-    ],
-)
-def test_models_that_do_not_fit(model, fields, expected):
-    with pytest.raises(UserError, match=expected):
-        tasks.check(tasks.settings("auxiliary_autoencoder"), models.settings(model, **fields), tasks.Distill())
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"weight": 1.0}, "task.weight=1.0 is not between 0 and 1"),
-        ({"mask_ratio": 0.0}, "mask_ratio=0.0 is not between 0 and 1"),
-        ({"label_smoothing": 1.0}, r"label_smoothing=1.0 is not in \[0, 1\)"),
-    ],
-)
-def test_values_out_of_range(fields, expected):
-    with pytest.raises(UserError, match=expected):
-        tasks.check_settings(tasks.settings("auxiliary_autoencoder", **fields), tasks.Distill())
-
-
 def get_config(arg: str = "") -> ConfigDict:
     c = tiny.get_config("vit")
     c.model = models.settings("vit", **ENCODER | {"patch_size": (2,), "class_token": False, "pooling": "gap"})
@@ -109,19 +77,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def start(workdir: Path, *overrides: str) -> train.Result:
-    given = config.from_dict(get_config(), overrides)
-    return train.train(given, workdir, Console(file=io.StringIO()))
+    return tiny.train_quietly(get_config(), workdir, *overrides)
 
 
 @pytest.mark.slow
 def test_a_run_resumes_exactly_and_commands_see_a_classifier(tmp_path):
     finished, resumed = tmp_path / "finished", tmp_path / "resumed"
     assert start(finished).exit_code == 0
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.interrupt_at(3, signal.SIGTERM, patch)
-        assert start(resumed).exit_code == 143
-    assert start(resumed).exit_code == 0
-    tiny.assert_same_run(resumed, finished)
+    tiny.assert_resumes(start, resumed, finished, at=3)
     result = tiny.result(finished)
     assert result["monitor"] == "accuracy"
     assert evaluate.evaluate_run(finished)["test/accuracy"] == pytest.approx(result["test/accuracy"], abs=1e-6)

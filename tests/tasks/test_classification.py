@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import quick
+from tests.models.random_params import random_params
 from tests.step.small import CALM, LABELS, SHAPE, K, N, create, task_of
 from vit_jax import augment, data, losses, metrics, tasks
 from vit_jax.command import UserError
@@ -129,32 +131,21 @@ def test_classes_weigh_what_their_shares_say():
     np.testing.assert_allclose(Classification.with_data(given, split, 3).class_weights, balanced(shares, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"balance": -1.0}, "must not be negative"),
-        ({"balance": 1.0, "class_weights": (1.0, 2.0)}, "are both given; leave one of them out"),
-        ({"class_weights": (1.0, math.nan)}, "must not be negative"),
-    ],
-)
-def test_weights_that_make_no_sense_are_refused(fields, message):
-    with pytest.raises(UserError, match=message):
-        Classification.Settings(**fields).check()
-
-
 def test_a_weight_multiplies_the_loss_of_its_class():
     plain = augment.Settings(mean=(0.5,), std=(0.5,))
-    images = np.random.default_rng(3).integers(0, 256, (4, 6, 4, 3), np.uint8)
+    images = jnp.asarray(np.random.default_rng(3).integers(0, 256, (4, 6, 4, 3), np.uint8))
+    parts = tasks.Parts(create(CALM), (6, 4, 3), tuple("abcdefg"), augment=plain, train_augment=plain)
+    params = jax.tree.map(jnp.asarray, random_params(parts.model, np.zeros((1, 6, 4, 3), np.float32), train=False))
 
-    def loss(weights: tuple[float, ...], label: int) -> float:
-        parts = tasks.Parts(create(CALM), (6, 4, 3), tuple("abcdefg"), augment=plain, train_augment=plain)
-        task = tasks.create(tasks.settings("classification", class_weights=weights), parts)
-        variables = task.module.init(jax.random.key(0), jnp.zeros((1, 6, 4, 3)), train=False)
-        batch = {"image": jnp.asarray(images), "label": jnp.full(4, label)}
+    @quick.jit
+    def losses_of(labels: jax.Array) -> list[jax.Array]:
+        """Without weights, and where the first class counts three times."""
         keys = jax.random.split(jax.random.key(1), 4)
-        rngs = tasks.Rngs(keys, keys[0], keys[1], keys)
-        return float(task.loss(variables["params"], variables.get("batch_stats", {}), {}, batch, rngs, {})[0])
+        rngs, batch = tasks.Rngs(keys, keys[0], keys[1], keys), {"image": images, "label": labels}
+        weights = (), (3.0, *(1.0,) * 6)
+        both = [tasks.create(tasks.settings("classification", class_weights=given), parts) for given in weights]
+        return [task.loss(params, {}, {}, batch, rngs, {})[0] for task in both]
 
-    weights = (3.0, *(1.0,) * 6)
-    assert loss(weights, 0) == pytest.approx(3 * loss((), 0), rel=1e-6)
-    assert loss(weights, 1) == pytest.approx(loss((), 1), rel=1e-6)
+    for label, factor in ((0, 3), (1, 1)):
+        without, weighted = losses_of(jnp.full(4, label))
+        assert float(weighted) == pytest.approx(factor * float(without), rel=1e-6)

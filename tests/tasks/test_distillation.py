@@ -1,4 +1,4 @@
-"""A teacher's share of the loss, by hand and in a whole step."""
+"""A teacher's share of the loss, by hand and of a whole model."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from tests import quick
 from tests.conftest import rest_is_slow
-from tests.step.small import CALM, LABELS, RNG, SEED, SGD, SHAPE, K, N, batch, compiled, create, start, task_of
+from tests.step.small import CALM, LABELS, RNG, SEED, SHAPE, K, N, batch, create, task_of
 from vit_jax import losses, step, tasks
 
 
@@ -44,13 +44,14 @@ def test_a_teacher_s_share_of_the_loss(params, kind):
         assert images.shape == (N, *SHAPE)
         return variables["scores"][None] + 0 * images.mean(axis=(1, 2, 3))[:, None]
 
-    def loss(weight):
+    def loss(weight, variables):
         parts = distilled(teacher, weight, kind=kind, temperature=2.0) | {"teacher": of_one}
-        train_step = compiled(create(CALM), SGD, parts=parts)
-        _, metrics = train_step(start(params, SGD), batch(0), {"teacher": of_one.variables})
-        return float(metrics["loss"])
+        rngs = step.rngs_for(SEED, 0, jnp.arange(N))
+        task = task_of(create(CALM), **parts)
+        return task.loss(params, {}, {}, batch(0), rngs, {"teacher": variables})[0]
 
     of_one = distilled(teacher, 0.0)["teacher"]
-    labels_only, teacher_only = loss(0.0), loss(1.0)
-    assert loss(0.25) == pytest.approx(0.75 * labels_only + 0.25 * teacher_only, rel=1e-5)
+    found = quick.jit(lambda variables: [loss(weight, variables) for weight in (0.0, 1.0, 0.25)])(of_one.variables)
+    labels_only, teacher_only, both = map(float, found)
+    assert both == pytest.approx(0.75 * labels_only + 0.25 * teacher_only, rel=1e-5)
     assert abs(labels_only - teacher_only) > 0.01

@@ -8,8 +8,7 @@ from scipy.special import log_softmax, softmax
 
 from tests import quick
 from tests.tasks.test_self_distillation import BATCH, CALM, RNG, SHAPE, K, N, task_of
-from vit_jax import models, step, tasks
-from vit_jax.command import UserError
+from vit_jax import step, tasks
 from vit_jax.tasks import masking, self_distillation
 
 GRID = (3, 4)
@@ -138,23 +137,3 @@ def test_an_even_answer_is_said_whatever_the_patches_add():
     scalars = {"loss": even + 0.5 * 1.7, "patch_loss": 1.7, "feature_spread": 0.5}
     assert "the same even answer" in TASK.warnings(scalars)[0]
     assert TASK.warnings({**scalars, "loss": even / 2 + 0.5 * 1.7}) == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"patch_loss": -1.0}, "task.patch_loss=-1.0 is negative"),
-        ({"mask_probability": 1.5}, r"task.mask_probability=1.5 is not in \[0, 1\]"),
-        ({"mask_share": (0.5, 0.1)}, "low <= high <= 1"),
-    ],
-)
-def test_values_out_of_range(fields, expected):
-    with pytest.raises(UserError, match=expected):
-        tasks.check_settings(tasks.settings("self_distillation", **fields), tasks.Distill())
-
-
-def test_a_head_that_reads_no_patches_is_refused():
-    for fields in ({"pooling": "map"}, {"pooling": "gap", "norm_after_pooling": True}):
-        model = models.settings("vit/mu16", **fields)
-        with pytest.raises(UserError, match="leave model.norm_after_pooling at its default"):
-            tasks.check(tasks.settings("self_distillation", patch_loss=1.0), model, tasks.Distill())

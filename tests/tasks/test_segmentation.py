@@ -1,9 +1,8 @@
 """Segmentation: losses by hand, where windows lie, what changes nothing of a step, and a run from a folder to masks."""
 
 import dataclasses
-import io
 import json
-import signal
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from rich.console import Console
 
 from tests import quick, street, tiny
 from tests.step.small import assert_close, assert_same_bits
@@ -210,33 +208,6 @@ def test_logits_are_those_of_the_windows_that_show_a_pixel(state):
     np.testing.assert_allclose(found[:, 4:8], (upper[:, 4:] + lower[:, :4]) / 2, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"cross_entropy": 0.0}, "one must be positive"),
-        ({"balance": 0.5, "class_weights": (1.0,)}, "are both given"),
-        ({"boundary": 0.5}, r"task.boundary=0.5 is not a share"),
-        ({"decoder": "fpn", "width": 0}, "expected 2 or more"),
-        ({"num_heads": 0}, "task.num_heads=0 is not positive"),
-    ],
-)
-def test_values_out_of_range(fields, expected):
-    with pytest.raises(UserError, match=expected):
-        tasks.check_settings(tasks.settings("segmentation", **fields), tasks.Distill())
-
-
-@pytest.mark.parametrize(
-    ("model", "fields", "expected"),
-    [
-        ("vit/mu16", {"decoder": "vt_fpn"}, "reads the maps of a CNN's stages, which model 'vit/mu16' does not give"),
-        ("vit/mu16", {"decoder": "mask_transformer", "num_heads": 3, "width": 0}, "does not divide .* width 32"),
-    ],
-)
-def test_decoders_and_models_that_do_not_fit(model, fields, expected):
-    with pytest.raises(UserError, match=expected):
-        tasks.check(tasks.settings("segmentation", **fields), models.settings(model), tasks.Distill())
-
-
 def test_what_cannot_be_built():
     with pytest.raises(UserError, match="mixup.*masks"):
         task_of(dataclasses.replace(VIEW, mixup=0.5))
@@ -313,7 +284,7 @@ def get_config(streets: Path) -> ConfigDict:
 
 
 def start(streets: Path, workdir: Path, *overrides: str) -> train.Result:
-    return train.train(config.from_dict(get_config(streets), overrides), workdir, Console(file=io.StringIO()))
+    return tiny.train_quietly(get_config(streets), workdir, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -343,11 +314,7 @@ def test_a_report_shows_the_masks_and_the_classes(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_resumes_exactly(streets, finished, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.interrupt_at(23, signal.SIGTERM, patch)
-        assert start(streets, tmp_path).exit_code == 143
-    assert start(streets, tmp_path).exit_code == 0
-    tiny.assert_same_run(tmp_path, finished)
+    tiny.assert_resumes(partial(start, streets), tmp_path, finished, at=23)
 
 
 def test_a_finished_run_is_evaluated_whole(finished):

@@ -1,8 +1,6 @@
 """Self-distillation: its loss by an independent reference, teacher and centre by hand, and the laws of every task."""
 
-import io
 import math
-import signal
 from pathlib import Path
 
 import jax
@@ -11,11 +9,10 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from rich.console import Console
 from scipy.special import log_softmax, softmax
 
 from tests import quick, tiny
-from vit_jax import augment, config, evaluate, inference, models, sharding, step, tasks, train, trees
+from vit_jax import augment, evaluate, inference, models, sharding, step, tasks, train, trees
 from vit_jax.command import UserError
 from vit_jax.metrics import probes
 from vit_jax.tasks import self_distillation
@@ -71,20 +68,29 @@ def test_the_whole_loss_is_put_together_from_crops_networks_and_centre(variables
     state = task.init_state(jax.tree.map(lambda x: x + 0.1, variables["params"]))
     state["teacher"]["batch_stats"]["center"], state["progress"] = center, jnp.float32(0.15)
     rngs = step.rngs_for(3, 4, jnp.arange(N))
-    loss = quick.jit(lambda: task.loss(variables["params"], variables["batch_stats"], state, BATCH, rngs, {}))
-    found, aux = loss()
-    large, small = quick.jit(task.crops)(BATCH["image"], rngs.augment)
-    assert large.shape == (N, 2, *SHAPE) and small.shape == (N, 1, 8, 4, 3)
-    apply = quick.jit(lambda variables, images: task.module.apply(variables, images, train=False)[1])
-    taught = np.stack([apply(state["teacher"], large[:, i]) for i in range(2)], axis=1)
+
+    @quick.jit
+    def loss_and_parts(variables, state):
+        """The loss, and what the teacher and the student say of each crop."""
+
+        def apply(variables, images):
+            return task.module.apply(variables, images.reshape(-1, *images.shape[2:]), train=False)[1].reshape(N, -1, K)
+
+        large, small = task.crops(BATCH["image"], rngs.augment)
+        assert large.shape == (N, 2, *SHAPE) and small.shape == (N, 1, 8, 4, 3)
+        on_grid = {**variables, "params": task._on_grid(variables["params"], (2, 2))}
+        parts = apply(state["teacher"], large), apply(variables, large), apply(on_grid, small)
+        return *task.loss(variables["params"], variables["batch_stats"], state, BATCH, rngs, {}), *parts
+
+    found, aux, *parts = jax.device_get(loss_and_parts(variables, state))
+    taught, seen = parts[0], np.concatenate(parts[1:], axis=1)
     center = np.asarray(center)
-    seen = [apply(variables, large[:, i]) for i in range(2)]
-    on_grid = {**variables, "params": task._on_grid(variables["params"], (2, 2))}
-    seen = [np.asarray(x) for x in (*seen, apply(on_grid, small[:, 0]))]
     temperature = 0.04 + 0.03 * 0.15 / 0.3
     expected = np.mean(
         [
-            -(softmax((taught[:, i] - center) / temperature, axis=1) * log_softmax(seen[j] / 0.1, axis=1)).sum(axis=1)
+            -(softmax((taught[:, i] - center) / temperature, axis=1) * log_softmax(seen[:, j] / 0.1, axis=1)).sum(
+                axis=1
+            )
             for i in range(2)
             for j in range(3)
             if i != j
@@ -172,35 +178,6 @@ def test_collapse_is_said():
     assert "their spread is 0" in evaluator.warnings()[0]
 
 
-@pytest.mark.parametrize(
-    ("model", "fields", "expected"),
-    [
-        ("vit/mu16", {"pos_embed": "relative"}, "pos_embed='relative'"),
-        ("cnn/conv3", {}, "not to model 'cnn/conv3'"),
-        ("vit/mu16", {"pooling": "none"}, "choose pooling token, gap or map"),
-    ],
-)
-def test_a_model_that_cannot_see_crops_of_several_sizes(model, fields, expected):
-    with pytest.raises(UserError, match=expected):
-        tasks.check(tasks.settings("self_distillation"), models.settings(model, **fields), tasks.Distill())
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"outputs": 0}, "task.outputs=0 is not positive"),
-        ({"momentum": 1.5}, r"task.momentum=1.5 is not in \[0, 1\]"),
-        ({"local_crops": -1}, "task.local_crops=-1 is negative"),
-        ({"global_area": (0.5, 0.4)}, "low <= high <= 1"),
-        ({"blur": (0.1, 2.0, 0.1)}, "are no probabilities"),
-        ({"local_size": ()}, "is no size"),
-    ],
-)
-def test_values_out_of_range(fields, expected):
-    with pytest.raises(UserError, match=expected):
-        tasks.check_settings(tasks.settings("self_distillation", **SETTINGS | fields), tasks.Distill())
-
-
 def test_small_crops_that_no_patches_fill_and_crops_by_augment_are_refused():
     with pytest.raises(UserError, match="is no multiple of model.patch_size"):
         task_of(local_size=(6, 4))
@@ -265,8 +242,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def start(workdir: Path, *overrides: str) -> train.Result:
-    given = config.from_dict(get_config(), overrides)
-    return train.train(given, workdir, Console(file=io.StringIO()))
+    return tiny.train_quietly(get_config(), workdir, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -278,11 +254,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_a_run_resumes_exactly(finished, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.interrupt_at(11, signal.SIGTERM, patch)
-        assert start(tmp_path).exit_code == 143
-    assert start(tmp_path).exit_code == 0
-    tiny.assert_same_run(tmp_path, finished)
+    tiny.assert_resumes(start, tmp_path, finished)
 
 
 @pytest.mark.slow

@@ -1,14 +1,11 @@
 """Probes of whole runs: while they train, of a finished one by the command, of published weights, and bad flags."""
 
-import io
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from tests import tiny
 from tests.tasks.test_masked_autoencoder import get_config
@@ -24,7 +21,7 @@ NAMES = {"knn_accuracy", "shot1_accuracy", "shot5_accuracy", "shot10_accuracy", 
 
 def start(workdir: Path, *overrides: str) -> train.Result:
     """A masked autoencoder, whose own loss reads no label."""
-    return train.train(config.from_dict(get_config(), overrides), workdir, Console(file=io.StringIO()))
+    return tiny.train_quietly(get_config(), workdir, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +51,7 @@ def test_probes_change_nothing_of_a_run_without_labels_and_resume_exactly(tmp_pa
     assert {key for key in tiny.result(tmp_path / "probed") if key.startswith("test/")} == {
         f"test/{name}" for name in (*NAMES, "loss")
     }
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.interrupt_at(11, signal.SIGTERM, patch)
-        assert start(tmp_path / "resumed", *PROBED).exit_code == 143
-    assert start(tmp_path / "resumed", *PROBED).finished
-    tiny.assert_same_run(tmp_path / "resumed", tmp_path / "probed")
+    tiny.assert_resumes(lambda workdir: start(workdir, *PROBED), tmp_path / "resumed", tmp_path / "probed")
 
 
 def test_the_command_finds_what_the_run_found(copied, capsys):

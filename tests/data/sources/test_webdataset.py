@@ -5,9 +5,7 @@ import http.server
 import importlib.util
 import io
 import pickle
-import signal
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import fsspec
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from tests import tiny
 from tests.data import shards
+from tests.serving import running
 from vit_jax import config, sharding, tasks, train
 from vit_jax.command import UserError
 from vit_jax.data import Settings, open_data
@@ -131,19 +129,15 @@ def test_streamed_and_cached_batches_are_those_of_seed_and_step(root):
 
 @pytest.mark.slow
 def test_a_streamed_run_resumes_exactly(root, tmp_path):
-    def start(workdir: Path) -> int:
+    def start(workdir: Path) -> train.Result:
         c = tiny.get_config("cnn")
         c.data.update(name=f"webdataset/{root}", validation="none", cache="none")
         c.train.update(batch_size=4, steps=9)
         c.log.report = False
-        return train.train(config.from_dict(c), workdir, Console(file=io.StringIO())).exit_code
+        return tiny.train_quietly(c, workdir)
 
-    assert start(tmp_path / "whole") == 0
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.interrupt_at(5, signal.SIGTERM, patch)
-        assert start(tmp_path / "resumed") == 143
-    assert start(tmp_path / "resumed") == 0
-    tiny.assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+    assert start(tmp_path / "whole").exit_code == 0
+    tiny.assert_resumes(start, tmp_path / "resumed", tmp_path / "whole", at=5)
 
 
 class Parts(http.server.SimpleHTTPRequestHandler):
@@ -173,13 +167,9 @@ class Parts(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(root) -> Iterator[http.server.ThreadingHTTPServer]:
     handler = functools.partial(Parts, directory=str(root.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with running(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         server.parts, server.asked = True, []
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @NEEDS_HTTP
