@@ -208,6 +208,17 @@ def test_logits_are_those_of_the_windows_that_show_a_pixel(state):
     np.testing.assert_allclose(found[:, 4:8], (upper[:, 4:] + lower[:, :4]) / 2, rtol=1e-4, atol=1e-5)
 
 
+def test_the_logits_of_a_whole_image_lie_over_their_places():
+    """Means of 32 x 32 pixels of a slope give the slope back, though 32 does not divide the image's height of 116."""
+    seen = task_of(evaluation="whole")
+    seen._apply = lambda variables, x: x.reshape(1, -1, 32, x.shape[2] // 32, 32, 3).mean(axis=(2, 4))
+    slope = np.broadcast_to(np.arange(116, dtype=np.uint8)[None, :, None, None], (1, 116, 70, 3))
+    found = np.asarray(seen.predict({}, jnp.asarray(slope)))
+    assert found.shape == (1, 116, 70, K)
+    expected = np.asarray(augment.eval_view(VIEW, jnp.asarray(slope)))[:, 16:80]
+    np.testing.assert_allclose(found[:, 16:80], expected, atol=1e-4)
+
+
 def test_what_cannot_be_built():
     with pytest.raises(UserError, match="mixup.*masks"):
         task_of(dataclasses.replace(VIEW, mixup=0.5))

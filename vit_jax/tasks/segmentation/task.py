@@ -27,6 +27,7 @@ from vit_jax.tasks.segmentation import losses
 from vit_jax.tasks.segmentation.evaluation import DETAILS, PICTURE, SHOWN, MaskEvaluator
 from vit_jax.trees import PyTree
 
+STRIDE = 32  # pixels from place to place of a CNN's last map
 SCALES = (0.75, 1.0, 1.25)  # of an image, with evaluate.tta=flip_scales
 OF_STAGES = ("fpn", "vt_fpn")  # decoders that read the maps of a CNN's stages
 _PYRAMID = "task.decoder=fpn or task.decoder=vt_fpn or task.decoder=simple_pyramid or task.decoder=mask_transformer"
@@ -185,7 +186,14 @@ class Segmentation(Task):
         return augment.eval_view(dataclasses.replace(settings, resize=resize), images)
 
     def _logits(self, variables: PyTree, seen: Float[Array, "n H W c"]) -> Float[Array, "n h w k"]:
-        return (self._in_windows if self.settings.evaluation == "windows" else self._apply)(variables, seen)
+        ways = {"resized": self._apply, "whole": self._whole, "windows": self._in_windows}
+        return ways[self.settings.evaluation](variables, seen)
+
+    def _whole(self, variables: PyTree, seen: Float[Array, "n H W c"]) -> Float[Array, "n H W k"]:
+        """The edge goes on to a multiple of `STRIDE`: else the maps of a pyramid would be stretched over each other."""
+        _, h, w, _ = seen.shape
+        padded = jnp.pad(seen, ((0, 0), (0, -h % STRIDE), (0, -w % STRIDE), (0, 0)), "edge")
+        return upsampled(self._apply(variables, padded), padded.shape[1:3])[:, :h, :w]
 
     def _apply(self, variables: PyTree, images: Float[Array, "n H W c"]) -> Float[Array, "n h w k"]:
         found = self.module.apply(variables, images, train=False)
