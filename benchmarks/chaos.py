@@ -353,7 +353,8 @@ def disturb(config: str, faults: Sequence[str], n: int, seed: int, folder: Path)
         verdict = "equal" if found.equal else "NOT EQUAL" if found.survived else "FAILED"
         print(f"{i + 1}/{n} {found.fault}: {verdict}, {found.steps_lost} steps lost", file=sys.stderr, flush=True)
         if not found.equal:
-            print("\n".join(found.said[-30:]), file=sys.stderr, flush=True)
+            fault = next((i for i, line in enumerate(found.said) if "Traceback" in line), max(0, len(found.said) - 30))
+            print("\n".join(found.said[fault : fault + 30]), file=sys.stderr, flush=True)
     return outcomes
 
 
