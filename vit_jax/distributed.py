@@ -64,6 +64,7 @@ def joined() -> Iterator[None]:
     _join(launch)
     try:
         yield  # after an error nobody waits here: JAX's exit handler does, for SHUTDOWN_SECONDS
+        multihost_utils.sync_global_devices("done")  # the first one may take long to write the results
     except jax.errors.JaxRuntimeError as error:
         if not any(sign in str(error) for sign in LOST_PROCESS):
             raise
@@ -71,7 +72,6 @@ def joined() -> Iterator[None]:
         raise Failure(
             f"another process of this launch was lost ({said}); start all again: they go on from the last checkpoint"
         ) from error
-    multihost_utils.sync_global_devices("done")  # the first one may take long to write the results
 
 
 def find(environment: Mapping[str, str], *, on_tpu: bool | None = None) -> Launch | None:
