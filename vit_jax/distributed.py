@@ -35,7 +35,7 @@ PATIENCE_SECONDS, MEETING_SECONDS = 30, 300
 # Other machines may see a new file that late: NFS keeps what it knows of a folder for at most 60 seconds.
 FOLDER_SECONDS = 60
 # What JAX says in the middle of a sum over processes, of which one is gone: on CPUs, on GPUs, by its coordinator.
-LOST_PROCESS = ("Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "coordination service")
+LOST_PROCESS = re.compile("(Gloo|NCCL|coordination service).*(onnection|remote process|heartbeat)", re.DOTALL)
 LONGEST = 2000  # bytes of what a process tells the others
 
 
@@ -65,8 +65,10 @@ def joined() -> Iterator[None]:
     try:
         yield  # after an error nobody waits here: JAX's exit handler does, for SHUTDOWN_SECONDS
         multihost_utils.sync_global_devices("done")  # the first one may take long to write the results
-    except jax.errors.JaxRuntimeError as error:
-        if not any(sign in str(error) for sign in LOST_PROCESS):
+    except UserError:
+        raise
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if not LOST_PROCESS.search(str(error)):
             raise
         said = str(error).splitlines()[0]
         raise Failure(

@@ -110,7 +110,7 @@ def _compared(predictor: inference.Predictor) -> dict[str, Any]:
     return {
         "models": {name: value for name, value in given.model.items() if not name.endswith(TRAINING_ALONE)},
         "classes": predictor.class_names,
-        "preprocessing": (predictor.preprocessing, given.augment.mean),
+        "preprocessing": (predictor.preprocessing, given.augment.mean, given.augment.std),
         "data (config group data)": [getattr(given.data, name) for name in IMAGES],
     }
 

@@ -39,8 +39,8 @@ MISTAKEN: tuple[tuple[bytes, str], ...] = (
     (b"\x89HDF", "is HDF5 (Keras); convert it to .safetensors or .npz"),
     (b"\x93NUMPY", "is a single array (.npy); save all arrays by name with numpy.savez"),
 )
-# What zipfile, zlib and numpy raise for a damaged file. RuntimeError: encrypted; NotImplementedError: compression.
-# What archives, and headers of arrays in them that are no Python literal, are refused with.
+# What zipfile, zlib and numpy raise for a damaged file. RuntimeError: encrypted; NotImplementedError: compression;
+# TokenError, SyntaxError: the header of an array is no Python literal.
 DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError, OSError),
     *(tokenize.TokenError, SyntaxError),

@@ -148,7 +148,7 @@ class Task:
 
     def __init__(self, settings: Any, parts: Parts) -> None:
         if parts.tta not in self.views:
-            raise UserError(f"evaluate.tta={parts.tta} is of another task; choose from {', '.join(self.views)}")
+            raise UserError(f"evaluate.tta={parts.tta} is not known to this task; choose from {', '.join(self.views)}")
         self.settings, self.parts = settings, parts
         self.module: nn.Module = parts.model  # all that has gradients: the backbone and what stands on it
         self.constants: Mapping[str, PyTree] = {}  # arrays that the loss reads and no step changes

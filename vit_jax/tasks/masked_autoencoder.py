@@ -140,6 +140,12 @@ class MaskedAutoencoder(Task):
                 f"model.patch_size={parts.model.patch_size} leaves one patch, so that none can be hidden; halve it"
             )
 
+        if settings.normalize_patches and math.prod(self.patch_size) * parts.image_shape[2] == 1:
+            raise UserError(
+                "task.normalize_patches=True divides by the deviation of a patch, and a patch of one pixel and one "
+                "channel has none; choose a larger model.patch_size"
+            )
+
     @classmethod
     def check(cls, settings: "MaskedAutoencoder.Settings", model: Mapping[str, Any], distill: Distill) -> None:
         """Raises `UserError` for a model that cannot leave out patches, or whose head would not train."""
@@ -240,7 +246,7 @@ class MaskedAutoencoder(Task):
         guessed = (values - 1) / values  # by the deviation that `target` divides by
         if self.settings.normalize_patches and 0.98 * guessed < loss < math.inf:
             return [
-                f"the training loss {loss:.3f} is still about {guessed:.3f}, that of painting each patch in its mean "
+                f"the training loss {loss:.3f} is not below {guessed:.3f}, that of painting each patch in its mean "
                 "colour. Likely: the learning rate is much too low or too high, or it has had too few steps yet."
             ]
         return super().warnings(scalars)

@@ -98,8 +98,11 @@ class Segmentation(Task):
                 "task.evaluation='whole': the model's positions fit one size of image only; choose 'resized' or "
                 "'windows'"
             )
-        if settings.evaluation == "resized" and parts.tta == "flip_scales":
-            raise UserError("evaluate.tta=flip_scales needs images that are not resized: set task.evaluation=whole")
+        if parts.tta == "flip_scales" and (settings.evaluation != "whole" or hasattr(parts.model, "grid")):
+            raise UserError(
+                "evaluate.tta=flip_scales needs whole images of any size: choose a CNN with task.evaluation=whole, or "
+                "evaluate.tta=flip"
+            )
         self.module = decoders.Segmenter(parts.model, make_decoder(settings, k, parts.model))
 
     @classmethod
@@ -190,9 +193,10 @@ class Segmentation(Task):
         return ways[self.settings.evaluation](variables, seen)
 
     def _whole(self, variables: PyTree, seen: Float[Array, "n H W c"]) -> Float[Array, "n H W k"]:
-        """The edge goes on to a multiple of `STRIDE`: else the maps of a pyramid would be stretched over each other."""
+        """Of a CNN the edge goes on to a multiple of `STRIDE`: else its maps would be stretched over each other."""
         _, h, w, _ = seen.shape
-        padded = jnp.pad(seen, ((0, 0), (0, -h % STRIDE), (0, -w % STRIDE), (0, 0)), "edge")
+        stride = 1 if hasattr(self.parts.model, "grid") else STRIDE  # positions are of images of this size
+        padded = jnp.pad(seen, ((0, 0), (0, -h % stride), (0, -w % stride), (0, 0)), "edge")
         return upsampled(self._apply(variables, padded), padded.shape[1:3])[:, :h, :w]
 
     def _apply(self, variables: PyTree, images: Float[Array, "n H W c"]) -> Float[Array, "n h w k"]:
