@@ -131,7 +131,7 @@ def init_state(
     )
 
 
-def everything(params: PyTree) -> PyTree:
+def all_trainable(params: PyTree) -> PyTree:
     """True for each parameter."""
     return jax.tree.map(lambda _: True, params)
 
@@ -143,7 +143,7 @@ def make_train_step(
     *,
     seed: int,
     total_steps: int,
-    trainable: Callable[[PyTree], PyTree] = everything,
+    trainable: Callable[[PyTree], PyTree] = all_trainable,
     accumulate: int = 1,
     independent: bool = True,
     sam_rho: float = 0.0,
@@ -160,7 +160,7 @@ def make_train_step(
     counted; the step number advances all the same. So is one whose loss or gradient norm is more than `spike_sigmas`
     standard deviations above the mean of the last `RECENT` steps.
     """
-    whole = optax.with_extra_args_support(tx)
+    optimizer = optax.with_extra_args_support(tx)
     gradients = _accumulated(_make_gradients(task, seed, trainable), accumulate, independent)
     if sam_rho:
         gradients = _sharpness_aware(gradients, sam_rho)
@@ -172,7 +172,7 @@ def make_train_step(
         progress = jnp.full(rows.shape, done / steps, jnp.float32)
         grads, aux = gradients(state, {**batch, "row": rows, "progress": progress}, constants)
         lr = rate(done, steps)
-        directions, opt_state = whole.update(grads, state.opt_state, state.params, progress=done / steps)
+        directions, opt_state = optimizer.update(grads, state.opt_state, state.params, progress=done / steps)
         params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))
         new = state.replace(params=params, batch_stats=aux.batch_stats, opt_state=opt_state)
         if ema_decay:
@@ -211,7 +211,7 @@ def _accumulated(gradients: Gradients, m: int, independent: bool) -> Gradients:
     Part j takes the rows j, j + m, ...: each device then keeps the rows that it has.
 
     From the gradients of two batch sizes, where the images are independent, come unbiased estimates of the squared
-    norm of the true gradient, and of the trace of the covariance of one image's (McCandlish et al. 2018,
+    norm of the true gradient, and of the trace of the covariance of one image's gradient (McCandlish et al. 2018,
     arXiv:1812.06162, appendix A.1): `grad_signal` and `grad_variance`. Averages of many steps, divided, are the
     gradient noise scale, in images.
     """
@@ -259,7 +259,7 @@ def _sharpness_aware(gradients: Gradients, rho: float) -> Gradients:
 
 
 def _guarded(old: TrainState, new: TrainState, values: list[Array], spike_sigmas: float) -> TrainState:
-    """The new state, or the old one if a value is not finite or, of the first two, spikes; the guard counts which."""
+    """The new state, or the old one if a value is not finite or, of the first two, spikes; the guard counts these."""
     good = jnp.isfinite(jnp.stack(values)).all()
     recent: dict[str, Array] = {}
     if spike_sigmas:
@@ -278,7 +278,7 @@ def _no_spikes() -> dict[str, Array]:
 def _calm(guard: dict[str, PyTree], values: Float[Array, "2"], sigmas: float) -> tuple[Array, dict[str, Array]]:
     """Whether no value is far above its last `RECENT` ones, and these with the values, cut off at the limit.
 
-    A level that is new for good is so taken for normal after a few steps. What is not finite is left out.
+    So values that stay at a new level count as normal after a few steps. What is not finite is left out.
     """
     recent, seen = guard["recent"], guard["seen"]
     mean, deviation = recent.mean(axis=1), jnp.maximum(recent.std(axis=1), 1e-2 * jnp.abs(recent.mean(axis=1)))

@@ -198,7 +198,8 @@ class ViT(TokenBackbone):
     distillation_token: bool = False  # DeiT's, after the class token
     registers: int = 0  # extra tokens that no pooling reads
     pos_embed: PosEmbed = "learned"
-    # The class token; gap, map, sequence: mean, attention over patches, weighted mean; token_gap; flatten; none.
+    # What the head reads. token: the class token; gap, map, sequence: the mean, attention over, the weighted mean of
+    # patches; token_gap: the class token beside the mean; flatten: all patches in a row; none: each patch for itself.
     pooling: Pooling = "token"
     norm_after_pooling: bool = False  # the last layer norm sees the pooled token, not each one before (timm's fc_norm)
     activation: Activation = "gelu"

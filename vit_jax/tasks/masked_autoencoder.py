@@ -1,4 +1,4 @@
-"""Masked autoencoding: an encoder sees a quarter of the patches, a decoder paints the others (He et al. 2022).
+"""Masked autoencoding: an encoder sees few of the patches, a decoder paints the others (He et al. 2022).
 
 Masked Autoencoders Are Scalable Vision Learners, arXiv:2111.06377.
 """
@@ -189,7 +189,7 @@ class MaskedAutoencoder(Task):
         return loss, Aux({}, {"loss": loss})
 
     def noise(self, keys: Array, shape: tuple[int, ...]) -> Float[Array, "n l"]:
-        """Which patches an image shows is a function of its key alone."""
+        """A number for each patch, by the image's key alone: the patches of the smallest numbers are shown."""
         return masking.noise(keys, self.parts.model.grid(shape))
 
     def predict(self, variables: PyTree, *inputs: Array, **options: Any) -> tuple[Array, Array]:
