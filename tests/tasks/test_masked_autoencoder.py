@@ -173,6 +173,6 @@ def test_the_encoder_starts_a_fine_tuning_run_and_gives_features(finished, tmp_p
     names = [
         name for name in ours if "['params']['Transformer']" in name and "opt_state" not in name and "ema" not in name
     ]
-    assert len(names) > 20
+    assert len(names) == 18  # of one block, and the last norm
     for name in names:
         np.testing.assert_allclose(ours[name], theirs[name.replace("['params']", "['ema']['params']", 1)], atol=1e-6)
