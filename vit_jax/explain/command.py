@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         _save(it, flags.out, flags.colours)
     except OSError as error:
         raise UserError(f"cannot write --out {flags.out}: {error.strerror or error}; give another file") from error
-    print("\n".join([*it.notes(), f"{flags.method}: {list(it.found.shape)} [{method.result}] in {flags.out}"]))
+    print("\n".join([*it.notes(), f"wrote {flags.out}: {flags.method}, {list(it.found.shape)} [{method.result}]"]))
     return command.DONE
 
 
