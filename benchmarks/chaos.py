@@ -216,9 +216,10 @@ class Chaos:
     def do_sidefile(self, process: Training, workdir: Path, outcome: Outcome) -> None:
         process.send_signal(signal.SIGKILL)
         process.end()
-        files = sorted(path for path in workdir.iterdir() if path.is_file())
-        path, change = self.rng.choice(files), self.rng.choice((flip, cut, remove))
-        outcome.said.append(f"chaos: {change(path, self.rng)}")
+        # None of a process that was killed before it had a folder.
+        if files := sorted(path for path in workdir.glob("*") if path.is_file()):
+            path, change = self.rng.choice(files), self.rng.choice((flip, cut, remove))
+            outcome.said.append(f"chaos: {change(path, self.rng)}")
 
     def do_enospc(self, process: Training, workdir: Path, outcome: Outcome) -> None:
         _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)

@@ -68,6 +68,19 @@ def test_exit_codes(monkeypatch, capsys, outcome, code, printed):
     assert capsys.readouterr().err == printed
 
 
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(monkeypatch):
+    """As where stderr goes into a file on the full disk."""
+
+    def main(argv):
+        raise Failure("make room")
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with open("/dev/full", "w", buffering=1) as full, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "stderr", full)
+        command.run(main)
+    assert ended.value.code == 1
+
+
 def test_a_fault_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command"])
     with pytest.raises(ZeroDivisionError):

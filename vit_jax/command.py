@@ -63,7 +63,10 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def _say(mistake: object, code: int) -> int:
-    print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+    try:
+        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr, flush=True)
+    except OSError:  # a log on the full disk: what waits for it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
 
 
