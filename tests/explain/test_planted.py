@@ -162,7 +162,7 @@ def test_the_command_draws_every_method(method, photos, tmp_path, as_weights, ca
     picture = Image.open(out)
     assert min(picture.size) > 60 and len(picture.convert("RGB").getcolors(1 << 20)) > 8
     said = capsys.readouterr().out
-    assert f"{method}: [" in said and str(out) in said
+    assert f"{method}, [" in said and str(out) in said
     expected = {"norms": "0.00% of the tokens are artefacts", "distance": "block 1: ", "grad_cam": "image 1: "}
     assert expected.get(method, "") in said
 
