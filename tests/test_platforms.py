@@ -65,7 +65,9 @@ import jax
 from vit_jax import platforms
 if sys.argv[2] == "late":
     jax.devices()
-found = platforms.device_per_core([int(number) for number in sys.argv[3:]])
+found = platforms.divisible([int(number) for number in sys.argv[3:]])
+if found > 1:
+    platforms.divide(found)
 total = jax.jit(lambda x: x.sum(0), out_shardings=jax.sharding.PartitionSpec())
 with jax.set_mesh(jax.make_mesh((found,), ("data",))):
     x = jax.device_put(jax.numpy.arange(24.0), jax.sharding.PartitionSpec("data"))
@@ -108,7 +110,7 @@ def test_flags_that_simulate_devices_stay():
 
 def test_a_core_has_a_part_of_each_batch(monkeypatch):
     asked = []
-    monkeypatch.setattr(platforms, "device_per_core", lambda multiples: asked.append(list(multiples)))
+    monkeypatch.setattr(platforms, "divisible", lambda multiples: asked.append(list(multiples)) or 1)
     digits = config.load("configs/digits.py", ["train.batch_size=64"])
     halves = config.load("configs/digits.py", ["train.batch_size=64", "train.accumulate=4"])
     use_every_core([digits, halves])

@@ -23,8 +23,7 @@ def keep_compiled() -> Path:
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = cache / "vit_jax" / "compiled" / f"{platform.machine()}-{_instructions()}"
+    folder = user_cache() / "compiled" / processor()
     os.environ[VARIABLE] = str(folder)  # which JAX reads when it is imported
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))
@@ -50,9 +49,14 @@ def keeping(wanted: bool) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _instructions() -> str:
-    """What this processor can do, in eight hexadecimal digits."""
+def user_cache() -> Path:
+    """The folder of what this library found out and may forget."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_jax"
+
+
+def processor() -> str:
+    """Its family, and what it can do, in eight hexadecimal digits: x86_64-1f2e3d4c."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     known = sorted({line for line in lines if line.startswith(("flags", "Features", "model name")) or len(lines) == 1})
-    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{hashlib.sha256(chr(10).join(known).encode()).hexdigest()[:8]}"

@@ -16,8 +16,8 @@ from vit_jax.command import UserError
 from vit_jax.config import Config
 from vit_jax.report import page as report
 from vit_jax.train import Result, train
-from vit_jax.train.devices import prefer_determinism, use_every_core
-from vit_jax.workdir import default_workdir
+from vit_jax.train.devices import prefer_determinism, use_fastest
+from vit_jax.workdir import Workdir, default_workdir
 
 # `configs/x.py:arg`, a `config.json`, or what a config file returns.
 Given: TypeAlias = str | Path | Config | ConfigDict | Mapping[str, Any]
@@ -46,7 +46,7 @@ def start(
         raise UserError("a configuration that is no file does not name its folder; give workdir, e.g. 'runs/first'")
     config.check_effect([settings], overrides)
     prefer_determinism(settings)
-    use_every_core([settings])
+    use_fastest(settings, Workdir(Path(workdir)), console or Console(highlight=False))
     with distributed.joined():
         result = train(settings, Path(workdir), console)
         if settings.log.report and result.data is not None and jax.process_index() == 0:

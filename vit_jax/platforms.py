@@ -48,13 +48,13 @@ def cpu_units() -> set[str]:
     return {unit for line in lines if line.startswith("flags") for unit in line.partition(":")[2].split()}
 
 
-def device_per_core(multiples: Iterable[int]) -> int:
-    """Makes JAX see each core as a device, over which data-parallel training divides a batch; the number of devices.
+def divisible(multiples: Iterable[int]) -> int:
+    """The number of cores of which `divide` can make devices for data-parallel training; 1 where it cannot.
 
     XLA's threads share the work of a large product, and of little else; side by side, the cores do everything at once
-    (1.05 to 1.5 times as fast on two, docs/performance.md). It stays at one device where the number of cores does not
+    (0.85 to 1.5 times as fast on two, docs/performance.md). It stays at one device where the number of cores does not
     divide each of `multiples`, above `CORES_AT_MOST`, outside Linux (whose machines have cores of one speed, mostly),
-    with an accelerator, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS decides. Call it before a device is touched.
+    with an accelerator, where JAX_NUM_CPU_DEVICES or XLA_FLAGS decides, and once devices were touched.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags or sys.platform != "linux" or has_accelerator():
@@ -62,13 +62,23 @@ def device_per_core(multiples: Iterable[int]) -> int:
     cores = len(os.sched_getaffinity(0))
     if not 1 < cores <= CORES_AT_MOST or any(number % cores for number in multiples):
         return 1
-    if "jax" in sys.modules:
-        try:
-            sys.modules["jax"].config.update("jax_num_cpu_devices", cores)
-        except RuntimeError:  # its devices are known already
-            return 1
+    return cores if _ask_for(cores) and _ask_for(-1) else 1  # -1: as before
+
+
+def _ask_for(devices: int) -> bool:
+    """Asks JAX, where it is imported, for so many devices of the CPU; whether it still listens."""
+    try:
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # its devices are known already
+        return False
+    return True
+
+
+def divide(cores: int) -> None:
+    """Makes JAX see each core as a device, where `divisible` said so; call it before a device is touched."""
+    _ask_for(cores)
     os.environ["JAX_NUM_CPU_DEVICES"] = str(cores)  # which JAX reads when it is imported
     # A core works on its own device's part alone, and waits for the others even if the machine was put to sleep.
     own = "--xla_cpu_multi_thread_eigen=false --xla_cpu_collective_call_terminate_timeout_seconds=1000000"
-    os.environ["XLA_FLAGS"] = f"{flags} {own}".strip()
-    return cores
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()

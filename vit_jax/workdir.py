@@ -240,6 +240,13 @@ class Workdir:
             return []
         return read_json(self.starts_file, list, "delete it: only the report reads it")
 
+    def device(self) -> str:
+        """On which devices the run was started last, as `sharding.device_name` calls them; "" if that is not known."""
+        try:
+            return str(self.starts()[-1]["device"]) if self.has_begun() else ""
+        except (UserError, LookupError, TypeError):
+            return ""
+
     def progress(self) -> dict[str, Any]:
         """What was known at the last checkpoint; {} before it, and of a run of an earlier version."""
         if not self.progress_file.is_file():

@@ -54,6 +54,7 @@ PATCHES, HEAD = {"patch_loss": 1.0}, "leave model.norm_after_pooling at its defa
         ("segmentation", {"decoder": "vt_fpn"}, "vit/mu16", {}, "reads the maps of a CNN's stages, which model 'vit/"),
         ("segmentation", MASKED, "vit/mu16", {}, "does not divide .* width 32"),
         ("masked_autoencoder", {}, "vit/mu16", {"pos_embed": "relative"}, "pos_embed='relative'"),
+        ("masked_autoencoder", {}, "vit/mu16", {"patch_dropout": 0.25}, "leave model.patch_dropout at 0"),
         ("masked_autoencoder", {}, "cnn/conv3", {}, "not of model 'cnn/conv3'"),
         ("masked_autoencoder", {}, "vit/mu16", {"pooling": "map"}, "leave model.pooling at its default"),
         ("masked_autoencoder", {}, "vit/mu16", {"pre_logits": 7}, "leave model.pre_logits at its default"),

@@ -150,6 +150,10 @@ class MaskedAutoencoder(Task):
     def check(cls, settings: "MaskedAutoencoder.Settings", model: Mapping[str, Any], distill: Distill) -> None:
         """Raises `UserError` for a model that cannot leave out patches, or whose head would not train."""
         cls.check_patches("masked_autoencoder", model)
+        if model["patch_dropout"]:
+            raise UserError(
+                "task 'masked_autoencoder' hides task.mask_ratio of the patches; leave model.patch_dropout at 0"
+            )
         head = {name: model[name] for name in ("pre_logits", "head_widths", "norm_after_pooling") if model[name]}
         if head or model["pooling"] == "map":
             raise UserError(
