@@ -9,8 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import REAL_DATA
-from tests.export.trained import images, trained
-from tests.models.small import SMALL
+from tests.export.trained import FAMILIES, images, trained
 from tests.test_extend import folder, no_leak, train  # noqa: F401 - fixtures
 from vit_jax import inference
 from vit_jax.export import command as exporting
@@ -35,7 +34,7 @@ assert not {"vit_jax", "flax", "optax"} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_agrees_in_onnxruntime(family, tmp_path):
     model = trained(family)
     found = export(model, "onnx", tmp_path / "model.onnx", images(3, model.predictor.preprocessing))
@@ -43,13 +42,13 @@ def test_each_family_agrees_in_onnxruntime(family, tmp_path):
 
 
 def test_each_family_agrees_where_jax_alone_is_imported(tmp_path):
-    for family in SMALL:
+    for family in FAMILIES:
         model = trained(family)
         given = images(3, model.predictor.preprocessing)
         export(model, "stablehlo", tmp_path / family / "model.stablehlo", given)
         normalised = open_exported(tmp_path / family).given(given)
         np.savez(tmp_path / family / "given.npz", images=normalised, expected=model(given))
-    folders = [str(tmp_path / family) for family in SMALL]
+    folders = [str(tmp_path / family) for family in FAMILIES]
     done = subprocess.run([sys.executable, "-c", ALONE, *folders], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from tests.models.small import SMALL
+from tests.models.small import SMALL, VIT
 from vit_jax import config, models, step, trees
 from vit_jax.augment import input_shape
 from vit_jax.data import Preprocessing
@@ -12,12 +12,29 @@ from vit_jax.export.graph import Trained
 from vit_jax.inference import Predictor
 
 SIZE = (32, 48)  # of the images that the models get
+FOR_SMALL_DATA = {
+    "small_vit": (
+        "small_vit",
+        {
+            **VIT,
+            "patch_size": (8,),
+            "mlp_dim": 11,
+            "shifted_patches": True,
+            "learned_temperature": True,
+            "mask_self": True,
+            "mlp_conv": 3,
+        },
+    ),
+    "conv_stem": ("conv_stem/4-128", {**VIT, "mlp_dim": 11, "widths": (4, 6)}),
+    "whitened_cnn": ("whitened_cnn/airbench94", {"widths": (6, 8, 8)}),
+}
+FAMILIES = SMALL | FOR_SMALL_DATA
 NAMES = ("ant", "bée", "cat", "dog", "emu")
 
 
 def trained(family: str, classes: int = 5, resize: tuple[int, ...] = (), **fields) -> Trained:
-    """A model of `SMALL`; with `resize` its images are smaller, and resized on the device."""
-    name, sizes = SMALL[family]
+    """A model of `FAMILIES`; with `resize` its images are smaller, and resized on the device."""
+    name, sizes = FAMILIES[family]
     given = models.settings(name, num_classes=classes, **sizes | fields)
     views = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25), "resize": resize}
     prepared = config.from_dict({"model": given, "augment": views}, [])
