@@ -142,6 +142,26 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line(module):
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+INTERRUPTED_IN_A_CALLBACK = """
+import gc, os, signal, time
+from vit_jax import command
+
+def main(argv):
+    gc.callbacks.append(lambda phase, info: (gc.callbacks.clear(), os.kill(os.getpid(), signal.SIGINT)))
+    gc.collect()
+    time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+command.run(main)
+"""
+
+
+def test_ctrl_c_is_not_lost_where_python_ignores_what_is_raised():
+    words = [sys.executable, "-c", INTERRUPTED_IN_A_CALLBACK]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_only_a_command_of_ours_ends_at_once():
     assert interrupt.is_command(["python", "-m", "vit_jax.main", "--config", "x"])
     assert interrupt.is_command(["/usr/bin/python3", "/opt/bin/vit_jax", "train"])

@@ -62,15 +62,21 @@ def test_one_process_waits_for_nobody(environment):
     assert distributed.find(environment, on_tpu=False) is None
 
 
+LOST = jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection reset by peer\nx")
+
+
+def while_closing(error: Exception, before: Exception) -> Exception:
+    error.__context__ = before
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
-        (
-            jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection reset by peer\nx"),
-            Failure,
-            "was lost .*peer.; st",
-        ),
+        (LOST, Failure, "was lost .*peer.; st"),
         (ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection closed"), Failure, "was lost"),
+        (while_closing(RuntimeError("the rest"), LOST), Failure, "was lost .*reset by peer.; st"),
+        (while_closing(UserError("the rest"), LOST), UserError, "the rest"),
         (jax.errors.JaxRuntimeError("NCCL: out of memory"), jax.errors.JaxRuntimeError, "out of memory"),
         (UserError("a Gloo Connection"), UserError, "a Gloo"),
     ],

@@ -67,13 +67,20 @@ def joined() -> Iterator[None]:
         multihost_utils.sync_global_devices("done")  # the first one may take long to write the results
     except UserError:
         raise
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not LOST_PROCESS.search(str(error)):
+    except Exception as error:
+        said = _lost_process(error)
+        if not said:
             raise
-        said = str(error).splitlines()[0]
         raise Failure(
             f"another process of this launch was lost ({said}); start all again: they go on from the last checkpoint"
         ) from error
+
+
+def _lost_process(error: BaseException | None) -> str:
+    """What JAX said of a lost process, here or before this error, which cleaning up may have raised; else ""."""
+    while error is not None and not LOST_PROCESS.search(str(error)):
+        error = error.__cause__ or error.__context__
+    return str(error).splitlines()[0] if error is not None else ""
 
 
 def find(environment: Mapping[str, str], *, on_tpu: bool | None = None) -> Launch | None:

@@ -22,9 +22,21 @@ def end_at_once() -> None:
 
 
 def raise_again() -> None:
-    """From now on Ctrl-C raises `KeyboardInterrupt`, as it does in any Python program."""
+    """From now on Ctrl-C raises `KeyboardInterrupt`, as it does in any Python program.
+
+    Where Python ignores what is raised, in a callback of its garbage collector (JAX has one), it is raised again.
+    """
+    sys.unraisablehook = _unraisable
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, _raise)
+
+
+def _unraisable(ignored: "sys.UnraisableHookArgs") -> None:
+    if ignored.exc_type is not KeyboardInterrupt:
+        return sys.__unraisablehook__(ignored)
+    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def _end(number: int, frame: FrameType | None) -> None:
