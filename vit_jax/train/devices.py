@@ -18,7 +18,7 @@ from vit_jax.data.batching import steps_per_epoch
 from vit_jax.files import write_atomically
 from vit_jax.train.experiment import make_task, with_data
 from vit_jax.train.flops import flops_per_step
-from vit_jax.train.inputs import num_steps
+from vit_jax.train.inputs import check_data, num_steps
 from vit_jax.train.start import default_size
 from vit_jax.train.timing import time_devices
 from vit_jax.workdir import Workdir
@@ -67,21 +67,23 @@ def _fastest(given: Config, cores: int, console: Console) -> int:
     """1 or `cores`; `cores` where it does not pay to find out."""
     try:
         data = open_data(given.data, default_size(given, None))
-        file = _remembered(given, data, cores)
-        if not (file.is_file() or _is_long(given, data)):
+        check_data(given, data)
+        seconds = _read(file := _remembered(given, data, cores))
+        if not (seconds or _is_long(given, data)):
             return cores
     except UserError:  # which the start will say
         return cores
-    seconds = _read(file)
     if not seconds:
-        console.print(f"Steps on 1 device and on {cores}, one a core, are timed, once for this model.", soft_wrap=True)
+        console.print(f"Timing steps on 1 device and on {cores}, once for such a model and batch ...", soft_wrap=True)
         seconds = time_devices(given, (1, cores))
-        _write(file, seconds)
     if set(seconds) != {1, cores}:
+        console.print(f"They cannot be timed here: {cores} devices are taken", soft_wrap=True)
         return cores
+    _write(file, seconds)
     fastest = min(seconds, key=lambda devices: seconds[devices])
     times = " and ".join(f"{1000 * time:.3g} ms on {devices}" for devices, time in seconds.items())
-    console.print(f"A step takes {times} devices of this CPU: it is {fastest}", soft_wrap=True)
+    taken = "1 is taken" if fastest == 1 else f"{cores} are taken, one a core"
+    console.print(f"A step takes {times} devices of this CPU: {taken}", soft_wrap=True)
     return fastest
 
 
@@ -99,9 +101,9 @@ def _is_long(given: Config, data: Data) -> bool:
 
 def _remembered(given: Config, data: Data, cores: int) -> Path:
     """The file of this machine, and of all that the time of a step depends on most."""
-    train, shape = given.train, data.preprocessing.shape
-    kind = [given.model, given.task, train.batch_size, train.accumulate, shape, len(data.class_names)]
-    text = json.dumps([kind, cores, given.optim.name, version("jaxlib")], sort_keys=True, default=str)
+    train, sizes = given.train, [data.preprocessing.shape, given.augment.resize, len(data.class_names)]
+    kind = [given.model, given.task, train.batch_size, train.accumulate, sizes, given.optim.name]
+    text = json.dumps([kind, cores, version("jaxlib")], sort_keys=True, default=str)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     return compilation.user_cache() / "devices" / compilation.processor() / f"{name}.json"
 
