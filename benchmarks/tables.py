@@ -21,7 +21,7 @@ from vit_jax.command import UserError
 PAGES = (REPOSITORY / "docs" / "performance.md", REPOSITORY / "docs" / "results.md")
 VOID_BELOW = 650.0  # TFLOP/s of an H200 in bfloat16: something else used a slower one, and its MFU is void
 CASE = ("model", "mode", "dtype", "batch_size", "image_size", "overrides", "data")
-KEY = (*CASE, "device", "cores_used", "jax", "xla_flags", "contender", "threads", "workers", "cache")
+KEY = (*CASE, "device", "cpu_units", "cores_used", "jax", "xla_flags", "contender", "threads", "workers", "cache")
 ORDER = ("device", "model", "mode", "dtype", "batch_size", "contender", "cache", "jax", "date")
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}
 FORMS = {

@@ -19,7 +19,7 @@ from vit_jax import command, config, platforms, sharding
 from vit_jax.config import Config
 from vit_jax.train.experiment import Experiment, set_up
 
-ROUNDS, STEPS = 3, 2  # the processes take turns of so many steps; the median of the turns counts
+ROUNDS = 3  # the processes take turns of one step; the median counts
 PATIENCE = 180  # seconds for everything; a machine that is slower trains too long to be kept waiting
 SOME_STEPS = 1000  # of a run whose number of steps a clock decides
 
@@ -72,7 +72,7 @@ def _hear(worker: subprocess.Popen[str]) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    """A worker: reads a configuration, then does `STEPS` steps for each line, and says how many seconds a step took."""
+    """A worker: reads a configuration, does a step, and one more for each line; it says how many seconds each took."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no answer
     if (devices := int(argv[0])) > 1:
@@ -96,14 +96,11 @@ def _steps(built: Experiment) -> Iterator[float]:
     batch, constants = (_zeros(spec, place) for spec, place in zip(built.arguments[1:], places, strict=True))
     if not built.total_steps:
         constants["total_steps"] = jax.device_put(jnp.int32(SOME_STEPS), everywhere)
-    steps = 1
     while True:
         began = time.perf_counter()
-        for _ in range(steps):
-            state, metrics = built.train_step(state, batch, constants)
+        state, metrics = built.train_step(state, batch, constants)
         jax.block_until_ready((state, metrics))
-        yield (time.perf_counter() - began) / steps
-        steps = STEPS
+        yield time.perf_counter() - began
 
 
 def _zeros(spec: dict[str, jax.ShapeDtypeStruct], place: NamedSharding) -> dict[str, jax.Array]:
