@@ -23,7 +23,8 @@ def keep_compiled() -> Path:
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE])
-    folder = user_cache() / "compiled" / processor()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "vit_jax" / "compiled" / processor()
     os.environ[VARIABLE] = str(folder)  # which JAX reads when it is imported
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))
@@ -49,13 +50,8 @@ def keeping(wanted: bool) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def user_cache() -> Path:
-    """The folder of what this library found out and may forget."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_jax"
-
-
 def processor() -> str:
-    """Its family, and what it can do, in eight hexadecimal digits: x86_64-1f2e3d4c."""
+    """This machine's: its family, and what it can do in eight hexadecimal digits, x86_64-1f2e3d4c."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     known = sorted({line for line in lines if line.startswith(("flags", "Features", "model name")) or len(lines) == 1})

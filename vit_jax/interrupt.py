@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 EXIT_CODE = 128 + signal.SIGINT
@@ -26,17 +27,20 @@ def raise_again() -> None:
 
     Where Python ignores what is raised, in a callback of its garbage collector (JAX has one), it is raised again.
     """
-    sys.unraisablehook = _unraisable
+    global _others
+    if sys.unraisablehook is not _unraisable:
+        _others, sys.unraisablehook = sys.unraisablehook, _unraisable
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, _raise)
 
 
 def _unraisable(ignored: "sys.UnraisableHookArgs") -> None:
-    if ignored.exc_type is not KeyboardInterrupt:
-        return sys.__unraisablehook__(ignored)
-    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
-    again.daemon = True
-    again.start()
+    if ignored.exc_type is KeyboardInterrupt:
+        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        _others(ignored)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -45,3 +49,4 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 _raise = signal.default_int_handler
+_others: Callable[["sys.UnraisableHookArgs"], object] = sys.unraisablehook  # who is told of other exceptions

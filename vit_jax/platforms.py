@@ -62,22 +62,28 @@ def divisible(multiples: Iterable[int]) -> int:
     cores = len(os.sched_getaffinity(0))
     if not 1 < cores <= CORES_AT_MOST or any(number % cores for number in multiples):
         return 1
-    return cores if _ask_for(cores) and _ask_for(-1) else 1  # -1: as before
+    return cores if _jax_listens(cores) else 1
 
 
-def _ask_for(devices: int) -> bool:
-    """Asks JAX, where it is imported, for so many devices of the CPU; whether it still listens."""
+def _jax_listens(cores: int) -> bool:
+    """Whether JAX would still make so many devices of the CPU, and nobody else has asked it for a number."""
+    if "jax" not in sys.modules:
+        return True
+    config = sys.modules["jax"].config
+    if (unset := config.jax_num_cpu_devices) != -1:
+        return False
     try:
-        if "jax" in sys.modules:
-            sys.modules["jax"].config.update("jax_num_cpu_devices", devices)
+        config.update("jax_num_cpu_devices", cores)
     except RuntimeError:  # its devices are known already
         return False
+    config.update("jax_num_cpu_devices", unset)
     return True
 
 
 def divide(cores: int) -> None:
     """Makes JAX see each core as a device, where `divisible` said so; call it before a device is touched."""
-    _ask_for(cores)
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_num_cpu_devices", cores)
     os.environ["JAX_NUM_CPU_DEVICES"] = str(cores)  # which JAX reads when it is imported
     # A core works on its own device's part alone, and waits for the others even if the machine was put to sleep.
     own = "--xla_cpu_multi_thread_eigen=false --xla_cpu_collective_call_terminate_timeout_seconds=1000000"

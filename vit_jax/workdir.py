@@ -238,7 +238,7 @@ class Workdir:
         """What was noted at each start, the first one first; [] of a run of an earlier version."""
         if not self.starts_file.is_file():
             return []
-        return read_json(self.starts_file, list, "delete it: only the report reads it")
+        return read_json(self.starts_file, list, "delete it: the report reads it, and a start to know its devices")
 
     def device(self) -> str:
         """On which devices the run was started last, as `sharding.device_name` calls them; "" if that is not known."""
