@@ -22,9 +22,11 @@ from benchmarks.step import finished_run
 from vit_jax import command, compare, config
 from vit_jax.command import UserError
 from vit_jax.config.sweep import file_name
+from vit_jax.report.frontier import training_flops
 
 PUBLISHED = Path(__file__).parent / "published.csv"
-KEPT = ("steps", "seconds", "images_per_second", "energy_kwh", "device", "parameters", "flops_per_image", "warnings")
+COUNTED = ("parameters", "flops_per_image", "training_flops")
+KEPT = ("steps", "seconds", "images_per_second", "energy_kwh", "device", *COUNTED, "warnings")
 SHOWN = ("parameters", "flops_per_image", "seconds", "test/accuracy", "test/f1_macro", "test/ece")
 Row = Mapping[str, Any]
 
@@ -44,7 +46,7 @@ def keep_run(workdir: Path, spec: str, overrides: Sequence[str], folder: Path = 
     found = json.loads(path.read_text())
     about = {"spec": spec, "overrides": overrides, "date": _day(path), "versions": describe()["versions"]}
     metrics = {key: value for key, value in found.items() if "/" in key}
-    kept = {key: found[key] for key in KEPT}
+    kept = {key: found[key] for key in KEPT if key in found}  # an earlier version counted no FLOPs of training
     name = "-".join([Path(spec.partition(":")[0]).stem, spec.partition(":")[2], *overrides])
     place = "cpu" if "CPU" in found["device"] else re.sub(r"\W+", "-", in_table(found["device"])).strip("-").lower()
     content = {**about, **kept, **metrics, "config": config.to_dict(given)}
@@ -103,7 +105,8 @@ def _run(row: Row, result: Row) -> Row:
         training = f"{result['steps'] * settings['batch_size']:,} images"
     called = " ".join([row["config"], *(f"--config.{text}" for text in result["overrides"])])
     about = {"percent": 100 * result["test/accuracy"], "device": in_table(result["device"])}
-    return {**row, **about, "seconds": result["seconds"], "training": training, "command": called}
+    about |= {"seconds": result["seconds"], "flops": training_flops(result)}
+    return {**row, **about, "training": training, "command": called}
 
 
 def waiting(folder: Path = RESULTS) -> list[Row]:

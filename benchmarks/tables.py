@@ -76,8 +76,8 @@ TABLES = {
     "textbook's step>{textbook[step_seconds]:exact ms} | "
     "ours>{ours[step_seconds]:exact ms} | ours / textbook>{step_seconds_ratio:.3f} | "
     "textbook's memory>{textbook[memory]:bytes} | ours>{ours[memory]:bytes} | date>{date}",
-    "runs": "model={model} | published={published} | here=**{percent:.2f}** | training={training} | device={device} | "
-    f"time={{seconds:time}} | {COMMAND}=`{{command}}`",
+    "runs": "model={model} | published={published} | here=**{percent:.2f}** | training={training} | "
+    f"FLOPs>{{flops:.1e}} | device={{device}} | time={{seconds:time}} | {COMMAND}=`{{command}}`",
     "waiting": f"data={{section}} | model={{model}} | published={{published}} | waits for={{waits_for}} | "
     f"{COMMAND}=`{{config}}`",
 }

@@ -86,14 +86,18 @@ def _result(file: Path) -> dict[str, Any] | None:
 
 
 def _point(result: Mapping[str, Any]) -> Point:
-    given = result["config"]
-    batch, passes = given["train"]["batch_size"], 6 if given["optim"].get("sam_rho") else 3
-    flops = result.get("training_flops") or passes * result["flops_per_image"] * result["steps"] * batch
-    name = given["model"]["name"]
+    name = result["config"]["model"]["name"]
     kind = "CNN" if name.partition("/")[0] in CNNS else "ViT"
     about = result.get("spec") or result.get("workdir", "")
     label = Path(str(about)).name.partition(".py:")[2] or Path(str(about)).name or name
-    return Point(label, kind, float(flops), result["test/accuracy"], True, str(about))
+    return Point(label, kind, training_flops(result), result["test/accuracy"], True, str(about))
+
+
+def training_flops(result: Mapping[str, Any]) -> float:
+    """Of a run's training; by the rule above where the result of an earlier version does not say."""
+    given = result["config"]
+    batch, passes = given["train"]["batch_size"], 6 if given["optim"].get("sam_rho") else 3
+    return float(result.get("training_flops") or passes * result["flops_per_image"] * result["steps"] * batch)
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
