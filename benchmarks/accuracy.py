@@ -11,6 +11,7 @@ command finishes the comparison if it has to. Models, and the accuracy that thei
 import csv
 import json
 import re
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ def keep_comparison(name: str, words: Sequence[str], folder: Path = RESULTS) -> 
     out = Path(words[words.index("--out") + 1])
     newest = max(out.glob("*/result.json"), key=lambda path: path.stat().st_mtime)
     content = {
-        "command": " ".join(["python -m vit_jax.compare", *words]),
+        "command": f"python -m vit_jax.compare {shlex.join(words)}",
         "date": _day(newest),
         "device": json.loads(newest.read_text())["device"],
         "versions": describe()["versions"],
