@@ -55,4 +55,5 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     known = sorted({line for line in lines if line.startswith(("flags", "Features", "model name")) or len(lines) == 1})
-    return f"{platform.machine()}-{hashlib.sha256(chr(10).join(known).encode()).hexdigest()[:8]}"
+    instructions = hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{instructions}"

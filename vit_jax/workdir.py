@@ -242,8 +242,10 @@ class Workdir:
 
     def device(self) -> str:
         """On which devices the run was started last, as `sharding.device_name` calls them; "" if that is not known."""
+        if self.manifest.fault(self.starts_file):
+            return ""
         try:
-            return str(self.starts()[-1]["device"]) if self.has_begun() else ""
+            return str(self.starts()[-1]["device"])
         except (UserError, LookupError, TypeError):
             return ""
 

@@ -55,7 +55,10 @@ def use_fastest(given: Config, workdir: Workdir, console: Console) -> None:
         return
     known = given.train.deterministic or given.init.weights or given.train.image_sizes
     if workdir.has_begun():
-        devices = 1 if workdir.device().startswith("1 x CPU") else cores
+        if not (before := workdir.device()):
+            text = f"On how many devices this run began is not known: it goes on with {cores}, one for each core"
+            console.print(text, soft_wrap=True)
+        devices = 1 if before.startswith("1 x CPU") else cores
     else:
         devices = cores if known else _fastest(given, workdir, cores, console)
     if devices == cores:
@@ -91,7 +94,7 @@ def _fastest(given: Config, workdir: Workdir, cores: int, console: Console) -> i
     if not seconds:
         return cores
     fastest = min(seconds, key=lambda devices: seconds[devices])
-    times = " and ".join(f"{1000 * time:.3g} ms on {devices}" for devices, time in seconds.items())
+    times = " and ".join(f"{1000 * time:,.0f} ms on {devices}" for devices, time in seconds.items())
     used = "1 device" if fastest == 1 else f"{cores} devices, one for each core"
     console.print(f"A step takes {times} devices of this CPU: training uses {used}", soft_wrap=True)
     return fastest
