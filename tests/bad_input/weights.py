@@ -76,12 +76,19 @@ def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def npz(**members: bytes) -> bytes:
+def npz(method: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(content, "w", method) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
     return content.getvalue()
+
+
+def lzma_npz() -> bytes:
+    """Whose properties of the compression, five bytes after a version and a length, are none."""
+    whole = npz(zipfile.ZIP_LZMA, **{"a.npy": npy(FLOATS, bytes(8))})
+    at = whole.index(b"a.npy") + len("a.npy") + 4
+    return whole[:at] + b"\xff" + whole[at + 1 :]
 
 
 def npy(header: str, data: bytes = b"") -> bytes:
@@ -134,6 +141,7 @@ CASES = [
     Case(".npz", "cut in half", "is truncated or damaged", file("x.npz", lambda: plain_npz()[:9999])),
     Case(".npz", "its first kilobyte", "is truncated or damaged", file("x.npz", lambda: plain_npz()[:1000])),
     Case(".npz", "a flipped bit", "", file("x.npz", lambda: plain_npz().replace(b"NUMPY", b"NUMPX", 1))),
+    Case(".npz", "LZMA with properties that do not exist", "is truncated or damaged", file("x.npz", lzma_npz)),
     Case(".npz", "no array in it", "is a zip archive without arrays", file("x.npz", npz(**{"a.txt": b"x"}))),
     Case(".npz", "pickled objects", "holds pickled Python objects", file("x.npz", object_npz)),
     Case(".npz", "a header that is Python code", "is truncated or damaged", file("x.npz", npz(**{"a.npy": npy(CODE)}))),

@@ -6,6 +6,7 @@ What a file is, its content says, not its name.
 import fnmatch
 import importlib
 import json
+import lzma
 import math
 import tokenize
 import zipfile
@@ -39,11 +40,11 @@ MISTAKEN: tuple[tuple[bytes, str], ...] = (
     (b"\x89HDF", "is HDF5 (Keras); convert it to .safetensors or .npz"),
     (b"\x93NUMPY", "is a single array (.npy); save all arrays by name with numpy.savez"),
 )
-# What zipfile, zlib and numpy raise for a damaged file. RuntimeError: encrypted; NotImplementedError: compression;
-# TokenError, SyntaxError: the header of an array is no Python literal.
+# What zipfile, its decompressors and numpy raise for a damaged file. RuntimeError: encrypted; NotImplementedError: an
+# unknown compression; TokenError, SyntaxError: the header of an array is no Python literal.
 DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError, OSError),
-    *(tokenize.TokenError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError),
+    *(RuntimeError, NotImplementedError, OSError, tokenize.TokenError, SyntaxError),
 )
 
 
