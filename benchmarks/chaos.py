@@ -2,6 +2,7 @@
 
     python -m benchmarks.chaos --config configs/digits.py --n 100 --seed 0
     python -m benchmarks.chaos --faults kill,corrupt --n 10 --out chaos.md
+    python -m benchmarks.chaos --wait               with `checkpoint.wait`: no step trains beside a save
     python -m benchmarks.chaos --long 20000         the memory of a training of so many steps, instead
 
 Each fault meets a run of its own: a tiny model on the data of the configuration, in a process of its own. A fault:
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,8 +117,9 @@ class Outcome:
 class Chaos:
     """Runs of one configuration, and the undisturbed ones that they are compared with."""
 
-    def __init__(self, config: str, folder: Path, seed: int, step_seconds: float = 0.03) -> None:
+    def __init__(self, config: str, folder: Path, seed: int, step_seconds: float = 0.03, *, wait: bool = False) -> None:
         self.config, self.folder, self.step_seconds = config, folder, step_seconds
+        self.fields = TINY | {"checkpoint.wait": wait}
         self.rng = random.Random(seed)
         self.clean: dict[str, Path] = {}
         self.seconds = 0.0  # of the undisturbed run
@@ -125,14 +127,15 @@ class Chaos:
 
     def start(self, workdir: Path, kind: str = "") -> "Training":
         """The training in a process of its own. `kind`: "nan", or "worker", which are two processes."""
-        flags = ["--config", self.config, "--workdir", str(workdir), *(f"--config.{k}={v}" for k, v in TINY.items())]
-        return Training(flags, self.folder, self.step_seconds, kind)
+        return Training(self.flags(workdir, self.fields), self.folder, self.step_seconds, kind)
+
+    def flags(self, workdir: Path, fields: Mapping[str, object]) -> list[str]:
+        return ["--config", self.config, "--workdir", str(workdir), *(f"--config.{k}={v}" for k, v in fields.items())]
 
     def long(self, steps: int) -> dict[int, int]:
         """The resident memory, in bytes, of an undisturbed training at each twentieth of its steps."""
-        flags = ["--config", self.config, "--workdir", str(self.folder / "long")]
-        fields = TINY | {"train.steps": steps, "checkpoint.every_steps": steps // 20, "log.every_steps": steps // 200}
-        process = Training([*flags, *(f"--config.{k}={v}" for k, v in fields.items())], self.folder, 0.0, "")
+        every = {"train.steps": steps, "checkpoint.every_steps": steps // 20, "log.every_steps": steps // 200}
+        process = Training(self.flags(self.folder / "long", self.fields | every), self.folder, 0.0, "")
         found: dict[int, int] = {}
         while process.poll() is None:
             at = newest_line(self.folder / "long") * 20 // steps * steps // 20
@@ -344,10 +347,12 @@ def prepare(folder: Path) -> None:
     os.environ.update(environment(folder))
 
 
-def disturb(config: str, faults: Sequence[str], n: int, seed: int, folder: Path) -> list[Outcome]:
+def disturb(
+    config: str, faults: Sequence[str], n: int, seed: int, folder: Path, *, wait: bool = False
+) -> list[Outcome]:
     """`n` runs, the faults in turn."""
     prepare(folder)
-    chaos, outcomes = Chaos(config, folder, seed), []
+    chaos, outcomes = Chaos(config, folder, seed, wait=wait), []
     for i in range(n):
         outcomes.append(chaos.disturb(faults[i % len(faults)]))
         found = outcomes[-1]
@@ -365,6 +370,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--n", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--wait", action="store_true", help="no step trains beside a save: checkpoint.wait=true")
     parser.add_argument("--long", type=int, default=0, metavar="STEPS", help="memory over so many steps; no faults")
     parser.add_argument("--out", type=Path, help="where the table goes (default: stdout)")
     flags = parser.parse_args(argv)
@@ -377,7 +383,7 @@ def main(argv: Sequence[str]) -> int:
             for at, size in Chaos(flags.config, Path(folder), flags.seed).long(flags.long).items():
                 print(f"step {at:6}  {size / 2**20:,.1f} MiB")
             return 0
-        outcomes = disturb(flags.config, faults, flags.n, flags.seed, Path(folder))
+        outcomes = disturb(flags.config, faults, flags.n, flags.seed, Path(folder), wait=flags.wait)
     print(table(outcomes))
     if flags.out:
         flags.out.write_text(table(outcomes), encoding="utf-8")

@@ -168,6 +168,14 @@ def test_another_mesh_resumes_exactly(tmp_path, before, after, scan):
     )
 
 
+def test_with_wait_a_checkpoint_is_whole_when_save_returns(tmp_path, cnn):
+    checkpoints = Checkpoints(tmp_path / "c", wait=True)
+    checkpoints.save(fill(cnn), 1, ABOUT)
+    checksums.verify(tmp_path / "c" / "1")
+    assert (tmp_path / "c" / "1" / checksums.CHECKSUMS).exists()
+    checkpoints.close()
+
+
 def test_the_last_and_the_best_stay(tmp_path, cnn):
     state = fill(cnn)
     scores = (0.1, 0.9, 0.3, 0.8, 0.2, None)

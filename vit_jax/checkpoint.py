@@ -40,10 +40,13 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run, in `directory/<step>`."""
 
-    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 1) -> None:
-        """`keep_best` of those saved with a score stay, and the `keep_last` newest of all."""
+    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 1, wait: bool = False) -> None:
+        """`keep_best` of those saved with a score stay, and the `keep_last` newest of all.
+
+        With `wait` each is complete when `save` returns, else it is written while training goes on.
+        """
         logging.getLogger("absl").addFilter(_not_routine)
-        self.directory = directory.absolute()
+        self.directory, self.wait = directory.absolute(), wait
         policies = checkpoint_managers.preservation_policy
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
@@ -69,9 +72,10 @@ class Checkpoints:
         return best_step(self.directory)
 
     def save(self, state: PyTree, step: int, about: Mapping[str, Any], score: float | None = None) -> None:
-        """Starts writing; returns as soon as the arrays are copied. A step that is there already is left alone.
+        """Starts writing; returns as soon as the arrays are copied, or with `wait` once all is written.
 
-        Where it fails, as on a full disk, `fault` says so, now or at the next call: the former checkpoints stay.
+        A step that is there already is left alone. Where it fails, as on a full disk, `fault` says so, now or at the
+        next call: the former checkpoints stay.
         """
         self.fault = ""
         self.finish()
@@ -86,6 +90,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._proving = threading.Thread(target=self._prove, args=[self._manager, step], daemon=True)
                 self._proving.start()
+        if self.wait:
+            self.finish()
 
     def restore_newest(self, abstract: PyTree, mesh: Mesh, rules: Rules) -> tuple[PyTree, dict[str, Any]] | None:
         """The newest undamaged state, placed by the rules, and its `about`; None without any.

@@ -39,10 +39,15 @@ def test_the_table_adds_up():
     assert rows == ["| kill | 2 | 2 | 1 | 9 | 3.0 |", "| stop | 1 | 1 | 1 | 0 | - |", "| all | 3 | 3 | 2 | 9 | 3.0 |"]
 
 
-@pytest.mark.parametrize("faults", [("kill", "sidefile", "twice"), pytest.param(2 * FAULTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("faults", "wait"),
+    [(("kill", "sidefile", "twice"), True), pytest.param(2 * FAULTS, False, marks=pytest.mark.slow)],
+)
 @pytest.mark.timeout(1800)
-def test_disturbed_trainings_end_with_the_same_bits(faults, tmp_path, monkeypatch):
+def test_disturbed_trainings_end_with_the_same_bits(faults, wait, tmp_path, monkeypatch):
+    """And where training waits for its checkpoints, nothing older than the last interval is lost."""
     for name in ("XLA_FLAGS", *chaos.environment(tmp_path)):
         monkeypatch.setenv(name, "")  # what `prepare` sets is undone
-    outcomes = chaos.disturb("configs/digits.py", faults, len(faults), 7, tmp_path)
+    outcomes = chaos.disturb("configs/digits.py", faults, len(faults), 7, tmp_path, wait=wait)
     assert all(each.equal for each in outcomes), chaos.table(outcomes)
+    assert not wait or max(each.steps_lost for each in outcomes) <= chaos.SAVED_EVERY

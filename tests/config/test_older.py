@@ -21,6 +21,7 @@ SAVED = {  # by version 16d3a41, before there were tasks
 LATER = {  # fields by their group
     "": ("plugins",),
     "augment": ("extra", "alternate_flip", "jitter_probability", "solarize", "cutout_from"),
+    "checkpoint": ("wait",),
     "data": ("balance",),
     "evaluate": ("probe", "probe_every", "tta", "knn_temperature", "knn_neighbours"),
     "init": ("mimetic", "whitening", "impulse"),

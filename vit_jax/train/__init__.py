@@ -96,7 +96,7 @@ def _train(given: Config, folder: Workdir, inputs: Inputs, console: Console, loc
             folder.write_start(facts(experiment))
 
     keep = {"keep_last": given.checkpoint.keep_last, "keep_best": given.checkpoint.keep_best}
-    checkpoints = Checkpoints(folder.checkpoints, **keep)
+    checkpoints = Checkpoints(folder.checkpoints, **keep, wait=given.checkpoint.wait)
     state, so_far = restore_or_init(experiment, checkpoints, inputs)
     with Interruption() as interruption, Trainer(experiment, folder, checkpoints, so_far, console) as trainer:
         trainer.saver.lock = lock
