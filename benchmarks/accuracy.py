@@ -28,7 +28,8 @@ from vit_jax.report.frontier import training_flops
 PUBLISHED = Path(__file__).parent / "published.csv"
 COUNTED = ("parameters", "flops_per_image", "training_flops")
 KEPT = ("steps", "seconds", "images_per_second", "energy_kwh", "device", *COUNTED, "warnings")
-SHOWN = ("parameters", "flops_per_image", "seconds", "test/accuracy", "test/f1_macro", "test/ece")
+RANKED = ("test/accuracy", "test/mean_iou")  # of a classification, of a segmentation
+SHOWN = ("parameters", "flops_per_image", "seconds", *RANKED, "test/f1_macro", "test/ece", "test/boundary_f1")
 Row = Mapping[str, Any]
 
 
@@ -122,13 +123,16 @@ def comparisons(folder: Path = RESULTS) -> Iterator[tuple[str, str, str, list[di
     Where all rows have the same seeds, several, they tell how far they are from the first.
     """
     for name, found in read(folder, "comparisons").items():
-        cells = [f"{compare.title(key)}>{{{key}}}" for key in SHOWN]
-        rows = [{"run": row["run"]} | {key: compare.cell(key, row[key]) for key in SHOWN} for row in found["rows"]]
         first = found["rows"][0]
+        shown = [key for key in SHOWN if first.get(key)]
+        cells = [f"{compare.title(key)}>{{{key}}}" for key in shown]
+        rows = [{"run": row["run"]} | {key: compare.cell(key, row[key]) for key in shown} for row in found["rows"]]
         if len(first["seeds"]) > 1 and all(row["seeds"] == first["seeds"] for row in found["rows"]):
-            cells.append("acc against the first row, ± standard error>{against}")
+            ranked = next(key for key in RANKED if key in shown)
+            words = compare.title(ranked).removeprefix("test ")
+            cells.append(f"{words} against the first row, ± standard error>{{against}}")
             for row, given in zip(rows[1:], found["rows"][1:], strict=True):
-                row["against"] = _difference(given["test/accuracy"], first["test/accuracy"])
+                row["against"] = _difference(given[ranked], first[ranked])
         columns = " | ".join(["run={run}", *cells])
         yield name, f"{in_table(found['device'])}, {found['date']}: `{found['command']}`", columns, rows
 

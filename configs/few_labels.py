@@ -1,0 +1,76 @@
+"""Does learning without labels help? A small ViT on a tenth of the labels, at 1e13 FLOPs of training for each way.
+
+python -m vit_jax.main --config configs/few_labels.py:scratch
+python -m vit_jax.main --config configs/few_labels.py:ssat
+python -m vit_jax.main --config configs/few_labels.py:mae
+python -m vit_jax.main --config configs/few_labels.py:finetune --config.init.weights=runs/few_labels-mae
+
+The last two belong together, and have half of the compute each. All labels:
+--config.data.limit=0. docs/pretraining.md has the results.
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax import config, models, tasks
+
+FLOPS = 1e13
+DECODER = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+
+
+def recipe() -> ConfigDict:
+    """The ViT, of 138,000 parameters, and what all ways share."""
+    c = config.default()
+    c.model = models.settings("vit", patch_size=(4,), width=64, depth=4, mlp_dim=128, num_heads=2)
+    c.model.update(class_token=False, pos_embed="sincos2d", pooling="gap")
+    c.data.name = "cifar10"
+    c.augment.flip = 0.5
+    c.optim.weight_decay = 0.05
+    c.optim.b2 = 0.95
+    c.optim.clip_norm = 1.0
+    c.optim.warmup_steps = 100
+    c.train.batch_size = 128
+    c.train.flops = FLOPS
+    c.evaluate.every_steps = 200
+    c.log.tensorboard = False
+    return c
+
+
+def scratch() -> ConfigDict:
+    """From labels alone."""
+    c = recipe()
+    c.data.limit = 5_000
+    c.augment.crop_padding = 4
+    c.task.label_smoothing = 0.1
+    c.optim.lr = 2e-3
+    return c
+
+
+def ssat() -> ConfigDict:
+    """Labels and hidden patches at once."""
+    c = scratch()
+    c.task = tasks.settings("auxiliary_autoencoder", weight=0.5, label_smoothing=0.1, normalize_patches=True, **DECODER)
+    return c
+
+
+def mae() -> ConfigDict:
+    """Hidden patches of all images, without labels."""
+    c = recipe()
+    c.task = tasks.settings("masked_autoencoder", **DECODER)
+    c.augment.crop_area = (0.5, 1.0)
+    c.optim.lr = 3e-3
+    c.train.flops = FLOPS / 2
+    c.evaluate.every_steps = 1_000
+    return c
+
+
+def finetune() -> ConfigDict:
+    """Then labels, from an encoder (`init.weights`), with the other half of the compute."""
+    c = scratch()
+    c.optim.lr = 1e-3
+    c.train.flops = FLOPS / 2
+    return c
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`scratch`, `ssat`, `mae`, `finetune`."""
+    return config.choose(arg, {"scratch": scratch, "ssat": ssat, "mae": mae, "finetune": finetune})()
