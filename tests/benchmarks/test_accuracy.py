@@ -95,3 +95,16 @@ def test_a_comparison_is_kept_with_its_command(tmp_path):
     for row in found["rows"]:
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {row['run']} ")]
         assert f"{100 * row['test/accuracy'][0]:.2f} %" in line
+
+
+def test_a_comparison_of_segmentations_shows_the_mean_iou(tmp_path):
+    rows = [
+        {"run": run, "seeds": [0, 1], "parameters": [7], "test/accuracy": [], "test/mean_iou": found}
+        for run, found in {"plain": [0.25, 0.375], "tokens": [0.5, 0.625]}.items()
+    ]
+    kept = {"rows": rows, "device": "CPU", "date": "2026-11-30", "command": "c"}
+    (tmp_path / "comparisons").mkdir()
+    (tmp_path / "comparisons" / "x.json").write_text(json.dumps(kept))
+    lines = tables.tables(tmp_path)["comparison/x"].splitlines()
+    assert lines[2] == "| run | parameters | test mIoU | mIoU against the first row, ± standard error |"
+    assert lines[-1] == "| tokens | 7 | 56.25 ± 8.84 % | +25.00 ± 0.00 |"
