@@ -94,7 +94,7 @@ class Checkpoint:
     every_steps: int = 0  # 0: only after each validation, or each epoch where there is none
     keep_last: int = 1  # the newest ones
     keep_best: int = setting(1, active_if=VALIDATED)  # those that are best in validation
-    wait: bool = False  # training waits until each is complete: a sudden end loses nothing before the last one due
+    wait: bool = False  # training waits until each is complete: a sudden end loses only the steps since the last
 
 
 @dataclass(frozen=True, kw_only=True)
