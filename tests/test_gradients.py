@@ -1,5 +1,7 @@
 """What a step makes of its gradients: sharpness-aware ones, their noise, and averages that begin fast."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from tests import quick
 from vit_jax import augment, losses, optim, step, tasks
 from vit_jax.models.cnn import CNN
+from vit_jax.optim.averages import exponential
 from vit_jax.step import TrainState
 
 N, SHAPE, K, LR = 12, (6, 4, 3), 7, 0.01
@@ -95,7 +98,7 @@ def test_the_noise_of_the_gradient_by_hand(state, gradient):
 
 
 def test_averages_begin_fast(state):
-    train_step, after, average = compiled(ema_decay=0.5, ema_warmup=True), state, state.params
+    train_step, after, average = compiled(average=exponential(0.5, warmup=True)), state, state.params
     for decay in (1 / 10, 2 / 11, 3 / 12, 4 / 13):
         after, _ = train_step(after, BATCH, {})
         average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, after.params)
@@ -105,6 +108,41 @@ def test_averages_begin_fast(state):
     after, _ = train_step(late, BATCH, {})
     kernel = state.params["head"]["kernel"]
     np.testing.assert_allclose(after.ema["params"]["head"]["kernel"], (kernel + after.params["head"]["kernel"]) / 2)
+
+
+@pytest.mark.parametrize(("warmup", "share"), [(0, 0.9), (3, 0.5)])
+def test_schedule_free_training_follows_its_paper(state, gradient, warmup, share):
+    """Defazio et al. 2024, eq. 3 to 5 and 23; without a warm-up optax gives the same."""
+    settings = optim.Settings(schedule="constant", lr=0.1, warmup_steps=warmup, schedule_free=share, b1=0.0)
+    kept, schedule = optim.average(settings, 1), optim.schedule(settings, 1)
+    train_step = step.make_train_step(TASK, SGD, schedule, seed=0, total_steps=10**9, average=kept)
+    train_step, after = quick.jit(train_step), state
+    z, x, squares = state.params, state.params, 0.0
+    peer = optax.contrib.schedule_free(optax.sgd(0.1), 0.1, b1=share)
+    y, peer_state = state.params, peer.init(state.params)
+    for done in range(6):
+        after, _ = train_step(after, BATCH, {})
+        rate = float(schedule(done, 10**9))
+        slope = gradient(jax.tree.map(lambda z, x: (1 - share) * z + share * x, z, x))
+        z, squares = jax.tree.map(lambda p, g, rate=rate: p - rate * g, z, slope), squares + rate**2
+        newest = rate**2 / squares if squares else 0.0
+        x = jax.tree.map(lambda mean, new, c=newest: (1 - c) * mean + c * new, x, z)
+        updates, peer_state = peer.update(gradient(y), peer_state, y)
+        y = optax.apply_updates(y, updates)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, (after.params, after.ema["params"]), (z, x))
+    if not warmup:
+        jax.tree.map(close, after.ema["params"], optax.contrib.schedule_free_eval_params(peer_state, y))
+
+
+def test_a_schedule_free_mean_weighs_by_squares_of_the_rate():
+    settings = optim.Settings(schedule="constant", warmup_steps=7, schedule_free=0.9, b1=0.0)
+    rate, kept = optim.schedule(settings, 1), optim.average(settings, 1)
+    squares = np.cumsum([float(rate(t, 100)) ** 2 for t in range(100)])
+    for t in (1, 2, 6, 7, 8, 99):
+        assert 1 - kept.decay(t, 100) == pytest.approx(float(rate(t, 100)) ** 2 / squares[t], rel=1e-4)
+    timed = optim.average(settings, 1, timed=True)  # a warm-up of a tenth at most
+    assert 1 - timed.decay(5, 20) == pytest.approx(1 / (0.25 + 4), rel=1e-4)
 
 
 def test_the_length_of_a_run_may_be_told_at_each_step(state):

@@ -48,8 +48,16 @@ def local() -> ConfigDict:
     return c
 
 
+def schedule_free() -> ConfigDict:
+    """The same, with the mean of its parameters in the place of momentum and decay."""
+    c = whitened()
+    c.optim.name, c.optim.cautious, c.optim.muon_per_head, c.optim.b1 = "adamw", False, False, 0.0
+    c.optim.schedule, c.optim.schedule_free, c.optim.warmup_steps = "constant", 0.9, 3
+    return c
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("configured", [whitened, local])
+@pytest.mark.parametrize("configured", [whitened, local, schedule_free])
 def test_it_resumes_bit_for_bit(tmp_path, configured):
     def start(workdir):
         return tiny.train_quietly(configured(), workdir)
@@ -64,7 +72,9 @@ def test_it_resumes_bit_for_bit(tmp_path, configured):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("configured", "overrides"), [(whitened, ["optim.cautious=False"]), (local, [])])
+@pytest.mark.parametrize(
+    ("configured", "overrides"), [(whitened, ["optim.cautious=False"]), (local, []), (schedule_free, [])]
+)
 def test_one_device_gives_what_four_give(configured, overrides):
     found = {}
     for devices in (1, 4):

@@ -143,7 +143,8 @@ def make_evaluation(predictor: inference.Predictor, data: Data) -> Callable[[PyT
 def write(folder: Path, like: Path, predictor: inference.Predictor, soup: Ingredient, data: Data) -> None:
     """A folder as a run leaves it, but for what only training reads: the description, and a checkpoint."""
     given, workdir = Workdir(like).config(), Workdir(folder)
-    optim = dataclasses.replace(given.optim, ema_decay=0.0, ema_warmup=False)  # there is nothing beside the averages
+    # There is nothing beside the averages.
+    optim = dataclasses.replace(given.optim, ema_decay=0.0, ema_warmup=False, schedule_free=0.0)
     evaluated = dataclasses.replace(given.evaluate, use="last")
     workdir.write_description(dataclasses.replace(given, optim=optim, evaluate=evaluated), predictor.config, data)
     checkpoints = checkpoint.Checkpoints(workdir.checkpoints)

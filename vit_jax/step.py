@@ -147,8 +147,7 @@ def make_train_step(
     accumulate: int = 1,
     independent: bool = True,
     sam_rho: float = 0.0,
-    ema_decay: float = 0.0,
-    ema_warmup: bool = False,
+    average: optim.Average | None = None,
     spike_sigmas: float = 0.0,
 ) -> TrainStep:
     """`(state, batch, constants) -> (state, metrics)`: one update from one batch.
@@ -158,7 +157,7 @@ def make_train_step(
     With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged; where its
     images are `independent`, none repeated, their noise is measured, too. An update that is not finite is skipped and
     counted; the step number advances all the same. So is one whose loss or gradient norm is more than `spike_sigmas`
-    standard deviations above the mean of the last `RECENT` steps.
+    standard deviations above the mean of the last `RECENT` steps. An `average` needs a state with `ema`.
     """
     optimizer = optax.with_extra_args_support(tx)
     gradients = _accumulated(_make_gradients(task, seed, trainable), accumulate, independent)
@@ -168,16 +167,19 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, constants: Constants) -> tuple[TrainState, Metrics]:
         done = state.step - state.guard["skipped"]  # the schedules count the updates that were done
         steps = total_steps or constants["total_steps"]
+        at = state.replace(params=_between(state, average.share)) if average and average.share else state
         rows = _rows(batch)
         progress = jnp.full(rows.shape, done / steps, jnp.float32)
-        grads, aux = gradients(state, {**batch, "row": rows, "progress": progress}, constants)
+        grads, aux = gradients(at, {**batch, "row": rows, "progress": progress}, constants)
         lr = rate(done, steps)
-        directions, opt_state = optimizer.update(grads, state.opt_state, state.params, progress=done / steps)
+        directions, opt_state = optimizer.update(grads, state.opt_state, at.params, progress=done / steps)
         params = optax.apply_updates(state.params, jax.tree.map(lambda x: -lr * x, directions))
         new = state.replace(params=params, batch_stats=aux.batch_stats, opt_state=opt_state)
-        if ema_decay:
-            decay = jnp.minimum(ema_decay, (1 + done) / (10 + done)) if ema_warmup else ema_decay
-            new = new.replace(ema=_average(state.ema, {"params": params, "batch_stats": aux.batch_stats}, decay))
+        if average:
+            newest = {"params": params, "batch_stats": aux.batch_stats}
+            ema = _average(state.ema, newest, average.decay(done, steps))
+            # A mean over all steps would hold batch statistics of parameters that are long gone.
+            new = new.replace(ema=ema | {"batch_stats": aux.batch_stats} if average.share else ema)
         if jax.tree.leaves(state.task):
             new = new.replace(task=task.update(state.task, params, aux, done / steps))
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
@@ -292,6 +294,11 @@ def _calm(guard: dict[str, PyTree], values: Float[Array, "2"], sigmas: float) ->
 def _rows(batch: Batch) -> Int[Array, " n"]:
     """The place of each image in the whole batch, which its randomness depends on."""
     return jnp.arange(len(jax.tree.leaves(batch)[0]))
+
+
+def _between(state: TrainState, share: float) -> PyTree:
+    """The point between the parameters and their average that has this share of the average."""
+    return jax.tree.map(lambda p, mean: (1 - share) * p + share * mean, state.params, state.ema["params"])
 
 
 def _average(old: PyTree, new: PyTree, decay: Array | float) -> PyTree:

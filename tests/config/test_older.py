@@ -26,7 +26,7 @@ LATER = {  # fields by their group
     "evaluate": ("probe", "probe_every", "tta", "knn_temperature", "knn_neighbours"),
     "init": ("mimetic", "whitening", "impulse"),
     "log": ("wandb", "mlflow", "report"),
-    "optim": ("cooldown", "final_weight_decay", "muon", "muon_per_head", "cautious", "lr_factors"),
+    "optim": ("cooldown", "final_weight_decay", "muon", "muon_per_head", "cautious", "lr_factors", "schedule_free"),
     "train": ("spike_sigmas", "flops", "image_sizes", "size_order"),
 }
 NEW = [f"{group}.{name}".lstrip(".") for group, names in LATER.items() for name in names]

@@ -72,6 +72,12 @@ def test_a_model_without_layers_has_no_layer_decay():
         ({"momentum": -0.1}, r"optim.momentum=-0.1 is not in"),
         ({"ema_decay": 1.0}, r"optim.ema_decay=1.0 is not in"),
         ({"warmup_steps": 5, "warmup_epochs": 1.0}, "are both given; set one of them to 0"),
+        ({"schedule_free": 1.0}, r"optim.schedule_free=1.0 is not in"),
+        (
+            {"schedule_free": 0.9},
+            "optim.schedule_free=0.9 with optim.schedule=cosine: .*; set optim.schedule=const",
+        ),
+        ({"schedule_free": 0.9, "schedule": "constant"}, "with optim.b1=0.9: .*; set optim.b1=0.0"),
         ({"schedule": "step"}, "schedule='step' needs optim.step_epochs, e.g."),
         ({"head_warmup_steps": -1}, "optim.head_warmup_steps=-1 is negative"),
         ({"layer_decay": 0.0}, r"optim.layer_decay=0.0 is not in \(0, 1\]"),

@@ -5,6 +5,7 @@ import pytest
 from tests import quick
 from tests.step.small import ADAMW, CALM, NOISY, SEED, SGD, compiled, create, start, task_of
 from vit_jax import step
+from vit_jax.optim.averages import exponential
 from vit_jax.step import TrainState
 
 
@@ -16,7 +17,7 @@ def state() -> TrainState:
 
 @pytest.fixture(scope="module")
 def noisy_step():
-    return compiled(create(NOISY), ema_decay=0.9)
+    return compiled(create(NOISY), average=exponential(0.9))
 
 
 @pytest.fixture(scope="module")

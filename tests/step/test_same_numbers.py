@@ -33,6 +33,7 @@ from tests.step.small import (
 )
 from vit_jax import config, losses, models, optim, sharding, step, tasks, trees
 from vit_jax.models.cnn import CNN
+from vit_jax.optim.averages import exponential
 from vit_jax.step import TrainState
 from vit_jax.train import experiment
 
@@ -124,7 +125,9 @@ def all_in_one() -> optax.GradientTransformation:
 @pytest.mark.slow
 def test_scan_changes_nothing_for_any_optimizer(state):
     tx = all_in_one()
-    looped_step, scanned_step = (compiled(create(NOISY | {"scan": scan}), tx, ema_decay=0.9) for scan in (False, True))
+    looped_step, scanned_step = (
+        compiled(create(NOISY | {"scan": scan}), tx, average=exponential(0.9)) for scan in (False, True)
+    )
     looped, scanned = start(state.params, tx), start(trees.stack_layers(state.params), tx)
     for i in range(len(EVERY)):
         assert_same_run(train(scanned_step, with_optimizer(scanned, i)), train(looped_step, with_optimizer(looped, i)))
@@ -163,7 +166,9 @@ def test_batch_norm_sees_the_parts_one_after_another():
     model = CNN(stages=((5,),), dense_widths=(), num_classes=K)
     variables = quick.jit(lambda: step.init_variables(model, SEED, SHAPE))()
     state = start(**variables, tx=SGD)
-    train_step = compiled(model, SGD, tasks.settings("classification", loss="sigmoid"), accumulate=2, ema_decay=0.9)
+    train_step = compiled(
+        model, SGD, tasks.settings("classification", loss="sigmoid"), accumulate=2, average=exponential(0.9)
+    )
     after, metrics = train_step(state, batch(0), {})
 
     @quick.jit

@@ -13,6 +13,7 @@ from tests import quick
 from tests.tasks import test_auxiliary_autoencoder as both
 from tests.tasks.test_self_distillation import stepped
 from vit_jax import models, sharding, step, tasks, trees
+from vit_jax.optim.averages import exponential
 
 
 def task_of(**model) -> tasks.Task:
@@ -45,7 +46,7 @@ def test_an_average_of_the_parameters_changes_nothing_else():
     """Optax's own average of the parameters after each step is the state's."""
     task = task_of()
     tx = optax.sgd(0.1)
-    run = step.make_train_step(task, tx, lambda count, steps: 0.1, seed=5, total_steps=9, ema_decay=0.75)
+    run = step.make_train_step(task, tx, lambda count, steps: 0.1, seed=5, total_steps=9, average=exponential(0.75))
     state = step.init_state(task, tx, 0, ema=True)
     expected = state.params
     jitted = quick.jit(run)

@@ -18,6 +18,7 @@ from tests.step.small import start as start_of
 from vit_jax import augment, config, evaluate, inference, models, optim, predict, sharding, step, tasks, train, trees
 from vit_jax.augment import VOID
 from vit_jax.command import UserError
+from vit_jax.optim.averages import exponential
 from vit_jax.tasks.segmentation import evaluation, losses, pictures, task
 from vit_jax.train import experiment
 
@@ -55,7 +56,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def after(state):
-    return stepped(state=state, ema_decay=0.9)
+    return stepped(state=state, average=exponential(0.9))
 
 
 def test_a_step_moves_the_decoder_and_its_averages(state, after):
@@ -69,12 +70,12 @@ def test_a_step_moves_the_decoder_and_its_averages(state, after):
 def test_a_batch_by_index_is_the_batch_by_examples_to_the_bit(state, after):
     constants = {"examples": {"image": jnp.asarray(IMAGES), "mask": jnp.asarray(MASKS)}}
     assert_same_bits(
-        stepped(batch={"index": jnp.asarray(INDEX)}, constants=constants, state=state, ema_decay=0.9), after
+        stepped(batch={"index": jnp.asarray(INDEX)}, constants=constants, state=state, average=exponential(0.9)), after
     )
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(state, after):
-    found, metrics = stepped(state=state, accumulate=3, ema_decay=0.9)
+    found, metrics = stepped(state=state, accumulate=3, average=exponential(0.9))
     assert_close(found.params, after[0].params)
     for name in ("loss", "pixel_accuracy"):
         np.testing.assert_allclose(metrics[name], after[1][name], rtol=1e-5)
@@ -85,7 +86,7 @@ def test_scanned_layers_are_looped_ones(state, after):
     scanned = task_of(model=MODEL | {"scan": True}, dice=0.5, class_weights=(1.0, 2.0, 0.5))
     start = quick.jit(lambda: step.init_state(scanned, SGD, 5, ema=True))()
     assert_close(trees.unstack_layers(start.params), state.params)
-    found, _ = stepped(scanned, state=start, ema_decay=0.9)
+    found, _ = stepped(scanned, state=start, average=exponential(0.9))
     assert_close(trees.unstack_layers(found.params), after[0].params)
 
 

@@ -139,7 +139,7 @@ def variables_at(workdir: Workdir, predictor: Predictor, at: int) -> PyTree:
 def _evaluated_part(prepared: Config) -> str:
     """Where in a run's state the variables lie that evaluation reads; "": where those that train do."""
     evaluated = tasks.chosen(prepared.task, prepared.distill).evaluated
-    return f"task/{evaluated}" if evaluated else "ema" if prepared.optim.ema_decay else ""
+    return f"task/{evaluated}" if evaluated else "ema" if prepared.optim.averages else ""
 
 
 def _load_weights(weights: Weights, overrides: Sequence[str], mesh: Mesh | None) -> Predictor:

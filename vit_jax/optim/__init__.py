@@ -1,5 +1,6 @@
 """Learning-rate schedules, optimizers, and what trains when: settings in, an optax transformation out."""
 
+from vit_jax.optim.averages import Average, average
 from vit_jax.optim.checks import check, check_params, check_warmup
 from vit_jax.optim.optimizers import OPTIMIZERS, per_layer, register, weight_decay
 from vit_jax.optim.schedules import (
@@ -19,9 +20,11 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "TIMED_WARMUP",
+    "Average",
     "Place",
     "Rate",
     "Settings",
+    "average",
     "check",
     "check_params",
     "check_warmup",

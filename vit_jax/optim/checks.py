@@ -27,13 +27,15 @@ def check(settings: Settings) -> None:
     for field in ("weight_decay", "final_weight_decay", "clip_norm", *warmups, "final_lr", "sam_rho"):
         if getattr(settings, field) < 0:
             raise UserError(f"optim.{field}={getattr(settings, field)} is negative; 0 means off")
-    for field in ("b1", "b2", "momentum", "rms_decay", "ema_decay"):
+    for field in ("b1", "b2", "momentum", "rms_decay", "ema_decay", "schedule_free"):
         if not 0 <= getattr(settings, field) < 1:
             raise UserError(f"optim.{field}={getattr(settings, field)} is not in [0, 1)")
     if not 0 < settings.layer_decay <= 1:
         raise UserError(f"optim.layer_decay={settings.layer_decay} is not in (0, 1]; 1 means off")
     if settings.ema_warmup and not settings.ema_decay:
         raise UserError("optim.ema_warmup=True, but no average is kept; set optim.ema_decay, e.g. 0.9999")
+    if settings.schedule_free:
+        _check_schedule_free(settings)
     if settings.warmup_steps and settings.warmup_epochs:
         raise UserError("optim.warmup_steps and optim.warmup_epochs are both given; set one of them to 0")
     if settings.schedule == "step" and not settings.step_epochs:
@@ -49,6 +51,18 @@ def check(settings: Settings) -> None:
         _check_expression("lr_factors", pattern)
         if not pattern or not re.fullmatch(r"\d+(\.\d*)?([eE]-?\d+)?", factor):
             raise UserError(f"optim.lr_factors={given!r}: expected EXPRESSION=FACTOR, e.g. '^head/=0.5'")
+
+
+def _check_schedule_free(settings: Settings) -> None:
+    """Raises `UserError` for settings whose place the mean of the parameters takes."""
+    wanted = {"schedule": "constant", "ema_decay": 0.0, "warmup_start_lr": 0.0}
+    wanted |= {"b1": 0.0} if reads("name", settings.name, "b1") else {}
+    for field, value in wanted.items():
+        if (given := getattr(settings, field)) != value:
+            raise UserError(
+                f"optim.schedule_free={settings.schedule_free} with optim.{field}={given}: the mean of the parameters "
+                f"takes the place of momentum, decay and other averages; set optim.{field}={value}"
+            )
 
 
 def _check_expression(field: str, pattern: str) -> None:

@@ -202,7 +202,7 @@ def compiled_parts(
     tx, naming = optimizer(config, task), models.naming_of(task.module)
 
     def init() -> PyTree:
-        ema, guarded = config.optim.ema_decay > 0, config.train.spike_sigmas > 0
+        ema, guarded = config.optim.averages, config.train.spike_sigmas > 0
         attention = "mimetic" if config.init.mimetic else "impulse" if config.init.impulse else ""
         return step.init_state(task, tx, config.seed, ema=ema, attention=attention, spike_guard=guarded)
 
@@ -247,18 +247,18 @@ def compile_eval_step(
 def _train_step(
     config: Config, task: tasks.Task, tx: optax.GradientTransformation, per_epoch: int, total: int
 ) -> step.TrainStep:
+    timed = config.train.seconds > 0
     return step.make_train_step(
         task,
         tx,
-        optim.schedule(config.optim, per_epoch, timed=config.train.seconds > 0),
+        optim.schedule(config.optim, per_epoch, timed=timed),
         seed=config.seed,
         total_steps=total,
         trainable=partial(optim.trainable, config.optim),
         accumulate=config.train.accumulate,
         independent=config.data.repeats == 1 and not config.data.balance,
         sam_rho=config.optim.sam_rho,
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
+        average=optim.average(config.optim, per_epoch, timed=timed),
         spike_sigmas=config.train.spike_sigmas,
     )
 
@@ -352,8 +352,8 @@ def make_mesh(config: Config, data: Data) -> Mesh:
     if cores == 1 or jax.process_count() > 1 or config.mesh != sharding.Settings():
         return sharding.make_mesh(config.mesh)
     task = make_task(with_data(config, data, None), data.class_names, data.preprocessing.shape)
-    tx, average = optimizer(config, task), config.optim.ema_decay > 0
-    state = jax.eval_shape(lambda: step.init_state(task, tx, 0, ema=average))
+    tx, averages = optimizer(config, task), config.optim.averages
+    state = jax.eval_shape(lambda: step.init_state(task, tx, 0, ema=averages))
     copies = cores * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     shared = copies > COPIES_AT_MOST * memory.installed()
     return sharding.make_mesh(dataclasses.replace(config.mesh, fsdp=cores) if shared else config.mesh)
