@@ -68,11 +68,6 @@ class Method:
         parameters = inspect.signature(self.compute).parameters.values()
         return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
-    @property
-    def is_heat(self) -> bool:
-        """Whether it gives each place of an image one number."""
-        return self.result in ("n h w", "n H W")
-
 
 METHODS: dict[str, Method] = {
     "attention": Method(
