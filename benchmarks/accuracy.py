@@ -103,7 +103,7 @@ def _run(row: Row, result: Row) -> Row:
     """A row of the tables: the epochs of a schedule, or the images that a run of other length saw."""
     settings = result["config"]["train"]
     training = f"{settings['epochs']:g} epoch{'s' * (settings['epochs'] != 1)}"
-    if settings["steps"] or settings["seconds"]:
+    if settings["steps"] or settings["seconds"] or settings.get("flops"):
         training = f"{result['steps'] * settings['batch_size']:,} images"
     called = " ".join([row["config"], *(f"--config.{text}" for text in result["overrides"])])
     about = {"percent": 100 * result["test/accuracy"], "device": in_table(result["device"])}

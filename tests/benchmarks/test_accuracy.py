@@ -26,6 +26,8 @@ def finished(tmp_path_factory) -> Path:
 def test_every_row_trains_on_the_data_set_of_its_section():
     names = {"footwear": "fashion_mnist", "visual_transformer": "cifar10", "imagenet": "imagenet2012"}
     for row in PUBLISHED:
+        if row["section"] == "budget":  # its rows name their data
+            continue
         data = config.load(str(REPOSITORY / row["config"])).data.name
         assert data.partition("/")[0] == names.get(row["section"], row["section"])
 
@@ -71,6 +73,11 @@ def test_a_run_is_kept_with_its_command_and_shown(tmp_path, finished, monkeypatc
     assert f"**{100 * measured['test/accuracy']:.2f}** | 120 images" in line
     assert f"`{SPEC} --config.train.steps=3`" in line and "12.3" in line
     assert f"time | `{SPEC}`" in shown["waiting"]  # its whole schedule has not run
+
+
+def test_a_run_that_a_budget_ended_tells_its_images():
+    """`train.epochs` says nothing of it."""
+    assert {row["training"].split()[-1] for row in accuracy.runs()["budget"]} == {"images"}
 
 
 def test_a_run_of_another_command_is_refused(tmp_path, finished):
