@@ -41,9 +41,9 @@ def schedule_free(share: float, warmup: Callable[[jax.Array | int], jax.Array | 
     def at(done: jax.Array | int, steps: jax.Array | int) -> jax.Array:
         t, w = jnp.asarray(done, jnp.float32), jnp.asarray(warmup(steps), jnp.float32)
         rising = t * (t + 1) * (2 * t + 1) / 6 / jnp.maximum(w, 1) ** 2
-        risen = jnp.maximum(w - 1, 0) * (2 * w - 1) / (6 * jnp.maximum(w, 1)) + t - w + 1
-        weight, total = jnp.minimum(t / jnp.maximum(w, 1e-6), 1.0), jnp.where(t < w, rising, risen)
-        return 1 - jnp.where(total > 0, jnp.where(w > 0, weight, 1.0) ** 2 / jnp.maximum(total, 1e-30), 0.0)
+        risen = jnp.maximum(w - 1, 0) * (2 * w - 1) / 6 / jnp.maximum(w, 1) + t - w + 1
+        weight, total = jnp.where(t < w, t / jnp.maximum(w, 1), 1.0) ** 2, jnp.where(t < w, rising, risen)
+        return 1 - weight / jnp.maximum(total, 1e-30)
 
     return Average(at, share)
 
