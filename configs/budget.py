@@ -21,7 +21,7 @@ SMALL = {"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 2, "class_token":
 
 
 def recipe(flops: float) -> ConfigDict:
-    """What all have: light augmentation, Muon, a learning rate that falls to 0 in a line. Not yet run to its end."""
+    """What all have: light augmentation, Muon, a learning rate that falls to 0 in a line."""
     c = config.default()
     c.data.name = "cifar10"
     c.init.whitening = True

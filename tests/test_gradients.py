@@ -1,5 +1,6 @@
 """What a step makes of its gradients: sharpness-aware ones, their noise, and averages that begin fast."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -133,6 +134,18 @@ def test_schedule_free_training_follows_its_paper(state, gradient, warmup, share
     jax.tree.map(close, (after.params, after.ema["params"]), (z, x))
     if not warmup:
         jax.tree.map(close, after.ema["params"], optax.contrib.schedule_free_eval_params(peer_state, y))
+
+
+def test_a_schedule_free_mean_has_the_newest_batch_statistics():
+    parts = dataclasses.replace(PARTS, model=CNN(stages=((5,),), dense_widths=(), num_classes=K, norm="batch"))
+    task = tasks.create(tasks.settings("classification"), parts)
+    kept = optim.average(optim.Settings(schedule_free=0.9), 1)
+    after = quick.jit(lambda: step.init_state(task, SGD, 0, ema=True))()
+    train_step = quick.jit(step.make_train_step(task, SGD, rate, seed=0, total_steps=9, average=kept))
+    for _ in range(2):
+        after, _ = train_step(after, BATCH, {})
+    assert jax.tree.leaves(after.batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, after.ema["batch_stats"], after.batch_stats)
 
 
 def test_a_schedule_free_mean_weighs_by_squares_of_the_rate():

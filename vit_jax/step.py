@@ -47,7 +47,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: PyTree
     batch_stats: PyTree  # running statistics of batch norms; {} without any
     opt_state: PyTree
-    ema: PyTree  # averages of params and batch_stats, under these names; {} if off
+    ema: PyTree  # an average of params, and batch_stats for it, under these names; {} if off
     # Updates skipped because not finite, or spiking: `skipped` in all, `in_a_row` just now; with a spike guard the last
     # losses and gradient norms, `recent` [2 RECENT], and how many there were, `seen`.
     guard: dict[str, PyTree]

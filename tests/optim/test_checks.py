@@ -78,6 +78,7 @@ def test_a_model_without_layers_has_no_layer_decay():
             "optim.schedule_free=0.9 with optim.schedule=cosine: .*; set optim.schedule=const",
         ),
         ({"schedule_free": 0.9, "schedule": "constant"}, "with optim.b1=0.9: .*; set optim.b1=0.0"),
+        ({"schedule_free": 0.9, "schedule": "constant", "name": "sgd"}, "with optim.momentum=0.9: .*; set optim.mom"),
         ({"schedule": "step"}, "schedule='step' needs optim.step_epochs, e.g."),
         ({"head_warmup_steps": -1}, "optim.head_warmup_steps=-1 is negative"),
         ({"layer_decay": 0.0}, r"optim.layer_decay=0.0 is not in \(0, 1\]"),

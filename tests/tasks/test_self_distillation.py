@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from scipy.special import log_softmax, softmax
 
 from tests import quick, tiny
-from vit_jax import augment, evaluate, inference, models, sharding, step, tasks, train, trees
+from vit_jax import augment, config, evaluate, inference, models, sharding, step, tasks, train, trees
 from vit_jax.command import UserError
 from vit_jax.metrics import probes
 from vit_jax.tasks import self_distillation
@@ -176,6 +176,12 @@ def test_collapse_is_said():
     evaluator = TASK.evaluator(3)
     evaluator.add({"index": np.arange(3), "loss": np.ones(3), "direction": np.full((3, 4), 0.5)})
     assert "their spread is 0" in evaluator.warnings()[0]
+
+
+def test_the_teacher_is_the_only_average_that_evaluation_reads():
+    given = {"task": {"name": "self_distillation"}, "optim": {"schedule_free": 0.9, "schedule": "constant", "b1": 0.0}}
+    with pytest.raises(UserError, match="schedule_free=0.9: evaluation reads the teacher of self-distillation"):
+        config.from_dict(given)
 
 
 def test_small_crops_that_no_patches_fill_and_crops_by_augment_are_refused():

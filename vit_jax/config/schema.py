@@ -181,6 +181,11 @@ def validate(config: Config) -> None:
             f"data.balance={config.data.balance} and task.balance or task.class_weights count rare classes twice; "
             "leave one of them out"
         )
+    if config.optim.schedule_free and tasks.chosen(config.task, config.distill).evaluated:
+        raise UserError(
+            f"optim.schedule_free={config.optim.schedule_free}: evaluation reads the teacher of self-distillation, "
+            "an average of its own; set it to 0"
+        )
     if config.init.head == "keep" and not config.init.weights:
         raise UserError("init.head='keep' needs weights whose head it keeps; set init.weights, or init.head='auto'")
     starts = [name for name in ("whitening", "mimetic", "impulse") if getattr(config.init, name)]

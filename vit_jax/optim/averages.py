@@ -36,13 +36,15 @@ def schedule_free(share: float, warmup: Callable[[jax.Array | int], jax.Array | 
     """The mean of all parameters, weighted by the squares of their learning rates (arXiv:2405.15682, eq. 23).
 
     The rate rises from 0 in a line for `warmup(steps)` steps, and then stays: so sums of its squares need no state.
+    They are exact for a warm-up of fixed length, and nearly so where the clock ends the run.
     """
 
     def at(done: jax.Array | int, steps: jax.Array | int) -> jax.Array:
         t, w = jnp.asarray(done, jnp.float32), jnp.asarray(warmup(steps), jnp.float32)
-        rising = t * (t + 1) * (2 * t + 1) / 6 / jnp.maximum(w, 1) ** 2
-        risen = jnp.maximum(w - 1, 0) * (2 * w - 1) / 6 / jnp.maximum(w, 1) + t - w + 1
-        weight, total = jnp.where(t < w, t / jnp.maximum(w, 1), 1.0) ** 2, jnp.where(t < w, rising, risen)
+        divisor = jnp.maximum(w, 1)
+        rising = t * (t + 1) * (2 * t + 1) / 6 / divisor**2
+        risen = jnp.maximum(w - 1, 0) * (2 * w - 1) / 6 / divisor + t - w + 1
+        weight, total = jnp.where(t < w, t / divisor, 1.0) ** 2, jnp.where(t < w, rising, risen)
         return 1 - weight / jnp.maximum(total, 1e-30)
 
     return Average(at, share)

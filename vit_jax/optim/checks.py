@@ -54,14 +54,16 @@ def check(settings: Settings) -> None:
 
 
 def _check_schedule_free(settings: Settings) -> None:
-    """Raises `UserError` for settings whose place the mean of the parameters takes."""
-    wanted = {"schedule": "constant", "ema_decay": 0.0, "warmup_start_lr": 0.0}
-    wanted |= {"b1": 0.0} if reads("name", settings.name, "b1") else {}
+    """Raises `UserError` for settings whose place the mean of the parameters takes, or that its weights do not know."""
+    wanted = {"schedule": "constant", "ema_decay": 0.0, "warmup_start_lr": 0.0, "head_warmup_steps": 0}
+    # Muon without momentum would be another method.
+    momenta = ("b1",) if settings.name == "muon" else ("b1", "momentum")
+    wanted |= {field: 0.0 for field in momenta if reads("name", settings.name, field)}
     for field, value in wanted.items():
         if (given := getattr(settings, field)) != value:
             raise UserError(
-                f"optim.schedule_free={settings.schedule_free} with optim.{field}={given}: the mean of the parameters "
-                f"takes the place of momentum, decay and other averages; set optim.{field}={value}"
+                f"optim.schedule_free={settings.schedule_free} with optim.{field}={given}: its mean of the parameters "
+                f"takes the place of momentum, of a falling rate and of other averages; set optim.{field}={value}"
             )
 
 

@@ -91,8 +91,8 @@ class Settings:
     # Exponential moving average of the parameters, which evaluation then uses; 0: off.
     ema_decay: float = setting(0.0, read_by="evaluate texture predict")
     ema_warmup: bool = False  # the decay begins low: (1 + t) / (10 + t) after t updates, until it is ema_decay
-    # Schedule-free training (Defazio et al. 2024, arXiv:2405.15682): evaluation uses the mean of all parameters, and
-    # gradients are taken between the newest ones and it, which has this share; 0: off. Wants a constant rate and b1=0.
+    # Schedule-free training (Defazio et al. 2024, arXiv:2405.15682): evaluation uses the mean of all parameters so far.
+    # With 0.9 gradients are taken at 0.9 times the mean plus 0.1 times the newest parameters; 0: off.
     schedule_free: float = setting(0.0, read_by="evaluate texture predict")
 
     @property
