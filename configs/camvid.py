@@ -12,14 +12,15 @@ from vit_jax import config, models, tasks
 
 
 def base(steps: int) -> ConfigDict:
-    """What all share: scale jitter of 0.7 to 1.4, colours, the rarer classes weighed up, an average of the weights."""
+    """What all share: scale jitter of 0.7 to 1.4, strong changes of colour, and an average of the weights."""
     c = config.default()
     c.data.name = "camvid"
     c.augment.crop_area = (0.15, 0.6)
     c.augment.crop_aspect = (1.15, 1.55)
     c.augment.resize = (192, 256)
     c.augment.flip = 0.5
-    c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.3
+    c.augment.brightness = c.augment.contrast = c.augment.saturation = 0.6
+    c.augment.hue = 0.1
     c.optim.b2 = 0.99
     c.optim.weight_decay = 0.05
     c.optim.clip_norm = 1.0
@@ -33,15 +34,16 @@ def base(steps: int) -> ConfigDict:
 
 
 def cnn(decoder: str) -> ConfigDict:
-    """A ResNet-18 of half the channels, 3.1 M parameters; 120 epochs. FPN: 48.0 % test mIoU; VT-FPN not yet run.
+    """A ResNet-18 of half the channels, 3.1 M parameters; 88 epochs. FPN: 54.86 % test mIoU; VT-FPN not yet run.
 
-    51.5 % with `evaluate.tta=flip_scales`. 0.75 G multiply-adds for a crop with FPN, 0.54 G with VT-FPN.
+    0.75 G multiply-adds for a crop with FPN, 0.54 G with VT-FPN.
     """
-    c = base(5400)
+    c = base(4050)
     c.model = models.settings("resnet/18", width=32, stochastic_depth=0.1)
     sizes = {"width": 64, "tokens": 8, "token_width": 128, "key_width": 64} if decoder == "vt_fpn" else {"width": 64}
     c.task = tasks.settings("segmentation", decoder=decoder, evaluation="whole", balance=0.5, dice=0.5, **sizes)
-    c.optim.lr = 2e-3
+    c.optim.name, c.optim.momentum, c.optim.nesterov = "muon", 0.95, True
+    c.optim.lr = 8e-3
     c.optim.warmup_steps = 150
     return c
 
@@ -60,12 +62,13 @@ def vit(decoder: str) -> ConfigDict:
 
 def pretrained(decoder: str) -> ConfigDict:
     """ResNet-50 with the decoder at its paper's width, for a GPU; set init.weights. Not yet run."""
-    c = cnn(decoder)
+    c = base(5400)
     c.model = models.settings("resnet/50", dtype="bfloat16")
     c.task = tasks.settings("segmentation", decoder=decoder, evaluation="whole", balance=0.5, dice=0.5)
     c.augment.crop_area = (0.25, 1.0)
     c.augment.resize = (360, 480)
     c.optim.lr = 2e-4
+    c.optim.warmup_steps = 150
     return c
 
 
