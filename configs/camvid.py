@@ -42,7 +42,7 @@ def cnn(decoder: str) -> ConfigDict:
     c.model = models.settings("resnet/18", width=32, stochastic_depth=0.1)
     sizes = {"width": 64, "tokens": 8, "token_width": 128, "key_width": 64} if decoder == "vt_fpn" else {"width": 64}
     c.task = tasks.settings("segmentation", decoder=decoder, evaluation="whole", balance=0.5, dice=0.5, **sizes)
-    c.optim.name, c.optim.momentum, c.optim.nesterov = "muon", 0.95, True
+    c.optim.name, c.optim.momentum, c.optim.nesterov = "muon", 0.95, True  # of the decoder's last layer, too
     c.optim.lr = 8e-3
     c.optim.warmup_steps = 150
     return c
