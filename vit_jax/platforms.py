@@ -1,5 +1,6 @@
 """Which devices a machine has, as far as can be told before JAX looks for them, and how its CPU is divided."""
 
+import functools
 import importlib.util
 import os
 import sys
@@ -11,6 +12,8 @@ CORES_AT_MOST = 8  # each core's device has a copy of the state, and updates it
 ACCELERATORS = ("nvidia[0-9]*", "nvhost-gpu", "dxg", "accel0", "accel", "vfio", "kfd")
 COMPILERS = ("libtpu", "jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")  # which JAX takes for devices
 DEVICES = Path("/dev")
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")  # as Linux calls them
+WITH_UNITS = (0, 12)  # the JAX release that leaves products of bfloat16 numbers to them
 
 
 def has_accelerator() -> bool:
@@ -41,11 +44,25 @@ def installed(package: str) -> bool:
     return not (parent and importlib.util.find_spec(parent) is None) and importlib.util.find_spec(package) is not None
 
 
-def cpu_units() -> set[str]:
+@functools.cache  # every product of a model asks
+def cpu_units() -> frozenset[str]:
     """What this machine's CPU can do, as Linux calls it: avx2, amx_bf16 ...; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return {unit for line in lines if line.startswith("flags") for unit in line.partition(":")[2].split()}
+    return frozenset(unit for line in lines if line.startswith("flags") for unit in line.partition(":")[2].split())
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has units for products of bfloat16 numbers, and JAX can be brought to use them.
+
+    JAX 0.10 uses those of AVX-512 (AMD from Zen 4 on), and computes in float32 where there is AMX.
+    """
+    import jax
+
+    units = cpu_units()
+    if jax.__version_info__ < WITH_UNITS and "amx_bf16" in units:
+        return False
+    return not units.isdisjoint(BFLOAT16_UNITS)
 
 
 def divisible(multiples: Iterable[int]) -> int:

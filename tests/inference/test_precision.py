@@ -23,7 +23,9 @@ from vit_jax.workdir import Workdir
         ("gpu", (0, 10, 2), set(), "bfloat16"),
         ("tpu", (0, 10, 2), set(), "bfloat16"),
         ("cpu", (0, 12, 0), {"avx2", "amx_bf16"}, "bfloat16"),
+        ("cpu", (0, 12, 0), {"avx2", "avx512_bf16"}, "bfloat16"),
         ("cpu", (0, 10, 2), {"avx2", "amx_bf16"}, "float32"),
+        ("cpu", (0, 10, 2), {"avx2", "avx512_bf16"}, "float32"),
         ("cpu", (0, 12, 0), {"avx2"}, "float32"),
     ],
 )

@@ -11,7 +11,7 @@ from jax import lax
 
 from tests import quick
 from tests.ops.lowered import lowered
-from vit_jax import models
+from vit_jax import models, platforms
 from vit_jax.ops.convolution import ORDER, as_products, conv_general_dilated
 
 KEY = jax.random.key(3)
@@ -82,6 +82,21 @@ def test_a_convolution_as_products(kernel, strides, pads):
     expected = quick.jit(lambda x, w: lax.conv_general_dilated(x, w, strides, pads, dimension_numbers=ORDER))(*exact)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.__version_info__ < platforms.WITH_UNITS, reason="JAX 0.10 leaves them convolutions")
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_one_group_of_images_in_bfloat16(kernel, monkeypatch):
+    """XLA folds a transpose into the only product, and then cannot compute it, unless it is kept from it."""
+    monkeypatch.setattr(platforms, "cpu_units", lambda: {"avx512_bf16"})
+    shapes = (8, 7, 7, 512), (kernel, kernel, 512, 2048)
+    x, w = (jnp.full(shape, 2.0**-4, jnp.bfloat16) for shape in shapes)
+
+    def gradient(w):
+        return jax.grad(lambda w: conv_general_dilated(x, w, (1, 1), "SAME").astype(jnp.float32).sum())(w)
+
+    middle = quick.jit(gradient)(w)[kernel // 2, kernel // 2]
+    np.testing.assert_allclose(middle.astype(jnp.float32), 8 * 7 * 7 * 2.0**-4, rtol=2**-8)
 
 
 def convolutions(text: str) -> list[str]:

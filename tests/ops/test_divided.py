@@ -9,7 +9,7 @@ import pytest
 
 from tests import quick
 from tests.ops.test_transformed import OPERATIONS
-from vit_jax import sharding
+from vit_jax import platforms, sharding
 
 # Their first derivatives are rules of their own; of dropout's and erf's JAX's alone are left.
 TUNED = ("attend", "convolution", "dense", "pooling")
@@ -59,10 +59,12 @@ def test_second_derivatives(operation):
 
 
 @pytest.mark.parametrize("release", [(0, 10, 2), (0, 12, 0)])
+@pytest.mark.parametrize("unit", ["avx2", "avx512_bf16"])
 @pytest.mark.parametrize("operation", ["convolution", "dense"])
-def test_in_bfloat16(operation, release, monkeypatch):
-    """As the plain definition in float32, but for rounding; on two devices, whatever the release of JAX."""
+def test_in_bfloat16(operation, unit, release, monkeypatch):
+    """As the plain definition in float32, but for rounding; on two devices, whatever the CPU and the release of JAX."""
     monkeypatch.setattr(jax, "__version_info__", release)
+    monkeypatch.setattr(platforms, "cpu_units", lambda: {unit})
     tuned, plain, shapes = OPERATIONS[operation]
     args = [v.astype(jnp.bfloat16) for v in arguments(shapes, 4)]
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:2])
