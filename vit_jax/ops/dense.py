@@ -21,8 +21,8 @@ def dot_general(
     """`lax.dot_general`, to be given to `nn.Dense`; on CPUs its gradients are products of two matrices.
 
     Of activations with more axes XLA's CPU compiler copies the transpose for the gradient of every kernel: 3 to 4 % of
-    a ViT's step. On TPUs a reshape that merges tokens is the copy, unless eight divides their number. In bfloat16, CPUs with
-    units for it have a form of their own: see `narrow`.
+    a ViT's step. On TPUs a reshape that merges tokens is the copy, unless eight divides their number. CPUs with units
+    for bfloat16 multiply such numbers by `narrow`.
 
     Where x [... d] ends with the axes that the kernel [d ...] begins with, it cannot be differentiated forwards
     (`jax.jvp`).
