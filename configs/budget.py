@@ -43,7 +43,7 @@ def recipe(flops: float) -> ConfigDict:
 
 
 def vit(data: str, budget: str) -> ConfigDict:
-    """A ViT on the map of two pairs of convolutions: 83.03 % on CIFAR-10 after 1e14 FLOPs; the others not yet run."""
+    """A ViT on a map of four convolutions: CIFAR-10 83.03 % for 1e14, 85.56 % for 4e14 FLOPs; others not yet run."""
     c = recipe(float(budget))
     c.model = models.settings(f"conv_stem/{SIZES[budget][0]}")
     return on(data, c, (32, 64, 128))
