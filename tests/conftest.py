@@ -22,6 +22,8 @@ import jax  # noqa: E402 - after the flags that it reads
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
+from vit_jax import platforms  # noqa: E402
+
 # Machines that are busy with other work are slow, not wrong.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
@@ -48,6 +50,14 @@ CHECKED = {"augment", "data", "explain", "inference", "metrics", "models", "ops"
 def annotations_are_checked(request: pytest.FixtureRequest) -> None:
     """In the rooms that are named above; see `--jaxtyping-packages` in pyproject.toml."""
     jaxtyping.config.update("jaxtyping_disable", request.path.parent.name not in CHECKED)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def the_same_cpu_everywhere() -> Iterator[None]:
+    """Products of bfloat16 numbers are computed in another way on CPUs that have units for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platforms, "cpu_units", lambda: frozenset({"avx2"}))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,7 +13,7 @@ ACCELERATORS = ("nvidia[0-9]*", "nvhost-gpu", "dxg", "accel0", "accel", "vfio", 
 COMPILERS = ("libtpu", "jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")  # which JAX takes for devices
 DEVICES = Path("/dev")
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")  # as Linux calls them
-WITH_UNITS = (0, 12)  # the JAX release that leaves products of bfloat16 numbers to them
+WITH_UNITS = (0, 12)  # the first release of JAX that leaves products to them
 
 
 def has_accelerator() -> bool:
@@ -53,16 +53,10 @@ def cpu_units() -> frozenset[str]:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this machine's CPU has units for products of bfloat16 numbers, and JAX can be brought to use them.
-
-    JAX 0.10 uses those of AVX-512 (AMD from Zen 4 on), and computes in float32 where there is AMX.
-    """
+    """Whether this machine's CPU has units for products of bfloat16 numbers, and this release of JAX uses them."""
     import jax
 
-    units = cpu_units()
-    if jax.__version_info__ < WITH_UNITS and "amx_bf16" in units:
-        return False
-    return not units.isdisjoint(BFLOAT16_UNITS)
+    return jax.__version_info__ >= WITH_UNITS and not cpu_units().isdisjoint(BFLOAT16_UNITS)
 
 
 def divisible(multiples: Iterable[int]) -> int:

@@ -1,6 +1,7 @@
 """Convolutions and their gradients, as convolutions and products that are fast on CPUs."""
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -84,12 +85,43 @@ def test_a_convolution_as_products(kernel, strides, pads):
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
 
 
-@pytest.mark.skipif(jax.__version_info__ < platforms.WITH_UNITS, reason="JAX 0.10 leaves them convolutions")
+@pytest.mark.parametrize(
+    ("units", "release", "left"),
+    [
+        ({"avx512_bf16"}, (0, 12, 0), 0),
+        ({"amx_bf16"}, (0, 12, 0), 0),
+        ({"avx2"}, (0, 12, 0), 2),
+        ({"avx512_bf16"}, (0, 10, 2), 2),
+    ],
+)
+def test_training_in_bfloat16(units, release, left, monkeypatch):
+    """On CPUs with units for it no convolution is left of both gradients; their values are as before."""
+    monkeypatch.setattr(platforms, "cpu_units", lambda: units)
+    monkeypatch.setattr(jax, "__version_info__", release)
+    args = [
+        jax.random.normal(jax.random.key(i), s).astype(jnp.bfloat16) for i, s in enumerate(((4, 6, 7, 3), (3, 3, 3, 5)))
+    ]
+
+    def gradients(convolution, *args):
+        def loss(x, w):
+            y = convolution(x, w, (1, 1), ((1, 0), (2, 1)), dimension_numbers=ORDER)
+            return jnp.square(y.astype(jnp.float32)).sum()
+
+        return jax.grad(loss, (0, 1))(*args)
+
+    tuned = partial(gradients, conv_general_dilated)
+    assert len(convolutions(lowered(tuned, *args, platform="cpu"))) == left
+    assert len(convolutions(lowered(tuned, *args, platform="cuda"))) == 3
+    exact = gradients(lax.conv_general_dilated, *(v.astype(jnp.float32) for v in args))
+    for a, b in zip(quick.jit(tuned)(*args), exact, strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0.02, atol=0.01 * float(jnp.abs(b).max()))
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_one_group_of_images_in_bfloat16(kernel, monkeypatch):
     """XLA folds a transpose into the only product, and then cannot compute it, unless it is kept from it."""
-    monkeypatch.setattr(platforms, "cpu_units", lambda: {"avx512_bf16"})
-    shapes = (8, 7, 7, 512), (kernel, kernel, 512, 2048)
+    monkeypatch.setattr(platforms, "multiplies_bfloat16", lambda: True)
+    shapes = (8, 7, 7, 64), (kernel, kernel, 64, 256)
     x, w = (jnp.full(shape, 2.0**-4, jnp.bfloat16) for shape in shapes)
 
     def gradient(w):

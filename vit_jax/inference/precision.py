@@ -36,9 +36,9 @@ def fast_dtype(platform: str) -> str:
     """The number format in which devices of this platform train fastest; of a CPU, this machine's.
 
     Against float32 under JAX 0.12: on an Intel CPU with AMX ViT-Ti/16 trains 1.5 times as fast; on a core of an AMD
-    EPYC with AVX-512's units 1.4 times, `cifar10:vit` and `cifar10:cnn` 1.5 times. JAX 0.10 does not gain in
-    convolutions, and CPUs without such units compute in float32 anyway.
+    EPYC with AVX-512's units 1.4 times, `cifar10:vit` and `cifar10:cnn` 1.5 times. JAX 0.10 computes most products of
+    bfloat16 numbers in float32, and CPUs without such units do anyway.
     """
-    if platform == "cpu" and not (jax.__version_info__ >= platforms.WITH_UNITS and platforms.multiplies_bfloat16()):
+    if platform == "cpu" and not platforms.multiplies_bfloat16():
         return "float32"
     return "bfloat16"

@@ -29,8 +29,9 @@ def conv_general_dilated(
     XLA's fast convolutions for CPUs want the axes in `ORDER`. It turns those of gradients round itself, but not in a
     loop's body, as of accumulated gradients: a naive one takes their place there, 30 to 100 times as slow (jaxlib
     0.11). On CPUs the images' gradient is written in that order. The kernel's, which XLA does at a third of a product's
-    speed, is one of products: with it `cifar10:cnn` trains 1.7 times as fast, ResNet-50 1.35 times. In bfloat16 all
-    three are products: see `as_products`. They cannot be differentiated forwards (`jax.jvp`).
+    speed, is one of products: with it `cifar10:cnn` trains 1.7 times as fast, ResNet-50 1.35 times. On CPUs with units
+    for bfloat16, the convolution of training and, at stride 1, the images' gradient are products in that format, too.
+    On CPUs no gradient can be differentiated forwards (`jax.jvp`).
     """
     rates = (options.get(name) or (1,) for name in ("lhs_dilation", "rhs_dilation"))
     if options.get("feature_group_count", 1) > 1 or any(rate != 1 for pair in rates for rate in pair):
@@ -43,21 +44,21 @@ def conv_general_dilated(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolution(strides: Any, pads: Any, x: Array, kernel: Array) -> Array:
-    plain = partial(lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=ORDER)
-    if not _narrow(x):
-        return plain(x, kernel)
-    tuned = sharding.on_own_images(partial(as_products, strides, pads), whole=1)
-    return lax.platform_dependent(x, kernel, cpu=tuned, default=plain)
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=ORDER)
 
 
 def _forward(strides: Any, pads: Any, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolution(strides, pads, x, kernel), (x, kernel)
+    if not _narrow(x, kernel):
+        return _convolution(strides, pads, x, kernel), (x, kernel)
+    convolution = partial(lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=ORDER)
+    tuned = sharding.on_own_images(partial(as_products, strides, pads), whole=1)
+    return lax.platform_dependent(x, kernel, cpu=tuned, default=convolution), (x, kernel)
 
 
-def _narrow(x: Array) -> bool:
-    """Whether convolutions of x are faster as products of patches, on CPUs; with JAX 0.10 they are not."""
-    released = jax.__version_info__ >= platforms.WITH_UNITS
-    return released and x.dtype == jnp.bfloat16 and platforms.multiplies_bfloat16()
+def _narrow(*factors: Array) -> bool:
+    """Whether CPUs train faster with products of patches: see `as_products`."""
+    bfloat16 = all(v.dtype == jnp.bfloat16 and v.size for v in factors)
+    return bfloat16 and platforms.multiplies_bfloat16()
 
 
 def _backward(strides: Any, pads: Any, inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -87,7 +88,7 @@ def tuned_gradients(
         reach = (dy.shape[1 + axis] - 1) * stride + 1  # of dy, with stride - 1 zeros between its entries
         around.append((kernel.shape[axis] - 1 - low, x.shape[1 + axis] + low - reach))
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    if _narrow(dy) and all(stride == 1 for stride in strides):
+    if _narrow(dy, kernel) and all(stride == 1 for stride in strides):
         dx = sharding.on_own_images(partial(as_products, strides, tuple(around)), whole=1)(dy, flipped)
     else:
         dx = lax.conv_general_dilated(dy, flipped, (1, 1), around, lhs_dilation=strides, dimension_numbers=ORDER)
@@ -102,13 +103,14 @@ def _kernel_gradient(
     (n, *_, c), (_, height, width, d) = x.shape, dy.shape
     group = _group(n, height * width)
     of_patch = math.prod(window) * c
-    patches_first = of_patch <= d and not _narrow(dy)  # the product is faster with the fewer rows
+    narrow = _narrow(x, dy)
+    patches_first = of_patch <= d and not narrow  # the product is faster with the fewer rows
 
     def add(total: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
         of_x, of_dy = (v.reshape(group, *like.shape[1:]) for v, like in zip(images, (x, dy), strict=True))
         of_x = patches(of_x, strides, pads, window, (height, width)).reshape(-1, of_patch)
         of_dy = of_dy.reshape(-1, d)
-        if _narrow(dy):
+        if narrow:
             product = jnp.matmul(turned(of_dy), of_x, preferred_element_type=jnp.float32)
             # XLA makes a transpose that follows a part of the product, in a form that it cannot compute (0.10, 0.12).
             return total + lax.optimization_barrier(product), None
@@ -125,7 +127,7 @@ def _kernel_gradient(
 def as_products(
     strides: Any, pads: Any, x: Float[Array, "n h w c"], kernel: Float[Array, "p q c d"]
 ) -> Float[Array, "n h2 w2 d"]:
-    """The convolution in bfloat16, with float32 sums: (patches of x) kernel for a few images at a time.
+    """The convolution of training in bfloat16, with float32 sums: (patches of x) kernel for a few images at a time.
 
     XLA leaves products to a CPU's bfloat16 units, and convolutions not. With this and the gradients `cifar10:cnn`
     trains 1.53 times as fast as in float32 on a core of an AMD EPYC with AVX-512, ResNet-50 1.31 times (JAX 0.12).

@@ -21,8 +21,8 @@ def dot_general(
     """`lax.dot_general`, to be given to `nn.Dense`; on CPUs its gradients are products of two matrices.
 
     Of activations with more axes XLA's CPU compiler copies the transpose for the gradient of every kernel: 3 to 4 % of
-    a ViT's step. On TPUs a reshape that merges tokens is the copy, unless eight divides their number. CPUs with units
-    for bfloat16 multiply such numbers by `narrow`.
+    a ViT's step. On TPUs a reshape that merges tokens is the copy, unless eight divides their number. In bfloat16 the
+    gradients have a form of their own on CPUs: see `narrow_gradients`.
 
     Where x [... d] ends with the axes that the kernel [d ...] begins with, it cannot be differentiated forwards
     (`jax.jvp`).
@@ -33,9 +33,9 @@ def dot_general(
     plain: Product = partial(lax.dot_general, dimension_numbers=dimension_numbers, **options)
     if not dense:
         return plain(x, kernel)
-    if x.dtype == kernel.dtype == jnp.bfloat16 and platforms.multiplies_bfloat16():
-        return _dense(plain, partial(narrow, k), partial(narrow_gradients, k), x, kernel)
-    return _dense(plain, plain, partial(gradients, partial(matrices, k, options)), x, kernel)
+    narrow = x.dtype == kernel.dtype == jnp.bfloat16 and platforms.multiplies_bfloat16() and not any(options.values())
+    tuned = partial(narrow_gradients, k) if narrow else partial(gradients, partial(matrices, k, options))
+    return _dense(plain, tuned, x, kernel)
 
 
 def matrices(k: int, options: dict[str, Any], x: Float[Array, "..."], kernel: Float[Array, "..."]) -> Array:
@@ -45,21 +45,17 @@ def matrices(k: int, options: dict[str, Any], x: Float[Array, "..."], kernel: Fl
     return y.reshape(*x.shape[: x.ndim - k], *kernel.shape[k:])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _dense(plain: Product, tuned: Product, tuned_gradients: Gradients, x: Array, kernel: Array) -> Array:
-    return plain(x, kernel) if tuned is plain else lax.platform_dependent(x, kernel, cpu=tuned, default=plain)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dense(plain: Product, tuned: Gradients, x: Array, kernel: Array) -> Array:
+    return plain(x, kernel)
 
 
-def _forward(
-    plain: Product, tuned: Product, tuned_gradients: Gradients, x: Array, kernel: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return _dense(plain, tuned, tuned_gradients, x, kernel), (x, kernel)
+def _forward(plain: Product, tuned: Gradients, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return plain(x, kernel), (x, kernel)
 
 
-def _backward(
-    plain: Product, tuned: Product, tuned_gradients: Gradients, inputs: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array]:
-    return lax.platform_dependent(*inputs, dy, cpu=tuned_gradients, default=partial(gradients, plain))
+def _backward(plain: Product, tuned: Gradients, inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(*inputs, dy, cpu=tuned, default=partial(gradients, plain))
 
 
 _dense.defvjp(_forward, _backward)
@@ -71,19 +67,12 @@ def gradients(product: Product, x: Array, kernel: Array, dy: Array) -> tuple[Arr
     return dx, jax.linear_transpose(partial(product, x), kernel)(dy)[0]
 
 
-def narrow(k: int, x: Float[Array, "..."], kernel: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`matrices` in bfloat16, with float32 sums: so XLA leaves the product to a CPU's bfloat16 units, in all releases.
-
-    AMD EPYC with AVX-512, GFLOP/s of a core: 95 in float32; 95 in bfloat16 under JAX 0.10, 190 with these sums.
-    """
-    return matrices(k, {"preferred_element_type": jnp.float32}, x, kernel).astype(x.dtype)
-
-
 def narrow_gradients(k: int, x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-    """Its gradients, as such products.
+    """The same in bfloat16, with float32 sums, as products that XLA leaves to a CPU's bfloat16 units (JAX 0.12).
 
-    GFLOP/s, for dy w^T and x^T dy: 1,140 and 410 to 745 instead of 230 and 150 to 200 (Intel with AMX, JAX 0.12); 190
-    and 170 instead of 95 and 80 to 95 (a core of an AMD EPYC with AVX-512, JAX 0.10).
+    Intel with AMX: dy w^T at 1,140 instead of 230 GFLOP/s by the sums' type, x^T dy at 410 to 745 instead of 150 to 200
+    because x is transposed before; ViT-Ti/16's step 1.3 times as fast. A core of an AMD EPYC with AVX-512's units does
+    x^T dy at up to 180 so, and at 80 to 100 without the transpose or in float32.
     """
     d = math.prod(kernel.shape[:k])
     rows, matrix, of_rows = x.reshape(-1, d), kernel.reshape(d, -1), dy.reshape(-1, kernel.size // d)
