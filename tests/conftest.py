@@ -22,8 +22,6 @@ import jax  # noqa: E402 - after the flags that it reads
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-from vit_jax import platforms  # noqa: E402
-
 # Machines that are busy with other work are slow, not wrong.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
@@ -55,6 +53,8 @@ def annotations_are_checked(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def the_same_cpu_everywhere() -> Iterator[None]:
     """Products of bfloat16 numbers are computed in another way on CPUs that have units for them."""
+    from vit_jax import platforms  # not before jaxtyping watches imports
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platforms, "cpu_units", lambda: frozenset({"avx2"}))
         yield
