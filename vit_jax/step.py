@@ -74,7 +74,7 @@ def rngs_for(seed: int, step: Int[Array, ""] | int, rows: Int[Array, " n"], numb
 
 
 def with_field(module: nn.Module, field: str, value: Any) -> nn.Module:
-    """The module, and those among its fields, with this value of a field, where they have it; itself if they do."""
+    """The module with this field set, also in its inner modules that have it; itself if nothing changes."""
     inner = {name: part for name, part in vars(module).items() if isinstance(part, nn.Module) and name != "parent"}
     changes: dict[str, Any] = {
         name: new for name, old in inner.items() if (new := with_field(old, field, value)) is not old
@@ -155,9 +155,9 @@ def make_train_step(
     `tx` gives the direction, `rate` how far. `total_steps` 0: `constants["total_steps"]` tells it at each step.
     `trainable(params)` is a tree of booleans: where it is False, the gradient is zero.
     With `accumulate` m the batch is processed in m parts, one after another, and their gradients averaged; where its
-    images are `independent`, none repeated, their noise is measured, too. An update that is not finite is skipped and
-    counted; the step number advances all the same. So is one whose loss or gradient norm is more than `spike_sigmas`
-    standard deviations above the mean of the last `RECENT` steps. An `average` needs a state with `ema`.
+    images are `independent`, none repeated, their noise is measured, too. An update is skipped and counted if it is
+    not finite, or if its loss or gradient norm is more than `spike_sigmas` (0: off) standard deviations above the mean
+    of the last `RECENT` steps; the step number still advances. An `average` needs a state with `ema`.
     """
     optimizer = optax.with_extra_args_support(tx)
     gradients = _accumulated(_make_gradients(task, seed, trainable), accumulate, independent)

@@ -161,8 +161,8 @@ class ViT(TokenBackbone):
 
     With `distillation_token` a second token and a second head, `head_dist`, learn from a teacher (Touvron et al. 2021,
     arXiv:2012.12877, s. 3). In evaluation the output is the mean of both heads' logits. In training it is the class
-    head's alone, and the other's are sown as `logits` in the collection `distillation`. Without a loss on these,
-    `head_dist` learns nothing, and evaluation averages it all the same.
+    head's logits alone; those of `head_dist` are sown as `logits` in the collection `distillation`. Without a loss on
+    them `head_dist` stays untrained, but evaluation still averages it.
     """
 
     NAMING: ClassVar[Naming] = Naming(

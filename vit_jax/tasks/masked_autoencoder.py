@@ -219,7 +219,7 @@ class MaskedAutoencoder(Task):
         return (jnp.square(predicted - target).mean(axis=-1) * mask).sum(axis=1) / mask.sum(axis=1)
 
     def outputs(self, variables: PyTree, batch: Examples, constants: Mapping[str, PyTree]) -> dict[str, Array]:
-        """The loss; and uint8 pictures: the image, with the mean colour in place of hidden patches, and as painted.
+        """The loss; three uint8 pictures: the image, with hidden patches in the colour `augment.mean`, and as painted.
 
         Which patches are hidden is a function of the image's number in its split.
         """
