@@ -83,12 +83,15 @@ def tuned_gradients(
     strides: Any, pads: Any, x: Float[Array, "n h w c"], kernel: Float[Array, "p q c d"], dy: Float[Array, "n h2 w2 d"]
 ) -> tuple[Float[Array, "n h w c"], Float[Array, "p q c d"]]:
     """The same: of the images a convolution whose axes are in `ORDER`, of the kernel a sum of products."""
+    narrow = _narrow(dy, kernel)
+    if narrow:  # else XLA computes it entry by entry, in the groups' flat form: ResNet-50 trains 1.17 times slower
+        dy = lax.optimization_barrier(dy)
     around = []
     for axis, ((low, _), stride) in enumerate(zip(pads, strides, strict=True)):
         reach = (dy.shape[1 + axis] - 1) * stride + 1  # of dy, with stride - 1 zeros between its entries
         around.append((kernel.shape[axis] - 1 - low, x.shape[1 + axis] + low - reach))
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    if _narrow(dy, kernel) and all(stride == 1 for stride in strides):
+    if narrow and all(stride == 1 for stride in strides):
         dx = sharding.on_own_images(partial(as_products, strides, tuple(around)), whole=1)(dy, flipped)
     else:
         dx = lax.conv_general_dilated(dy, flipped, (1, 1), around, lhs_dilation=strides, dimension_numbers=ORDER)
