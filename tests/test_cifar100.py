@@ -95,7 +95,7 @@ def test_the_reports_vit_learns_in_its_first_steps(tmp_path):
     """All 45.9 million parameters, at the batch size and learning rate of the reference run, on one device.
 
     Who knows only which ten of the 100 classes are there hits every tenth image. At a constant rate and without a
-    warm-up the loss leaps, as in the reference run: the accuracy in the best validation counts. It was 69 %.
+    warm-up the loss leaps, as in the reference run: the accuracy in the best validation counts. It was 58 %.
     """
     with published(tmp_path / "server", archives.learnable_cifar100(10, train=1024, test=64)):
         prepare("cifar100", tmp_path / "data")
@@ -104,7 +104,7 @@ def test_the_reports_vit_learns_in_its_first_steps(tmp_path):
         tmp_path / "run",
         tmp_path / "data",
         960,
-        "train.steps=12",
+        "train.steps=8",
         "log.every_steps=4",
         "evaluate.every_steps=4",
     )
