@@ -14,8 +14,8 @@ from vit_jax import config, models
 # Of each budget: the size of the ViT, and the widths of the CNN; airbench's where there is a published one.
 SIZES = {
     "1e14": ("4-128", (64, 128, 128)),
-    "4e14": ("6-192", (64, 256, 256)),
-    "1e15": ("8-256", (128, 384, 384)),
+    "4e14": ("4-128", (64, 256, 256)),
+    "1e15": ("6-192", (128, 384, 384)),
 }
 SMALL = {"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 2, "class_token": False, "pooling": "gap"}
 
@@ -43,9 +43,12 @@ def recipe(flops: float) -> ConfigDict:
 
 
 def vit(data: str, budget: str) -> ConfigDict:
-    """A ViT on a map of four convolutions: CIFAR-10 83.03 % for 1e14, 85.56 % for 4e14 FLOPs; others not yet run."""
+    """A ViT on a map of four convolutions: CIFAR-10 83.03 % for 1e14, 86.34 % for 4e14 FLOPs; others not yet run."""
     c = recipe(float(budget))
     c.model = models.settings(f"conv_stem/{SIZES[budget][0]}")
+    if budget != "1e14":  # an image is seen so often that a model learns it by heart
+        c.model.patch_dropout = 0.25
+        c.augment.crop_padding, c.augment.cutout = 4, 8
     return on(data, c, (32, 64, 128))
 
 
