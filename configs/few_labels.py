@@ -43,7 +43,7 @@ def recipe(data: str) -> ConfigDict:
 
 
 def scratch(data: str) -> ConfigDict:
-    """From labels alone: CIFAR-10 53.27 %, Imagenette at 64 pixels 52.70 % on the test images, of three seeds."""
+    """From labels alone: CIFAR-10 53.27 %, Imagenette at 64 pixels 52.96 % on the test images, of three seeds."""
     c = recipe(data)
     c.data.limit = 5_000 if data == "cifar10" else 850
     if data == "cifar10":
@@ -66,7 +66,7 @@ def ssat(data: str) -> ConfigDict:
 
 
 def mae(data: str) -> ConfigDict:
-    """Hidden patches of all images, without labels: CIFAR-10 44.40 % by the nearest neighbours of its features."""
+    """Hidden patches of all images, without labels: 44.40 and 43.84 % by the nearest neighbours of its features."""
     c = recipe(data)
     c.task = tasks.settings("masked_autoencoder", **DECODER)
     c.augment.crop_area = (0.5, 1.0) if data == "cifar10" else (0.35, 1.0)
@@ -77,7 +77,7 @@ def mae(data: str) -> ConfigDict:
 
 
 def finetune(data: str) -> ConfigDict:
-    """Then labels, from an encoder (`init.weights`), with the other half of the compute: 55.70 and 52.04 %."""
+    """Then labels, from an encoder (`init.weights`), with the other half of the compute: 55.70 and 56.97 %."""
     c = scratch(data)
     c.optim.lr = 4e-3
     c.train.flops = FLOPS / 2
