@@ -13,12 +13,18 @@ from vit_jax import platforms, sharding
 
 # Their first derivatives are rules of their own; of dropout's and erf's JAX's alone are left.
 TUNED = ("attend", "convolution", "dense", "pooling")
+ATTENTION = ("attend", "matmul", "matmul of heads")
 
 
 def arguments(shapes, images):
     """Random ones, all or the first with so many images."""
     (_, *first), *others = shapes
     return [jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(images, *first), *others])]
+
+
+def of_images(operation, shapes, images):
+    """Random arguments; those of attention are of images both."""
+    return arguments([(images, *s[1:]) for s in shapes] if operation in ATTENTION else shapes, images)
 
 
 def value_and_gradient(fn):
@@ -29,7 +35,7 @@ def value_and_gradient(fn):
 @pytest.mark.parametrize("operation", TUNED)
 def test_on_two_devices(operation, images):
     tuned, plain, shapes = OPERATIONS[operation]
-    args = arguments([(images, *shape[1:]) for shape in shapes] if operation == "attend" else shapes, images)
+    args = of_images(operation, shapes, images)
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:2])
     split = sharding.batch_sharding(mesh)
 
@@ -60,13 +66,13 @@ def test_second_derivatives(operation):
 
 @pytest.mark.parametrize("release", [(0, 10, 2), (0, 12, 0)])
 @pytest.mark.parametrize("unit", ["avx2", "avx512_bf16"])
-@pytest.mark.parametrize("operation", ["convolution", "dense"])
+@pytest.mark.parametrize("operation", [*ATTENTION, "convolution", "dense"])
 def test_in_bfloat16(operation, unit, release, monkeypatch):
     """As the plain definition in float32, but for rounding; on two devices, whatever the CPU and the release of JAX."""
     monkeypatch.setattr(jax, "__version_info__", release)
     monkeypatch.setattr(platforms, "cpu_units", lambda: {unit})
     tuned, plain, shapes = OPERATIONS[operation]
-    args = [v.astype(jnp.bfloat16) for v in arguments(shapes, 4)]
+    args = [v.astype(jnp.bfloat16) for v in of_images(operation, shapes, 4)]
     mesh = sharding.make_mesh(sharding.Settings(), jax.devices()[:2])
 
     def gradients(fn):

@@ -114,7 +114,7 @@ def _add_backward(bias: Array, dy: Array) -> tuple[Array, Array]:
         return jax.linear_transpose(lambda bias: _plain_add(jnp.zeros_like(dy), bias), bias)(dy)[0]
 
     def in_float32(dy: Array) -> Array:
-        return dy.astype(jnp.float32).sum(range(dy.ndim - bias.ndim)).astype(bias.dtype)
+        return dy.reshape(-1, bias.size).astype(jnp.float32).sum(axis=0).astype(bias.dtype).reshape(bias.shape)
 
     return dy, lax.platform_dependent(dy, cpu=in_float32, default=plain)
 
