@@ -78,7 +78,10 @@ def narrow_gradients(k: int, x: Array, kernel: Array, dy: Array) -> tuple[Array,
     rows, matrix, of_rows = x.reshape(-1, d), kernel.reshape(d, -1), dy.reshape(-1, kernel.size // d)
     product = partial(lax.dot_general, preferred_element_type=jnp.float32)
     dx = product(of_rows, matrix, (((1,), (1,)), ((), ())))
-    dkernel = product(turned(rows), of_rows, (((1,), (0,)), ((), ())))
+    if rows.shape[1] <= of_rows.shape[1]:
+        dkernel = product(turned(rows), of_rows, (((1,), (0,)), ((), ())))
+    else:  # the narrower factor is turned; a transpose right after the product would become a part of it
+        dkernel = lax.optimization_barrier(product(turned(of_rows), rows, (((1,), (0,)), ((), ())))).T
     return dx.astype(x.dtype).reshape(x.shape), dkernel.astype(kernel.dtype).reshape(kernel.shape)
 
 
@@ -114,7 +117,8 @@ def _add_backward(bias: Array, dy: Array) -> tuple[Array, Array]:
         return jax.linear_transpose(lambda bias: _plain_add(jnp.zeros_like(dy), bias), bias)(dy)[0]
 
     def in_float32(dy: Array) -> Array:
-        return dy.reshape(-1, bias.size).astype(jnp.float32).sum(axis=0).astype(bias.dtype).reshape(bias.shape)
+        rows = lax.optimization_barrier(dy.reshape(-1, bias.size))  # else XLA sums over the axes one by one
+        return rows.astype(jnp.float32).sum(axis=0).astype(bias.dtype).reshape(bias.shape)
 
     return dy, lax.platform_dependent(dy, cpu=in_float32, default=plain)
 
