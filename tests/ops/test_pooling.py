@@ -25,6 +25,8 @@ X = jax.random.randint(jax.random.key(0), (2, 7, 8, 3), 0, 3)  # small numbers, 
         ((3, 3), (2, 2), ((1, 1), (1, 1))),
         ((2, 3), (1, 2), "SAME"),
         ((1, 1), (2, 2), "VALID"),
+        ((1, 2), (1, 2), "VALID"),
+        ((7, 4), (7, 4), "SAME"),
     ],
 )
 def test_equal_entries(window, strides, padding, dtype):

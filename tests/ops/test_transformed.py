@@ -30,8 +30,8 @@ def convolve(convolution, x, kernel):
     return convolution(x, kernel, (2, 1), "SAME", dimension_numbers=ORDER)
 
 
-def pooled(pool, x):
-    return pool(x, (3, 2), strides=(2, 2), padding="SAME")
+def pooled(pool, x, strides=(2, 2)):
+    return pool(x, (3, 2), strides=strides, padding="SAME")
 
 
 OPERATIONS = {  # the operation, its plain definition, the shapes of its arguments
@@ -50,6 +50,11 @@ OPERATIONS = {  # the operation, its plain definition, the shapes of its argumen
     "matmul": (matmul, jnp.matmul, [(2, 3, 4, 5), (2, 3, 5, 2)]),
     "matmul of heads": (matmul, jnp.matmul, [(2, 3, 4, 2), (2, 3, 2, 5)]),
     "pooling": (partial(pooled, max_pool), partial(pooled, nn.max_pool), [(2, 5, 7, 3)]),
+    "pooling of tiles": (
+        partial(pooled, max_pool, strides=(3, 2)),
+        partial(pooled, nn.max_pool, strides=(3, 2)),
+        [(2, 6, 4, 3)],
+    ),
     "gelu": (gelu, partial(jax.nn.gelu, approximate=False), [(2, 3, 5)]),
 }
 
