@@ -17,10 +17,10 @@ from vit_jax.command import UserError
 from vit_jax.models.features import Features, MapBackbone, of_map
 from vit_jax.models.head import linear_head
 from vit_jax.models.layers import Dtype, square
+from vit_jax.models.linear import Conv
 from vit_jax.models.naming import Naming
 from vit_jax.models.small_vit import SmallViT
 from vit_jax.models.vit import ViT
-from vit_jax.ops.convolution import conv_general_dilated
 from vit_jax.ops.pooling import max_pool
 
 LAYERS = (r"whitening/", r"stage(\d+)/")
@@ -48,14 +48,7 @@ class Whitening(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "n H W c"]) -> Float[Array, "n h w d"]:
         features = 2 * self.size**2 * images.shape[-1]
-        conv = nn.Conv(
-            features,
-            (self.size, self.size),
-            padding="VALID",
-            conv_general_dilated=conv_general_dilated,
-            dtype=self.dtype,
-            name="conv",
-        )
+        conv = Conv(features, (self.size, self.size), padding="VALID", dtype=self.dtype, name="conv")
         return nn.gelu(conv(images.astype(self.dtype)))
 
 
@@ -68,15 +61,7 @@ class ConvPair(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h2 w2 d"]:
         for i in range(2):
-            x = nn.Conv(
-                self.channels,
-                (3, 3),
-                use_bias=False,
-                kernel_init=dirac,
-                conv_general_dilated=conv_general_dilated,
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )(x)
+            x = Conv(self.channels, (3, 3), bias=False, kernel_init=dirac, dtype=self.dtype, name=f"conv{i}")(x)
             if i == 0:
                 x = max_pool(x, (2, 2), strides=(2, 2))
             x = nn.BatchNorm(
