@@ -12,8 +12,8 @@ from tests.ops.test_transformed import OPERATIONS
 from vit_jax import platforms, sharding
 
 # Their first derivatives are rules of their own; of dropout's and erf's JAX's alone are left.
-TUNED = ("attend", "convolution", "dense", "pooling", "pooling of tiles")
-ATTENTION = ("attend", "matmul", "matmul of heads")
+TUNED = ("attend", "convolution", "dense", "pooling", "pooling apart")
+ATTENTION = ("attend", "attention_logits", "weighted")
 
 
 def arguments(shapes, images):

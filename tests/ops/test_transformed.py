@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from tests import quick
-from vit_jax.ops.attend import attend, matmul
+from vit_jax.ops.attend import attend, attention_logits, weighted
 from vit_jax.ops.convolution import ORDER, conv_general_dilated
 from vit_jax.ops.dense import dot_general
 from vit_jax.ops.dropout import bernoulli, dropout
@@ -47,14 +47,14 @@ OPERATIONS = {  # the operation, its plain definition, the shapes of its argumen
         [(2, 3, 5), (5, 2, 4)],
     ),
     "dropout": (partial(dropout, rate=0.3, rng=KEY, train=True), plain_dropout, [(2, 3, 5)]),
-    "matmul": (matmul, jnp.matmul, [(2, 3, 4, 5), (2, 3, 5, 2)]),
-    "matmul of heads": (matmul, jnp.matmul, [(2, 3, 4, 2), (2, 3, 2, 5)]),
+    "attention_logits": (attention_logits, lambda q, k: q @ k.swapaxes(2, 3), [(2, 3, 4, 2), (2, 3, 5, 2)]),
     "pooling": (partial(pooled, max_pool), partial(pooled, nn.max_pool), [(2, 5, 7, 3)]),
-    "pooling of tiles": (
+    "pooling apart": (
         partial(pooled, max_pool, strides=(3, 2)),
         partial(pooled, nn.max_pool, strides=(3, 2)),
         [(2, 6, 4, 3)],
     ),
+    "weighted": (weighted, jnp.matmul, [(2, 3, 4, 5), (2, 3, 5, 2)]),
     "gelu": (gelu, partial(jax.nn.gelu, approximate=False), [(2, 3, 5)]),
 }
 

@@ -5,13 +5,12 @@ Shapes: `n` images, `l` query tokens, `m` key tokens, `d` width, `a` heads, `e` 
 
 from functools import partial
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from vit_jax.models.linear import Dense
 from vit_jax.models.positions import relative_bias, relative_logits
-from vit_jax.ops.attend import attend, matmul
+from vit_jax.ops.attend import attend, attention_logits, weighted
 from vit_jax.ops.dropout import dropout
 from vit_jax.ops.fused_attention import check, fused_attention
 
@@ -66,7 +65,7 @@ class MultiHeadDotProductAttention(nn.Module):
         l, m = q.shape[1], k.shape[1]
         q = self.scaled(q)  # fewer numbers than the logits
         heads_q, heads_k, heads_v = (x.swapaxes(1, 2) for x in (q, k, v))  # [n a l e]: else CPUs transpose the results
-        logits = matmul(heads_q, heads_k.swapaxes(2, 3)).astype(jnp.float32)
+        logits = attention_logits(heads_q, heads_k)
         normal, (h, w) = nn.initializers.normal(stddev=0.02), self.grid
         if self.pos_embed == "relative":
             logits += relative_logits(q, self.param("relative_embedding", normal, (2 * m - 1, self.head_dim)))
@@ -80,7 +79,7 @@ class MultiHeadDotProductAttention(nn.Module):
         self.sow("intermediates", "attention", attention)
         attention = self.perturb("attention", attention)
         attention = dropout(attention, self.dropout, rng, train=train, num_tokens=m).astype(self.dtype)
-        return matmul(attention, heads_v).swapaxes(1, 2)
+        return weighted(attention, heads_v).swapaxes(1, 2)
 
     def scaled(self, q: Float[Array, "n l a e"]) -> Float[Array, "n l a e"]:
         """The queries over the square root of their size."""

@@ -3,6 +3,9 @@
 Shapes: `n` images, `a` heads, `l` queries, `m` keys and values, `e` size per head.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -20,7 +23,7 @@ def attend(logits: Float[Array, "n a l m"], values: Float[Array, "n a m e"]) -> 
     arXiv:2205.14135, appendix B.2), e numbers for each query instead of m: 3 % of ViT-Ti/16's step on a CPU and 15 % of
     its memory, 2 % of ViT-B/16's modelled step on a TPU.
 
-    Where `matmul` has its own form it cannot be differentiated forwards (`jax.jvp`).
+    In bfloat16 `attend` cannot be differentiated forwards where `weighted` cannot.
     """
     return (_narrow_attend if _narrow(values) else _attend)(logits, values)
 
@@ -49,13 +52,13 @@ def _narrow_attend(logits: Array, values: Array) -> Array:
 
 def _narrow_forward(logits: Array, values: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     attention = softmax(logits)
-    result = checkpoint_name(matmul(attention.astype(values.dtype), values), KEPT)
+    result = checkpoint_name(weighted(attention.astype(values.dtype), values), KEPT)
     return result, (attention, values, result)
 
 
 def _narrow_backward(kept: tuple[Array, Array, Array], d_result: Array) -> tuple[Array, Array]:
     attention, values, result = kept
-    d_weights, d_values = jax.vjp(matmul, attention.astype(values.dtype), values)[1](d_result)
+    d_weights, d_values = jax.vjp(weighted, attention.astype(values.dtype), values)[1](d_result)
     of_sum = (d_result.astype(attention.dtype) * result.astype(attention.dtype)).sum(axis=-1, keepdims=True)
     return attention * (d_weights.astype(attention.dtype) - of_sum), d_values
 
@@ -70,18 +73,25 @@ def softmax(logits: Float[Array, "n a l m"]) -> Float[Array, "n a l m"]:
     return powers / checkpoint_name(powers.sum(axis=-1, keepdims=True), KEPT)
 
 
-def matmul(x: Float[Array, "n a l k"], y: Float[Array, "n a k m"]) -> Float[Array, "n a l m"]:
-    """`jnp.matmul` of what attention multiplies; in bfloat16 with the factors in memory as a CPU's units want them.
+def attention_logits(queries: Float[Array, "n a l e"], keys: Float[Array, "n a m e"]) -> Float[Array, "n a l m"]:
+    """queries keys^T, in float32; the queries are scaled already. See `weighted` for bfloat16."""
+    if _narrow(queries, keys):
+        return _narrow_logits(queries, keys)
+    return _plain_logits(queries, keys)
 
-    XLA leaves a product to these units only if both factors lie in the order in which they are written. Heads do not,
-    beside which those of the same token lie, nor does a factor that the gradient transposes. XLA widens such factors to
-    float32, and so all six products of attention and its gradient. ViT-Ti/16 with 16 images needs 43 ms for the
-    attention of one block and its gradient so, 28 ms in float32, and 21 ms with factors that are copied first (a core
-    of an AMD EPYC with AVX-512's units, JAX 0.12).
 
-    Such products cannot be differentiated forwards (`jax.jvp`).
+def weighted(weights: Float[Array, "n a l m"], values: Float[Array, "n a m e"]) -> Float[Array, "n a l e"]:
+    """The sums of the values, weighted.
+
+    XLA leaves a product of bfloat16 numbers to a CPU's units only if both factors lie in memory in the order of their
+    axes. Heads do not: those of a token lie side by side. Transposed factors do not either. So XLA widened all six
+    products of attention and its gradient to float32. For 16 images of ViT-Ti/16, those of one block took 43 ms, and
+    28 ms in float32. With factors that are copied first they take 22 ms (a core of an AMD EPYC with AVX-512's units,
+    JAX 0.12). A softmax's weights were just computed, and lie in order: the smaller factor is copied or transposed.
+
+    Such products cannot be differentiated forwards (`jax.jvp`). Heads that a mesh divides among CPUs are gathered.
     """
-    return _matmul(x, y) if _narrow(x, y) else jnp.matmul(x, y)
+    return _narrow_weighted(weights, values) if _narrow(weights, values) else jnp.matmul(weights, values)
 
 
 def _narrow(*factors: Array) -> bool:
@@ -89,44 +99,63 @@ def _narrow(*factors: Array) -> bool:
 
 
 @jax.custom_vjp
-def _matmul(x: Array, y: Array) -> Array:
-    return lax.platform_dependent(x, y, cpu=_of_copies, default=jnp.matmul)
+def _narrow_logits(queries: Array, keys: Array) -> Array:
+    def tuned(queries: Array, keys: Array) -> Array:
+        product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+        return product(_copied(queries), _copied(keys.swapaxes(2, 3)))
+
+    return lax.platform_dependent(queries, keys, cpu=tuned, default=_plain_logits)
 
 
-def _matmul_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _matmul(x, y), (x, y)
+def _plain_logits(queries: Array, keys: Array) -> Array:
+    return jnp.matmul(queries, keys.swapaxes(2, 3)).astype(jnp.float32)
 
 
-def _matmul_backward(factors: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
-    def plain(x: Array, y: Array, dz: Array) -> tuple[Array, Array]:
-        dx, dy = jax.vjp(jnp.matmul, x, y)[1](dz)
-        return dx, dy
+def _logits_backward(factors: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
+    def tuned(queries: Array, keys: Array, change: Array) -> tuple[Array, Array]:
+        change = change.astype(keys.dtype)
+        of_keys = lax.optimization_barrier(jnp.matmul(_transposed(queries), change)).swapaxes(2, 3)
+        return jnp.matmul(change, _copied(keys)), of_keys
 
-    def tuned(x: Array, y: Array, dz: Array) -> tuple[Array, Array]:
-        dx = _of_copies(dz, y.swapaxes(2, 3))
-        if x.shape[3] <= dz.shape[3]:
-            return dx, jnp.matmul(_transposed(x), dz)
-        return dx, lax.optimization_barrier(jnp.matmul(_transposed(dz), x)).swapaxes(2, 3)
-
-    return lax.platform_dependent(*factors, dz, cpu=tuned, default=plain)
+    return lax.platform_dependent(*factors, change, cpu=tuned, default=partial(_of_plain, _plain_logits))
 
 
-_matmul.defvjp(_matmul_forward, _matmul_backward)
+_narrow_logits.defvjp(lambda *factors: (_narrow_logits(*factors), factors), _logits_backward)
 
 
-def _of_copies(x: Array, y: Array) -> Array:
-    """The product; the wider factor, logits or a softmax, was just computed and lies well."""
-    return jnp.matmul(x if x.shape[3] > y.shape[3] else _copied(x), _copied(y))
+@jax.custom_vjp
+def _narrow_weighted(weights: Array, values: Array) -> Array:
+    def tuned(weights: Array, values: Array) -> Array:
+        return jnp.matmul(weights, _copied(values))
+
+    return lax.platform_dependent(weights, values, cpu=tuned, default=jnp.matmul)
+
+
+def _weighted_backward(factors: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
+    def tuned(weights: Array, values: Array, change: Array) -> tuple[Array, Array]:
+        of_values = lax.optimization_barrier(jnp.matmul(_transposed(change), weights)).swapaxes(2, 3)
+        return jnp.matmul(_copied(change), _copied(values.swapaxes(2, 3))), of_values
+
+    return lax.platform_dependent(*factors, change, cpu=tuned, default=partial(_of_plain, jnp.matmul))
+
+
+_narrow_weighted.defvjp(lambda *factors: (_narrow_weighted(*factors), factors), _weighted_backward)
+
+
+def _of_plain(product: Callable[..., Array], x: Array, y: Array, change: Array) -> tuple[Array, Array]:
+    """The gradients of the plain product."""
+    of_x, of_y = jax.vjp(product, x, y)[1](change)
+    return of_x, of_y
 
 
 def _copied(x: Float[Array, "n a l k"]) -> Float[Array, "n a l k"]:
-    """The same in the order of its axes. Of four axes XLA would keep the old order."""
+    """The same in the order of its axes. A copy with four axes would keep the old order."""
     n, a, l, k = x.shape
     return lax.optimization_barrier(x.reshape(n * a, l, k)).reshape(x.shape)
 
 
 def _transposed(x: Float[Array, "n a l k"]) -> Float[Array, "n a k l"]:
-    """The transpose of each head, in memory, from where those of a token lie beside each other."""
+    """The transpose of each head, in memory, from where those of a token lie side by side."""
     n, a, l, k = x.shape
     columns = x.swapaxes(1, 2).reshape(n, l, a * k).swapaxes(1, 2)
     return lax.optimization_barrier(columns).reshape(n, a, k, l)

@@ -117,7 +117,8 @@ def _add_backward(bias: Array, dy: Array) -> tuple[Array, Array]:
         return jax.linear_transpose(lambda bias: _plain_add(jnp.zeros_like(dy), bias), bias)(dy)[0]
 
     def in_float32(dy: Array) -> Array:
-        rows = lax.optimization_barrier(dy.reshape(-1, bias.size))  # else XLA sums over the axes one by one
+        rows = dy.reshape(math.prod(dy.shape[: dy.ndim - bias.ndim]), bias.size)
+        rows = lax.optimization_barrier(rows)  # else XLA sums over the axes one by one
         return rows.astype(jnp.float32).sum(axis=0).astype(bias.dtype).reshape(bias.shape)
 
     return dy, lax.platform_dependent(dy, cpu=in_float32, default=plain)
