@@ -48,8 +48,7 @@ def vit(data: str, budget: str) -> ConfigDict:
     Their augmentation beyond 1e14 was tried on CIFAR-10 alone.
     """
     c = recipe(float(budget))
-    # Imagenette has few images: 6-192 would see each of them 125 times, 8-256 sees it 79 times.
-    size = "8-256" if (data, budget) == ("imagenette64", "1e15") else SIZES[budget][0]
+    size = "8-256" if (data, budget) == ("imagenette64", "1e15") else SIZES[budget][0]  # 6-192: 125 epochs
     c.model = models.settings(f"conv_stem/{size}")
     if budget != "1e14":  # an image is seen so often that a model learns it by heart
         c.model.patch_dropout = 0.25
