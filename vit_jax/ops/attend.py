@@ -75,9 +75,7 @@ def softmax(logits: Float[Array, "n a l m"]) -> Float[Array, "n a l m"]:
 
 def attention_logits(queries: Float[Array, "n a l e"], keys: Float[Array, "n a m e"]) -> Float[Array, "n a l m"]:
     """queries keys^T, in float32; the queries are scaled already. See `weighted` for bfloat16."""
-    if _narrow(queries, keys):
-        return _narrow_logits(queries, keys)
-    return _plain_logits(queries, keys)
+    return (_narrow_logits if _narrow(queries, keys) else _plain_logits)(queries, keys)
 
 
 def weighted(weights: Float[Array, "n a l m"], values: Float[Array, "n a m e"]) -> Float[Array, "n a l e"]:
