@@ -162,6 +162,41 @@ def test_ctrl_c_is_not_lost_where_python_ignores_what_is_raised():
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+WRITTEN_LATE = """
+import asyncio, sys, time
+import numpy, tensorstore
+from vit_jax import command
+
+zarr = {"driver": "zarr", "kvstore": "memory://", "metadata": {"shape": [2000, 2000], "chunks": [100, 100]}}
+
+async def write(store):
+    future = store.write(numpy.ones((2000, 2000), "float32"))
+    next(future.__await__())  # the loop closes while something waits for the file
+    return future
+
+def main(argv):
+    store = tensorstore.open(zarr, create=True, dtype=tensorstore.float32).result()
+    loop = asyncio.new_event_loop()
+    future = loop.run_until_complete(write(store))
+    loop.close()
+    future.result()
+    time.sleep(0.5)
+    if sys.argv[1:]:
+        gone = type("Gone", (), {"__del__": lambda self: 1 / 0})()
+    return 0
+
+command.run(main)
+"""
+
+
+def test_a_file_that_is_written_after_its_save_failed_is_not_told():
+    words = [sys.executable, "-c", WRITTEN_LATE]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run([*words, "other"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and "ZeroDivisionError" in done.stderr and "Event loop" not in done.stderr
+
+
 def test_only_a_command_of_ours_ends_at_once():
     assert interrupt.is_command(["python", "-m", "vit_jax.main", "--config", "x"])
     assert interrupt.is_command(["/usr/bin/python3", "/opt/bin/vit_jax", "train"])

@@ -26,6 +26,8 @@ def raise_again() -> None:
     """From now on Ctrl-C raises `KeyboardInterrupt`, as it does in any Python program.
 
     Where Python ignores what is raised, in a callback of its garbage collector (JAX has one), it is raised again.
+    Where a save failed, as on a full disk, TensorStore tells of a file written later to a loop of asyncio that is
+    closed by then. Nothing waits for it: Python says nothing of it, either.
     """
     global _others
     if sys.unraisablehook is not _unraisable:
@@ -39,7 +41,7 @@ def _unraisable(ignored: "sys.UnraisableHookArgs") -> None:
         again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
-    else:
+    elif not (ignored.object is None and str(ignored.exc_value) == "Event loop is closed"):
         _others(ignored)
 
 
