@@ -142,6 +142,13 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line(module):
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+def test_ctrl_c_while_the_console_script_imports_is_one_line():
+    code = INTERRUPTED_AT.replace("import vit_jax.main", "import vit_jax.cli; vit_jax.cli.main()")
+    code = code.replace('"-m", "vit_jax.main"', '"/usr/bin/vit_jax"').replace("sys.argv[1]", "'jax'")
+    done = subprocess.run([sys.executable, "-c", code, "train"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 INTERRUPTED_IN_A_CALLBACK = """
 import gc, os, signal, time
 from vit_jax import command

@@ -269,7 +269,7 @@ def test_a_model_that_predicts_one_class_is_warned_of(tmp_path):
     first_class = "+".join(f"train[{i}:{i + 1}]" for i in range(0, 12, 3))  # labels go round
     code, text = tiny.start(tmp_path, "cnn", f"data.train={first_class}", "train.batch_size=4")
     [warning] = tiny.result(tmp_path)["warnings"]
-    assert code == 0 and "100.00 % of the validation predictions are 'class 0'" in warning
+    assert code == 0 and "100.00 % of the predictions are 'class 0'" in warning
     assert "the class of 35.00 % of the images" in warning and text.count("warning") == 1
 
 

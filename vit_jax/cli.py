@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vit_jax import command
+from vit_jax import command, interrupt
 from vit_jax.command import UserError
 
 # The sub-commands: the module whose `main(argv)` runs, and what it does.
@@ -48,7 +48,11 @@ def dispatch(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"vit_jax has no command {name!r}; {_hint(name)}")
     module, _ = COMMANDS[name]
-    run = importlib.import_module(module).main if module else {"configs": list_configs, "weights": list_weights}[name]
+    if not module:
+        return {"configs": list_configs, "weights": list_weights}[name](rest)
+    interrupt.end_at_once()  # JAX comes with these imports
+    run = importlib.import_module(module).main
+    interrupt.raise_again()
     return run(rest)
 
 

@@ -167,6 +167,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, constants: Constants) -> tuple[TrainState, Metrics]:
         done = state.step - state.guard["skipped"]  # the schedules count the updates that were done
         steps = total_steps or constants["total_steps"]
+        # Schedule-free training (arXiv:2405.15682) takes gradients between the parameters and their mean, `state.ema`.
         at = state.replace(params=_between(state, average.share)) if average and average.share else state
         rows = _rows(batch)
         progress = jnp.full(rows.shape, done / steps, jnp.float32)

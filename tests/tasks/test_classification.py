@@ -82,14 +82,17 @@ def diagnosed(
         ({}, []),
         ({"loss": 4.51}, []),  # 0.98 ln(100) = 4.513
         ({"loss": 4.52}, ["the training loss 4.52 is still about ln(100) = 4.61, what guessing gives."]),
-        ({"loss": 9.0, "accuracy": 0.029}, ["the training loss 9.00 is still"]),
+        ({"loss": 9.0, "accuracy": 0.029}, ["the training loss 9.00 is above"]),
         ({"loss": 9.0, "accuracy": 0.031}, []),  # it has learned: the loss is large for another reason
         ({"loss": 4.602, "accuracy": 0.7}, ["the training loss 4.60 is still"]),  # its logits hardly differ
         ({"loss": 4.608, "accuracy": 0.7}, ["the training loss 4.61 is still"]),
         ({"loss": 4.6, "accuracy": 0.7}, []),  # 0.999 ln(100) = 4.6006
         ({"loss": 4.61, "accuracy": 0.7}, []),  # 1.001 ln(100) = 4.6098
-        ({"loss": 9.0}, ["the training loss 9.00 is still about ln(100) = 4.61"]),
+        ({"loss": 9.0}, ["the training loss 9.00 is above ln(100) = 4.61"]),
         ({"loss": 0.69, "num_classes": 2}, ["the training loss 0.69 is still about ln(2) = 0.69"]),
+        ({"loss": 0.9, "num_classes": 2, "accuracy": 0.74}, ["the training loss 0.90 is above ln(2) = 0.69"]),
+        ({"loss": 0.9, "num_classes": 2, "accuracy": 0.76}, []),  # half-way between guessing and right
+        ({"loss": 1.5, "num_classes": 3, "accuracy": 0.68}, []),
         ({"loss": 0.0, "num_classes": 1}, []),
         ({"loss": 0.0, "num_classes": 1, "kind": "sigmoid"}, []),
         ({"loss": 5.48, "kind": "sigmoid"}, []),  # 0.98 (ln(100) + 99 ln(100/99)) = 5.488
@@ -100,11 +103,11 @@ def diagnosed(
         ),
         ({"loss": 0.0548, "kind": "multi_hot"}, []),
         ({"loss": math.nan, "kind": "sigmoid"}, ["the training loss is nan"]),
-        ({"predicted_class_share": 0.95}, ["95.00 % of the validation predictions are 'cat', the class of 1.00 %"]),
+        ({"predicted_class_share": 0.95}, ["95.00 % of the predictions are 'cat', the class of 1.00 %"]),
         ({"predicted_class_share": 0.89}, []),
         ({"predicted_class_share": 0.95, "true_class_share": 0.77}, []),
-        ({"predicted_class_share": 0.95, "true_class_share": 0.75}, ["95.00 % of the validation predictions"]),
-        ({"loss": 4.61, "predicted_class_share": 1.0}, ["the training loss 4.61", "100.00 % of the validation"]),
+        ({"predicted_class_share": 0.95, "true_class_share": 0.75}, ["95.00 % of the predictions"]),
+        ({"loss": 4.61, "predicted_class_share": 1.0}, ["the training loss 4.61", "100.00 % of the predictions"]),
         ({"loss": math.nan, "predicted_class_share": 1.0}, ["the training loss is nan"]),
         ({"loss": math.inf}, ["the training loss is inf"]),
     ],

@@ -87,7 +87,10 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "n l d"], rng: Key[Array, ""], *, train: bool, keep: Int[Array, "n k"] | None = None
     ) -> Float[Array, "n m d"]:
-        """Class tokens and patches become class tokens, registers and patches, those that `keep` names."""
+        """In: class tokens and all patches. Out: class tokens, registers, the patches that `keep` names (None: all).
+
+        With `num_queries`, only so many of these, the first ones.
+        """
         x = dropout(self._embed(x, keep), self.embedding_dropout, jax.random.fold_in(rng, self.depth), train=train)
         rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(self.depth))
         rate = self.stochastic_depth
@@ -155,6 +158,9 @@ def make_encoder(
 
 class ViT(TokenBackbone):
     """A Vision Transformer: images [n H W c] to logits [n k]; its fields are the config group `model`.
+
+    With `pooling="none"` each token has logits, [n l k]; without classes the output is the pooled features, [n d]. A
+    command calls `check` first, which explains sizes that do not fit: the model itself does not.
 
     Parameters are named as in the authors' checkpoints. Tokens after each block and attention probabilities are sown in
     the collection `intermediates`. If nobody asks for them, the last block computes only what the head reads.

@@ -26,9 +26,9 @@ from vit_jax.trees import PyTree
 PREDICTIONS, CONFUSION = "predictions.npz", "confusion.json"
 LOGITS_BYTES = 2**31  # more are not kept: of ImageNet-21k's test images 250 GB
 MATRIX_CLASSES = 2000  # more have no confusion matrix: of 21,843 classes 4 GB
-# Of a model that learns nothing: times the accuracy of guessing; how near the loss of guessing a loss is about it, and
-# hardly differs from it.
-LEARNED, NEAR, AT = 3, 0.02, 1e-3
+LEARNED = 3  # times the accuracy of guessing: a model that has so much learns
+NEAR = 0.02  # a loss from this share below that of guessing upwards is one of guessing,
+AT = 1e-3  # and one that differs from it by so little, whatever the accuracy is
 
 
 class Classification(Task):
@@ -135,7 +135,11 @@ class Classification(Task):
         sown: Mapping[str, PyTree],
         constants: Mapping[str, PyTree],
     ) -> Float[Array, ""]:
-        """The mean of `per_example`, weighed by class."""
+        """The mean over the batch of `per_example` times the weight of the class.
+
+        The weights are as they are given: ten for each class makes the loss ten times as large. Those of `balance` have
+        a mean of 1. An image with several targets, smoothed or mixed, has the mean of their weights.
+        """
         found = self.per_example(logits, targets, images, sown, constants)
         if self.settings.class_weights:
             found *= targets @ jnp.asarray(self.settings.class_weights, jnp.float32)
@@ -177,11 +181,13 @@ class Classification(Task):
         if not math.isfinite(loss):
             return super().warnings(scalars)
         guessed, formula = losses.LOSSES[self.settings.loss].guess(k)
-        guesses = loss >= (1 - NEAR) * guessed and scalars["accuracy"] < LEARNED / k
+        learned = min(LEARNED / k, (1 + 1 / k) / 2)  # of few classes: half-way between guessing and right
+        guesses = loss >= (1 - NEAR) * guessed and scalars["accuracy"] < learned
         if k == 1 or not (guesses or abs(loss - guessed) < AT * guessed):
             return []
+        place = "above" if loss > (1 + NEAR) * guessed else "still about"
         return [
-            f"the training loss {_short(loss)} is still about {formula} = {_short(guessed)}, what guessing gives."
+            f"the training loss {_short(loss)} is {place} {formula} = {_short(guessed)}, what guessing gives."
             " Likely: the learning rate is much too high or too low, the warm-up is missing, the labels do not match"
             " the images, the images are not normalised, or it has had too few steps yet."
         ]
@@ -255,7 +261,7 @@ class ClassificationEvaluator:
         if not (share > 0.9 and true_share < 0.8 * share):
             return []
         return [
-            f"{human_percent(share)} of the validation predictions are {self.class_names[predicted]!r}, the class"
+            f"{human_percent(share)} of the predictions are {self.class_names[predicted]!r}, the class"
             f" of {human_percent(true_share)} of the images. Likely: the model has collapsed (learning rate too"
             " high, warm-up missing), the training images are not shuffled, or their classes are very unbalanced."
         ]
@@ -273,7 +279,7 @@ class ClassificationEvaluator:
 
 
 def accuracy(logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, ""]:
-    """Of mixed images, the share that is taken for what they show most of."""
+    """The share of the images whose largest logit is of their largest target: of a mixed one, what it shows most of."""
     return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
 
 

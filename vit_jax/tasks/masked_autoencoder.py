@@ -46,7 +46,7 @@ class Autoencoder(nn.Module):
 
     @property
     def NAMING(self) -> models.Naming:  # noqa: N802 - as classes declare it
-        """Layers and rules of the encoder; the decoder's come last, and go by the common rules."""
+        """Of the encoder. For layer-wise rates the decoder is the last layer; the rules of any model shard it."""
         return models.naming_of(self.encoder)
 
     @nn.compact

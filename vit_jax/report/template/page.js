@@ -58,6 +58,11 @@ function smoothed(values, weight) {
   });
 }
 
+// Whether any run has validations of a metric: training is then drawn thin everywhere, else as the only curve.
+function validated(key) {
+  return DATA.runs.some(run => run.series[`val/${key}`]);
+}
+
 function curveLines(key) {
   const lines = [];
   for (const run of DATA.runs) {
@@ -66,7 +71,7 @@ function curveLines(key) {
     for (const split of ["train", "val"]) {
       const found = run.series[`${split}/${key}`];
       if (!found) continue;
-      const only = !run.series[`val/${key}`];
+      const only = !validated(key);
       const line = { x: found[0].map(place), y: smoothed(found[1], split === "train" ? view.smooth : 0), color: run.color,
                      thin: split === "train" && !only,
                      label: [DATA.runs.length > 1 ? run.name : "", only ? "" : split].filter(Boolean).join(" ") || key };
@@ -85,6 +90,7 @@ function whole() {
 function curves() {
   if (!DATA.charts.length) return;
   const all = () => { for (const host of drawn.keys()) if (host.closest("#curves")) redraw(host); };
+  for (const key of document.querySelectorAll("#legend [data-of=validation]")) key.hidden = !DATA.charts.some(about => validated(about.key));
   const zoom = range => { view.range = range; $("whole").hidden = !range; all(); };
   for (const about of DATA.charts) {
     if (about.more) $("more").hidden = false;
