@@ -51,6 +51,14 @@ def test_it_may_lie_in_the_data_dir(tmp_path):
     assert data.open_data(data.Settings(name="streets", data_dir=str(tmp_path))).class_names == street.NAMES
 
 
+@pytest.mark.parametrize("name", [{"name": "./streets"}, {"name": "streets", "data_dir": "."}])
+def test_its_path_may_be_relative(name, tmp_path, monkeypatch):
+    street.write(tmp_path / "streets", COUNTS)
+    monkeypatch.chdir(tmp_path)
+    found = data.open_data(data.Settings(**name))
+    assert found.preprocessing.size == (24, 32) and len(pairs(found.split("train"))) == 5
+
+
 def test_classes_that_no_file_names_are_counted(tmp_path):
     assert opened(street.write(tmp_path, COUNTS, classes=False)).class_names == ("class 0", "class 1", "class 2")
 

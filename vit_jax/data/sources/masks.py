@@ -137,7 +137,7 @@ def open_masks(name: str, root: Path) -> Dataset:
         raise UserError(f"{root}: the split {empty[0]!r} has no image; expected images/NAME.jpg and masks/NAME.png")
     names = classes.names or _counted(classes, found["train"])
     classes = Classes(names, classes.colors, classes.ignore)
-    shape = folder.image_shape(root, [str(image) for pairs in found.values() for image, _ in pairs])
+    shape = folder.image_shape(root, [str(image.relative_to(root)) for pairs in found.values() for image, _ in pairs])
     sizes = {split: len(pairs) for split, pairs in found.items()}
     return Dataset(name, names, shape, sizes, partial(_MaskSource, classes, found), fields=("image", "mask"))
 
