@@ -67,6 +67,15 @@ def test_a_folder_beside_other_data_is_found_and_decoded(tmp_path):
     np.testing.assert_array_equal(data.split("train").load().arrays["image"][3], shards.pixels(3))
 
 
+def test_a_folder_may_have_the_name_of_a_format(tmp_path, monkeypatch):
+    """Which the package knows: `datasets.load_dataset("arrow")`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "arrow").mkdir()
+    as_parquet(tmp_path / "arrow", three())
+    assert open_dataset("hf/arrow", NOWHERE).splits["train"] == 5
+
+
 def test_classes_may_be_numbers_or_names_or_absent(tmp_path):
     numbers = open_dataset(saved(tmp_path / "a", three(hf.Value("int64"), train=[0, 2, 1, 0, 2])), NOWHERE)
     assert numbers.class_names == ("0", "1", "2")

@@ -90,7 +90,7 @@ def _load(datasets: Any, name: str, place: str, data_dir: Path) -> Any:
         if folder is not None and any((folder / file).exists() for file in SAVED):
             return datasets.load_from_disk(str(folder))
         if folder is not None:
-            return datasets.load_dataset(str(folder))
+            return datasets.load_dataset(str(folder.absolute()))
         repository, _, config = place.partition(":")
         return datasets.load_dataset(repository, config or None)
     except UserError:
