@@ -63,10 +63,8 @@ def _table(rows: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, Any]:
 
 def _columns(runs: Sequence[Run]) -> list[dict[str, Any]]:
     monitors = dict.fromkeys(run.monitor for run in runs)
-    # What ranks a run's checkpoints comes first: not a segmentation's loss, but its mean IoU.
-    wanted = [("test", name) for name in dict.fromkeys([*monitors, *METRICS])] + [
-        ("best_val", name) for name in monitors
-    ]
+    names = dict.fromkeys([*monitors, *METRICS])  # first what ranks checkpoints: a segmentation's mean IoU, not its loss
+    wanted = [("test", name) for name in names] + [("best_val", name) for name in monitors]
     wanted += [("before", name) for name in monitors]
     splits = {"test": "test", "best_val": "best val", "before": "untrained"}
     metrics = [
