@@ -63,7 +63,7 @@ def _table(rows: Sequence[tuple[str, Sequence[Run]]]) -> dict[str, Any]:
 
 def _columns(runs: Sequence[Run]) -> list[dict[str, Any]]:
     monitors = dict.fromkeys(run.monitor for run in runs)
-    names = dict.fromkeys([*monitors, *METRICS])  # first what ranks checkpoints: a segmentation's mean IoU, not its loss
+    names = dict.fromkeys([*monitors, *METRICS])  # first what ranks checkpoints: of masks the mean IoU, not the loss
     wanted = [("test", name) for name in names] + [("best_val", name) for name in monitors]
     wanted += [("before", name) for name in monitors]
     splits = {"test": "test", "best_val": "best val", "before": "untrained"}
